@@ -1,0 +1,304 @@
+"""What a step found, as plain host data: nothing here needs torch, so a laptop can read it.
+
+A `Report` holds one `PairReport` per pair that had tokens, the extreme tokens of both tails and
+the alerts that this step opened. All numbers of a pair live in one flat mapping, keyed by the
+metric names of `klmonitor.metrics`; the attributes below are views of it. "Nothing counted" is
+nan, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+Row = dict[str, Any]
+"""A JSON object: what one line of a record file holds."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One estimator's numbers at one step, in nats per token (variances in nats^2).
+
+    Attributes:
+        mean: token mean over this step.
+        se: cluster standard error of `mean` (by prompt if prompts are known, else by sequence).
+        var: sample variance of this step's tokens.
+        running_mean: exponentially weighted mean over steps, pooled over tokens.
+        running_var: exponentially weighted variance over steps, drift between steps included.
+    """
+
+    mean: float
+    se: float
+    var: float
+    running_mean: float
+    running_var: float
+
+
+@dataclass(frozen=True)
+class ExtremeToken:
+    """One of the tokens with the largest |d| of its tail.
+
+    Attributes:
+        pair: the pair's name.
+        tail: ``"left"`` (d < 0, where k1 is large) or ``"right"`` (d > 0, where k3 explodes).
+        log_ratio: d = log p - log q, nats.
+        log_q: log-prob under q, nats.
+        log_p: log-prob under p, nats.
+        rank: the process that saw it.
+        micro_batch: index of the `observe` call within the step.
+        sequence: row within that call.
+        position: column within the row (offset within the sequence for packed input).
+        token_id: vocabulary id, None if unknown.
+        prompt_id: as given to `observe`, None if not given.
+        text: the decoded token; None unless the adapter decodes and the setting allows it.
+    """
+
+    pair: str
+    tail: str
+    log_ratio: float
+    log_q: float
+    log_p: float
+    rank: int
+    micro_batch: int
+    sequence: int
+    position: int
+    token_id: int | None = None
+    prompt_id: int | None = None
+    text: str | None = None
+
+    @property
+    def k1(self) -> float:
+        """This token's k1 = -d, nats."""
+        return -self.log_ratio
+
+    @property
+    def k3(self) -> float:
+        """This token's k3 = expm1(d) - d, nats; inf beyond d = 709."""
+        try:
+            return math.expm1(self.log_ratio) - self.log_ratio
+        except OverflowError:
+            return math.inf
+
+    @property
+    def where(self) -> str:
+        """Place of the token, for messages."""
+        token = "" if self.token_id is None else f", token id {self.token_id}"
+        rank = f"rank {self.rank}, " if self.rank else ""
+        return (
+            f"{rank}micro-batch {self.micro_batch}, sequence {self.sequence}, "
+            f"position {self.position}{token}"
+        )
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One finding that opened (or got worse, or ended) at a step.
+
+    Attributes:
+        step: the step given to `Monitor.step`.
+        kind: the rule's name, e.g. ``"spike"``.
+        severity: ``"info"``, ``"warn"`` or ``"critical"``.
+        pair: the pair it concerns, None if it concerns the run.
+        message: one line: what happened, with numbers and units.
+        believe: which estimator to believe, and why; empty if that is not the question.
+        action: what to do first.
+        source: where the rule and its threshold come from.
+        phase: ``"open"``, ``"worse"`` or ``"end"``.
+        since: the step at which the episode opened.
+        values: the numbers behind the message.
+        tokens: the extreme tokens named, if any (positions and ids; never text).
+    """
+
+    step: int
+    kind: str
+    severity: str
+    pair: str | None
+    message: str
+    believe: str = ""
+    action: str = ""
+    source: str = ""
+    phase: str = "open"
+    since: int = 0
+    values: Mapping[str, float] = field(default_factory=dict)
+    tokens: tuple[ExtremeToken, ...] = ()
+
+    def text(self) -> str:
+        """The whole alert as plain text, one idea a line."""
+        head = f"[{self.severity}] step {self.step}: {self.message}"
+        rest = [
+            f"  {label}: {value}"
+            for label, value in (("believe", self.believe), ("do first", self.action))
+            if value
+        ]
+        return "\n".join([head, *rest])
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """The numbers of one pair at one step.
+
+    Attributes:
+        name: the pair, ``"{q}_{p}"``.
+        values: metric name (without the ``kl/{pair}/`` prefix) -> value.
+        extremes: the exact extreme tokens, most extreme first, left tail before right.
+        histogram: (lower edge of |d| bucket with the sign of d, count) pairs of the non-empty
+            buckets, ascending; coarse, for drawing.
+    """
+
+    name: str
+    values: Mapping[str, float]
+    extremes: tuple[ExtremeToken, ...] = ()
+    histogram: tuple[tuple[float, float], ...] = ()
+
+    def __getitem__(self, metric: str) -> float:
+        """The value of a metric, nan if this step has none."""
+        return self.values.get(metric, math.nan)
+
+    def estimate(self, estimator: str) -> Estimate:
+        """The five numbers of ``"k1"``, ``"k2"`` or ``"k3"``."""
+        names = ("mean", "se", "var", "running_mean", "running_var")
+        return Estimate(*(self[f"{estimator}/{name}"] for name in names))
+
+    @property
+    def k1(self) -> Estimate:
+        """k1 = -d."""
+        return self.estimate("k1")
+
+    @property
+    def k2(self) -> Estimate:
+        """k2 = d^2 / 2."""
+        return self.estimate("k2")
+
+    @property
+    def k3(self) -> Estimate:
+        """k3 = expm1(d) - d."""
+        return self.estimate("k3")
+
+    @property
+    def tokens(self) -> float:
+        """Tokens counted."""
+        return self["tokens"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything one optimizer step (or a run of merged steps) found.
+
+    Attributes:
+        step: the last step that it covers.
+        first_step: the first; equals `step` unless several were merged.
+        phase: ``"train"`` or ``"eval"``.
+        time: seconds since the epoch when the report was made.
+        pairs: pair name -> numbers, only pairs that had tokens.
+        alerts: openings and worsenings at this step.
+        run_values: values that belong to the run, not to a pair (``klmonitor/errors``, ...).
+    """
+
+    step: int
+    pairs: Mapping[str, PairReport]
+    first_step: int = 0
+    phase: str = "train"
+    time: float = 0.0
+    alerts: tuple[Alert, ...] = ()
+    run_values: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def extremes(self) -> list[ExtremeToken]:
+        """The extreme tokens of all pairs."""
+        return [token for pair in self.pairs.values() for token in pair.extremes]
+
+    def scalars(self) -> dict[str, float]:
+        """Every number under its full name, e.g. ``kl/policy_ref/k1/mean``."""
+        flat = {
+            f"kl/{name}/{metric}": value
+            for name, pair in self.pairs.items()
+            for metric, value in pair.values.items()
+        }
+        return flat | dict(self.run_values)
+
+    def explain(self) -> str:
+        """A verdict a person can read: two to six lines with numbers and what to believe."""
+        from klmonitor.explain import explain
+
+        return explain(self)
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no nan or inf: nan becomes None, an infinity the largest float of its sign."""
+    if math.isnan(value):
+        return None
+    return max(min(value, 1.7976931348623157e308), -1.7976931348623157e308)
+
+
+def report_to_row(report: Report) -> Row:
+    """A report as the JSON object of one ``steps.jsonl`` line; tokens and alerts go elsewhere."""
+    return {
+        "step": report.step,
+        "first_step": report.first_step,
+        "phase": report.phase,
+        "time": report.time,
+        "pairs": {
+            name: {
+                "values": {
+                    key: finite_or_none(value)
+                    for key, value in pair.values.items()
+                    if not math.isnan(value)
+                },
+                "histogram": [list(bucket) for bucket in pair.histogram],
+            }
+            for name, pair in report.pairs.items()
+        },
+        "run": {key: finite_or_none(value) for key, value in report.run_values.items()},
+    }
+
+
+def report_from_row(row: Row) -> Report:
+    """The inverse of `report_to_row`: a metric that was nan is absent and reads as nan."""
+    pairs = {
+        name: PairReport(
+            name=name,
+            values={key: as_float(value) for key, value in body["values"].items()},
+            histogram=tuple((float(edge), float(n)) for edge, n in body.get("histogram", ())),
+        )
+        for name, body in row["pairs"].items()
+    }
+    return Report(
+        step=row["step"],
+        first_step=row.get("first_step", row["step"]),
+        phase=row.get("phase", "train"),
+        time=row.get("time", 0.0),
+        pairs=pairs,
+        run_values={key: as_float(value) for key, value in row.get("run", {}).items()},
+    )
+
+
+def as_float(value: float | None) -> float:
+    """None was nan."""
+    return math.nan if value is None else float(value)
+
+
+def token_to_row(token: ExtremeToken) -> Row:
+    """A token as a JSON object, unknown fields left out."""
+    return {key: value for key, value in asdict(token).items() if value is not None}
+
+
+def token_from_row(row: Row) -> ExtremeToken:
+    """The inverse of `token_to_row`."""
+    return ExtremeToken(**row)
+
+
+def alert_to_row(alert: Alert) -> Row:
+    """An alert as a JSON object, without the text of any token."""
+    row = asdict(alert)
+    row["values"] = {key: finite_or_none(value) for key, value in alert.values.items()}
+    row["tokens"] = [token_to_row(replace(token, text=None)) for token in alert.tokens]
+    return row
+
+
+def alert_from_row(row: Row) -> Alert:
+    """The inverse of `alert_to_row`."""
+    values = {key: as_float(value) for key, value in row.get("values", {}).items()}
+    tokens = tuple(token_from_row(token) for token in row.get("tokens", ()))
+    return Alert(**{**row, "values": values, "tokens": tokens})
