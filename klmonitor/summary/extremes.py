@@ -1,0 +1,182 @@
+"""The exact extreme tokens of each tail, and the most influential sequences.
+
+The pass keeps the largest and smallest d of every tile row. A token among the first sixteen of the
+total order lies in one of the sixteen rows whose extremes come first in it, so only those rows are
+looked at again. Ties go to the earlier place: rank, micro-batch, sequence, position.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from klmonitor.batch import TokenBatch
+from klmonitor.pairs import Pair
+from klmonitor.summary.tiles import WIDTH, Tile, tiles
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a batch came from: its part of the total order.
+
+    Attributes:
+        rank: the process.
+        micro_batch: index of the `observe` call within the step.
+    """
+
+    rank: int = 0
+    micro_batch: int = 0
+
+
+@dataclass
+class RowExtremes:
+    """The largest and smallest d of every tile row, collected over a pass."""
+
+    starts: list[Tensor] = field(default_factory=list)
+    widths: list[Tensor] = field(default_factory=list)
+    highs: list[Tensor] = field(default_factory=list)
+    lows: list[Tensor] = field(default_factory=list)
+
+    def add(self, tile: Tile, d: Tensor) -> None:
+        """Note a tile's rows; d [rows, columns] is finite, 0 where masked."""
+        starts = tile.row_starts(d.device)
+        self.starts.append(starts)
+        self.widths.append(torch.full_like(starts, tile.shape[1]))
+        self.highs.append(d.amax(1))
+        self.lows.append(d.amin(1))
+
+    def maxima(self, batch: TokenBatch, pair: Pair) -> Tensor:
+        """[2]: the largest d and the largest -d over the tokens that count; -inf: none does.
+
+        A masked token was read as d = 0. That is the answer only where every counted d has one
+        sign, which the CPU sees at once; then, and always on a GPU, the tokens are read again.
+        """
+        found = torch.stack([torch.cat(self.highs).amax(), -torch.cat(self.lows).amin()])
+        if not found.is_cuda and bool((found > 0).all()):
+            return found
+        found = torch.full_like(found, -math.inf)
+        for tile in tiles(batch):
+            q, p = (tile.of(batch.log_probs[name]).double() for name in (pair.q, pair.p))
+            d = p - q
+            counts = d.isfinite()
+            if batch.mask is not None:
+                counts = counts & tile.of(batch.mask)
+            both = [torch.where(counts, x, -math.inf).amax() for x in (d, -d)]
+            torch.maximum(found, torch.stack(both), out=found)
+        return found
+
+    def tokens(self, batch: TokenBatch, pair: Pair, place: Place, top: int) -> Tensor:
+        """[2 tails, top, TOKEN_FIELDS]: the first tokens of each tail, in order."""
+        starts, widths = torch.cat(self.starts), torch.cat(self.widths)
+        first_of_sequence = batch.starts()
+        tails = []
+        for sign, scores in ((-1.0, -torch.cat(self.lows)), (1.0, torch.cat(self.highs))):
+            blocks = first_largest(scores, top).sort().values
+            flat = starts[blocks].unsqueeze(1) + torch.arange(
+                min(WIDTH, batch.shape[1]), device=batch.device
+            )
+            inside = flat < (starts[blocks] + widths[blocks]).unsqueeze(1)
+            flat = torch.where(inside, flat, starts[blocks].unsqueeze(1)).reshape(-1)
+            key = sign * _log_ratio(batch, pair, flat)
+            key = torch.where(inside.reshape(-1) & (key > 0) & key.isfinite(), key, -math.inf)
+            chosen = first_largest(key, top)
+            tails.append(
+                _records(batch, pair, place, flat[chosen], key[chosen], first_of_sequence, top)
+            )
+        return torch.stack(tails)
+
+
+def _log_ratio(batch: TokenBatch, pair: Pair, flat: Tensor) -> Tensor:
+    """D of the tokens at flat indices, float64; nan where masked."""
+    row, column = flat // batch.shape[1], flat % batch.shape[1]
+    q, p = (batch.log_probs[name][row, column].double() for name in (pair.q, pair.p))
+    d = p - q
+    return d if batch.mask is None else torch.where(batch.mask[row, column], d, math.nan)
+
+
+def _records(
+    batch: TokenBatch,
+    pair: Pair,
+    place: Place,
+    flat: Tensor,
+    key: Tensor,
+    first_of_sequence: Tensor | None,
+    top: int,
+) -> Tensor:
+    """[top, TOKEN_FIELDS] for the tokens at flat indices; short lists are filled with no token."""
+    row, column = flat // batch.shape[1], flat % batch.shape[1]
+    if first_of_sequence is None or batch.segments is None:
+        sequence, position = row, column
+    else:
+        sequence = batch.segments[flat]
+        position = flat - first_of_sequence[sequence]
+    unknown = torch.full_like(row, -1)
+    columns = (
+        key,
+        torch.full_like(row, place.rank),
+        torch.full_like(row, place.micro_batch),
+        sequence,
+        position,
+        batch.log_probs[pair.q][row, column],
+        batch.log_probs[pair.p][row, column],
+        unknown if batch.token_ids is None else batch.token_ids[row, column],
+        unknown if batch.prompt_ids is None else batch.prompt_ids[sequence],
+    )
+    return _fill(torch.stack([column.double() for column in columns], dim=1), top)
+
+
+def sequence_records(per_sequence: Tensor, centre: float, place: Place, top: int) -> Tensor:
+    """[top, SEQUENCE_FIELDS]: the sequences whose S1 is furthest from `centre` x T.
+
+    Args:
+        per_sequence: [n, 4], the sums t, k1, k2, k3 of each sequence.
+        centre: a recent mean k1, nats; decides only which sequences are kept.
+        place: where the batch came from.
+        top: how many to keep.
+    """
+    t, k1, _, k3 = per_sequence.unbind(1)
+    key = torch.where(t > 0, (k1 - centre * t).abs(), -math.inf)
+    chosen = first_largest(key, top)
+    here = torch.ones_like(key[chosen])
+    columns = (
+        key[chosen],
+        here * place.rank,
+        here * place.micro_batch,
+        chosen.double(),
+        t[chosen],
+        k1[chosen],
+        k3[chosen],
+    )
+    return _fill(torch.stack(columns, dim=1), top)
+
+
+def _fill(records: Tensor, top: int) -> Tensor:
+    """Make a short list `top` long with records of no token."""
+    missing = top - records.shape[0]
+    if missing <= 0:
+        return records
+    empty = records.new_zeros(missing, records.shape[1])
+    empty[:, 0] = -math.inf
+    return torch.cat([records, empty])
+
+
+def first_largest(values: Tensor, top: int) -> Tensor:
+    """Indices of the `top` largest values, largest first, ties in index order; int64 [<= top].
+
+    nan counts as the largest. On the CPU only the ties at the threshold are sorted; on a GPU, where
+    looking at them would synchronise, a stable sort does the same.
+    """
+    if values.is_cuda:
+        return values.sort(descending=True, stable=True).indices[:top]
+    if values.numel() > top:
+        threshold = values.topk(top).values[-1]
+        above = (values > threshold).nonzero().squeeze(1)
+        equal = (values == threshold).nonzero().squeeze(1)[: top - above.numel()]
+        candidates = torch.cat([above, equal]).sort().values
+    else:
+        candidates = torch.arange(values.numel())
+    order = values[candidates].sort(descending=True, stable=True).indices
+    return candidates[order]

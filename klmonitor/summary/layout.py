@@ -1,0 +1,164 @@
+"""What a summary keeps: one table of sums, one of maxima, the buckets of the histogram.
+
+Everything here is a sum or a max (the extreme tokens are the sixteen-fold max), so two summaries
+merge by adding and taking maxima, and the result does not depend on how tokens were split over
+micro-batches or ranks. To watch one more quantity, add one line to `MOMENTS` (an inner product of
+two per-token features) or to `COUNTS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+
+from klmonitor.pairs import PAIRS, POLICIES
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The sum over tokens of the product of two per-token features.
+
+    Attributes:
+        name: the sum's name.
+        left: a feature: ``d``, ``abs`` = |d|, ``d2`` = d^2, ``k3``, ``w`` (the importance weight).
+        right: another, or ``one``.
+    """
+
+    name: str
+    left: str
+    right: str
+
+
+MOMENTS = (
+    Moment("d", "d", "one"),
+    Moment("abs", "abs", "one"),
+    Moment("d2", "d2", "one"),
+    Moment("d4", "d2", "d2"),
+    Moment("k3", "k3", "one"),
+    Moment("k3k3", "k3", "k3"),
+    Moment("dk3", "d", "k3"),
+)
+WEIGHTED = (
+    Moment("w", "w", "one"),
+    Moment("ww", "w", "w"),
+    Moment("wd", "w", "d"),
+    Moment("wk3", "w", "k3"),
+)
+"""Importance-weighted sums, w = exp(log q - log sampler); only where q is not the sampler."""
+
+CORE_RADIUS = 20.0
+"""Nats. Tokens with |d| above it are summed apart (`tail/*`): one of them would swamp a running
+variance for hundreds of steps, and its square needs float64 wherever the rest would not."""
+CLAMP = 350.0
+"""Nats. e^d is evaluated at min(d, CLAMP), so that k3^2 stays a float64; such tokens are counted."""
+
+COUNTS = (
+    "nan",  # d is nan: excluded, counted
+    "inf",  # d is +-inf: excluded, counted
+    "clamped",  # d > CLAMP
+    "unweighted",  # log q - log sampler is not finite: weight 0
+    "zero",  # d is exactly 0
+    "on_policy",  # tokens drawn from q itself
+    "sequences",  # sequences with a counted token
+    "prompted",  # of these, how many came with a prompt id
+)
+PER_SEQUENCE = ("t", "k1", "k2", "k3")
+"""Sums over one sequence (or prompt): its tokens T, and S1, S2, S3."""
+GRAM = tuple(f"{a}.{b}" for a, b in combinations_with_replacement(PER_SEQUENCE, 2))
+"""Sums over sequences of the products of these, e.g. ``t.k1`` = sum T_i S_i: what the cluster
+standard errors need."""
+
+COLUMNS = (
+    "core/n",
+    *(f"core/{m.name}" for m in MOMENTS),
+    "tail/n",
+    *(f"tail/{m.name}" for m in MOMENTS),
+    *(m.name for m in WEIGHTED),
+    *COUNTS,
+    *GRAM,
+)
+COLUMN = {name: i for i, name in enumerate(COLUMNS)}
+N_TOKEN_COLUMNS = COLUMN["sequences"]
+"""The leading columns are sums over tokens; from ``sequences`` on they are sums over sequences."""
+
+POLICY_COUNTS = ("n", "nonzero", "positive", "nonfinite", "bf16", "fp16")
+"""Per policy: tokens, non-zero values, values > 0, non-finite values, and non-zero values that
+bfloat16 or float16 would hold exactly (their low 16 or 13 float32 bits are zero)."""
+
+MAXIMA = ("d", "-d")
+
+# --- the histogram of d ------------------------------------------------------------------------
+MANTISSA_BITS = 6
+LOW_EXPONENT, HIGH_EXPONENT = -20, 7
+BUCKETS = (HIGH_EXPONENT - LOW_EXPONENT) << MANTISSA_BITS
+"""Buckets per sign: |d| in [2^-20, 2^7), each octave cut into 2^6 equal parts. A bucket is the
+leading bits of |d| as a float64, truncated, so 1, 2, 5 and 10 are exact edges and the counts beyond
+them are exact; a bucket's middle is off by at most 0.8 %."""
+HISTOGRAM = 2 * (BUCKETS + 1) + 1
+"""Buckets in all: per sign also one for |d| >= 2^7, and in the middle one for |d| < 2^-20."""
+CENTRE = BUCKETS + 1
+
+# --- the extreme tokens and sequences ----------------------------------------------------------
+TAILS = ("left", "right")
+TOKEN_FIELDS = (
+    "key",  # |d| in its tail, -inf: no token
+    "rank",
+    "micro_batch",
+    "sequence",
+    "position",
+    "log_q",
+    "log_p",
+    "token_id",  # -1: unknown
+    "prompt_id",  # -1: unknown
+)
+SEQUENCE_FIELDS = ("key", "rank", "micro_batch", "sequence", "t", "k1", "k3")
+N_ORDER = 5
+"""Fields that order tokens totally: the largest key first, then the earliest place."""
+N_SEQUENCE_ORDER = 4
+
+
+@dataclass(frozen=True)
+class SummaryConfig:
+    """What decides the shape of a summary; two summaries merge only if these agree.
+
+    Attributes:
+        groups: declared groups (data sets, environments); any other counts as ``other``.
+        prompt_buckets: hashed buckets for sums by prompt, shared out over the groups.
+        top: extreme tokens kept of each tail.
+    """
+
+    groups: tuple[str, ...] = ()
+    prompt_buckets: int = 4096
+    top: int = 16
+
+    @property
+    def all_groups(self) -> tuple[str, ...]:
+        """The declared groups and ``other``, in the order of a state's rows."""
+        return (*self.groups, "other")
+
+    @property
+    def buckets_per_group(self) -> int:
+        """Prompt buckets of one group."""
+        return self.prompt_buckets // len(self.all_groups)
+
+    def group_index(self, name: str | None) -> int:
+        """Row of a group; an undeclared name is ``other``."""
+        return self.groups.index(name) if name in self.groups else len(self.groups)
+
+    def sum_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of everything that merges by adding."""
+        pairs, groups = len(PAIRS), len(self.all_groups)
+        return {
+            "sums": (pairs, groups, len(COLUMNS)),
+            "histogram": (pairs, HISTOGRAM),
+            "prompts": (pairs, groups, self.buckets_per_group, len(PER_SEQUENCE)),
+            "policies": (len(POLICIES), len(POLICY_COUNTS)),
+        }
+
+    def differences(self, other: SummaryConfig) -> list[str]:
+        """Settings in which two configurations differ, for the error of a refused merge."""
+        return [
+            f"{name}: {mine!r} against {theirs!r}"
+            for name, mine in vars(self).items()
+            if mine != (theirs := getattr(other, name))
+        ]

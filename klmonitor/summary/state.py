@@ -1,0 +1,145 @@
+"""Summary: the fixed-size state of one step, and its one merge.
+
+The merge is associative and commutative, and an empty summary is its identity: sums add, maxima
+take the larger, the extreme tokens keep the first sixteen of a total order. Its shape depends on
+the configuration alone, never on the data, so every rank can take part in a reduction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from klmonitor.pairs import PAIRS
+from klmonitor.summary.layout import (
+    MAXIMA,
+    N_ORDER,
+    N_SEQUENCE_ORDER,
+    SEQUENCE_FIELDS,
+    TAILS,
+    TOKEN_FIELDS,
+    SummaryConfig,
+)
+
+
+@dataclass
+class Summary:
+    """Sums and maxima over the tokens seen; all tensors float64 on one device.
+
+    Attributes:
+        config: what decides the shapes.
+        flat: every sum in one vector; `sums`, `histogram`, `prompts`, `policies` are views of it.
+        maxima: [pairs, 2], the largest d and the largest -d; -inf where nothing was seen.
+        tokens: [pairs, 2 tails, top, TOKEN_FIELDS], in order.
+        sequences: [pairs, top, SEQUENCE_FIELDS], in order.
+    """
+
+    config: SummaryConfig
+    flat: Tensor
+    maxima: Tensor
+    tokens: Tensor
+    sequences: Tensor
+    sums: Tensor = field(init=False)
+    histogram: Tensor = field(init=False)
+    prompts: Tensor = field(init=False)
+    policies: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        shapes = self.config.sum_shapes()
+        parts = self.flat.split([math.prod(shape) for shape in shapes.values()])
+        for (name, shape), part in zip(shapes.items(), parts, strict=True):
+            setattr(self, name, part.view(shape))
+
+    @classmethod
+    def empty(
+        cls, config: SummaryConfig, device: torch.device | str | None = None
+    ) -> Summary:
+        """A summary of no tokens: the identity of `merge`."""
+        size = sum(math.prod(shape) for shape in config.sum_shapes().values())
+        pairs, top = len(PAIRS), config.top
+        like = {"dtype": torch.float64, "device": device}
+        tokens = torch.zeros(pairs, len(TAILS), top, len(TOKEN_FIELDS), **like)  # type: ignore[arg-type]  # the checker cannot see through the dict
+        sequences = torch.zeros(pairs, top, len(SEQUENCE_FIELDS), **like)  # type: ignore[arg-type]
+        tokens[..., 0] = sequences[..., 0] = -math.inf
+        return cls(
+            config,
+            flat=torch.zeros(size, **like),  # type: ignore[arg-type]
+            maxima=torch.full((pairs, len(MAXIMA)), -math.inf, **like),  # type: ignore[arg-type]
+            tokens=tokens,
+            sequences=sequences,
+        )
+
+    def merge(self, other: Summary) -> Summary:
+        """The summary of the tokens of both, a new object.
+
+        Laws: ``a.merge(b)`` equals ``b.merge(a)``; ``a.merge(b).merge(c)`` equals
+        ``a.merge(b.merge(c))`` to rounding; ``a.merge(Summary.empty(...))`` equals ``a``.
+
+        Raises:
+            ValueError: the configurations differ; the message names the difference.
+        """
+        return merge_all([self, other])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Summary:
+        """A copy on another device (the same object if it is there already)."""
+        parts = (self.flat, self.maxima, self.tokens, self.sequences)
+        moved = [part.to(device, non_blocking=non_blocking) for part in parts]
+        return Summary(self.config, *moved)
+
+    def clone(self) -> Summary:
+        """An independent copy."""
+        parts = (self.flat, self.maxima, self.tokens, self.sequences)
+        return Summary(self.config, *(part.clone() for part in parts))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sums live."""
+        return self.flat.device
+
+
+def merge_all(parts: Sequence[Summary]) -> Summary:
+    """Merge any number of summaries (of micro-batches, ranks or steps) into a new one.
+
+    Raises:
+        ValueError: no part was given, or configurations differ.
+    """
+    if not parts:
+        raise ValueError("nothing to merge: pass at least one summary")
+    first = parts[0]
+    for part in parts[1:]:
+        if differences := first.config.differences(part.config):
+            raise ValueError(
+                f"summaries of different configurations do not merge ({'; '.join(differences)}): "
+                "give every rank and worker the same settings"
+            )
+    top = first.config.top
+    return Summary(
+        first.config,
+        flat=torch.stack([part.flat for part in parts]).sum(0),
+        maxima=torch.stack([part.maxima for part in parts]).amax(0),
+        tokens=first_of(torch.cat([part.tokens for part in parts], dim=-2), top, N_ORDER),
+        sequences=first_of(
+            torch.cat([part.sequences for part in parts], dim=-2), top, N_SEQUENCE_ORDER
+        ),
+    )
+
+
+def first_of(records: Tensor, top: int, n_order: int) -> Tensor:
+    """The first `top` records of the total order: largest key, then smallest place.
+
+    Args:
+        records: [..., R, F]; field 0 is the key, fields 1 .. n_order - 1 the place.
+        top: how many to keep.
+        n_order: how many leading fields take part in the order.
+
+    Returns:
+        [..., top, F], in order.
+    """
+    for column in range(n_order - 1, -1, -1):
+        order = records[..., column].argsort(dim=-1, descending=column == 0, stable=True)
+        records = records.gather(-2, order.unsqueeze(-1).expand_as(records))
+    return records[..., :top, :]
