@@ -1,0 +1,6 @@
+"""Reports in, alerts out."""
+
+from klmonitor.rules.ruleset import Judgement, RuleSet
+from klmonitor.rules.settings import OwnRule, Rules, parse_rules
+
+__all__ = ["Judgement", "OwnRule", "RuleSet", "Rules", "parse_rules"]

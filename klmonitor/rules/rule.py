@@ -1,0 +1,72 @@
+"""What a rule is: a pure function of one reading, with the thresholds that belong to it.
+
+Adding a rule is adding one `Rule` to the table of `klmonitor.rules.table`: its thresholds become
+settings, its alerts get episodes, hysteresis and a cool-down of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from klmonitor.report import ExtremeToken
+from klmonitor.rules.track import Reading
+
+WARN = 1
+CRITICAL = 2
+
+Thresholds = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one rule sees at one step.
+
+    Attributes:
+        level: 0 if it would not open an alert but is not calm either (hysteresis), 1 for a
+            warning, 2 for worse. A higher level than the open episode's is announced again.
+        severity: ``"info"``, ``"warn"`` or ``"critical"``.
+        message: one line: what happened, with numbers and units, without the pair's name.
+        believe: which estimator to believe, and why.
+        values: the numbers behind the message.
+        tokens: the tokens to look at.
+    """
+
+    level: int
+    severity: str = "warn"
+    message: str = ""
+    believe: str = ""
+    values: Mapping[str, float] = field(default_factory=dict)
+    tokens: tuple[ExtremeToken, ...] = ()
+
+
+SIMMERING = Finding(level=0)
+"""Not bad enough to open an alert, not calm enough to end one."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One kind of alert.
+
+    Attributes:
+        kind: its name in alerts and in settings.
+        judge: a reading and the thresholds -> a finding, or None if all is calm.
+        thresholds: name -> default value; the unit is in the rule's own docstring.
+        cooldown: steps after an opening in which the kind does not open again, unless at a higher
+            level.
+        calm_for: calm steps in a row that end an episode.
+        action: what to do first.
+        source: where the rule and its thresholds come from.
+        on: whether the presets switch it on.
+        per_pair: its thresholds are named by pair instead.
+    """
+
+    kind: str
+    judge: Callable[[Reading, Thresholds], Finding | None]
+    thresholds: Thresholds
+    action: str
+    source: str
+    cooldown: int = 50
+    calm_for: int = 1
+    on: bool = True
+    per_pair: bool = False

@@ -1,0 +1,124 @@
+"""Thresholds of every rule: a preset, and what the user changed.
+
+    RuleSet("quiet")
+    RuleSet({"preset": "quiet", "spike": {"z": 7}, "surge": False, "limit": {"policy_ref": 0.1}})
+
+or the same as a TOML table. Every name is checked here, once, at setup.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from klmonitor.pairs import PAIR_INDEX
+from klmonitor.report import Alert, Report
+from klmonitor.rules.rule import Rule, Thresholds
+from klmonitor.rules.table import PRESETS, RULES
+
+OwnRule = Callable[[Report], "str | Alert | None"]
+"""A user's rule: a report -> a message (or a whole alert) while something is wrong, else None."""
+
+Rules = str | Mapping[str, Any]
+"""A preset's name, or a table: ``preset``, ``own``, and per kind a table of thresholds or False."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is judged, and how strictly.
+
+    Attributes:
+        preset: the preset it started from.
+        thresholds: kind -> its thresholds, only of the rules that are on.
+        own: the user's rules, name -> function.
+    """
+
+    preset: str
+    thresholds: Mapping[str, Thresholds]
+    own: Mapping[str, OwnRule] = field(default_factory=dict)
+
+
+def parse_rules(rules: Rules) -> Settings:
+    """Check a preset's name or a table of rules.
+
+    Raises:
+        ValueError: a name is unknown or a value is no number; the message names it and the remedy.
+        TypeError: `rules` is neither a name nor a table.
+    """
+    if isinstance(rules, str):
+        return Settings(rules, _preset(rules))
+    if not isinstance(rules, Mapping):
+        raise TypeError(
+            f"rules must be the name of a preset ({', '.join(PRESETS)}) or a table, "
+            f"not {type(rules).__name__}"
+        )
+    name = rules.get("preset", "default")
+    thresholds = _preset(name)
+    by_kind = {rule.kind: rule for rule in RULES}
+    for kind, value in rules.items():
+        if kind in ("preset", "own"):
+            continue
+        if kind not in by_kind:
+            raise ValueError(unknown("rule", kind, [*by_kind, "preset", "own"]))
+        changed = _changed(by_kind[kind], thresholds.get(kind, {}), value)
+        if changed is None:
+            thresholds.pop(kind, None)
+        else:
+            thresholds[kind] = changed
+    return Settings(name, thresholds, _own(rules.get("own", ())))
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> str:
+    """An error message for a name that does not exist: the nearest, then all."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {what} {name!r}: {hint}Choose from {', '.join(known)}"
+
+
+def _preset(name: object) -> dict[str, Thresholds]:
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(unknown("preset", name, PRESETS))
+    changes = PRESETS[name]
+    return {
+        rule.kind: {**rule.thresholds, **changes.get(rule.kind, {})} for rule in RULES if rule.on
+    }
+
+
+def _changed(rule: Rule, current: Thresholds, value: Any) -> Thresholds | None:
+    if value is False:
+        return None
+    if value is True:
+        return current or rule.thresholds
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"rule {rule.kind!r} is {value!r}: give true, false or a table of "
+            f"{', '.join(rule.thresholds) or 'pairs'}"
+        )
+    names = list(PAIR_INDEX) if rule.per_pair else list(rule.thresholds)
+    for name, number in value.items():
+        if name not in names:
+            raise ValueError(unknown(f"threshold of rule {rule.kind!r}:", name, names))
+        if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number):
+            raise ValueError(f"threshold {rule.kind}.{name} is {number!r}: give a number")
+    return {**(current or rule.thresholds), **{key: float(n) for key, n in value.items()}}
+
+
+def _own(functions: Any) -> dict[str, OwnRule]:
+    if callable(functions):
+        functions = [functions]
+    named: dict[str, OwnRule] = {}
+    for function in functions:
+        if not callable(function):
+            raise ValueError(
+                f"own rule {function!r} cannot be called: give a function of a Report that "
+                "returns a message, an Alert or None"
+            )
+        name = getattr(function, "__name__", type(function).__name__)
+        if name in named or name in {rule.kind for rule in RULES}:
+            raise ValueError(f"two rules are called {name!r}: rename the function")
+        named[name] = function
+    return named

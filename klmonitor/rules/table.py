@@ -1,0 +1,19 @@
+"""The rules, in the order in which they are judged, and the presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from klmonitor.rules.dominance import DOMINANCE_K1, DOMINANCE_K3
+from klmonitor.rules.integrity import NONFINITE
+from klmonitor.rules.rule import Rule
+from klmonitor.rules.spikes import SHIFT, SPIKE, SURGE
+
+RULES: tuple[Rule, ...] = (NONFINITE, SPIKE, SHIFT, SURGE, DOMINANCE_K1, DOMINANCE_K3)
+
+PRESETS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
+    "default": {},
+    "quiet": {"spike": {"z": 6.5}, "shift": {"z": 4.0}},
+    "sensitive": {"spike": {"z": 4.5}, "shift": {"z": 2.8}},
+}
+"""What each preset changes: kind -> threshold -> value."""

@@ -1,0 +1,80 @@
+"""Sentences that several rules share: numbers with units, tokens with places, whom to believe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+from klmonitor.report import ExtremeToken, PairReport
+
+MAX_DOMINATING = 10
+"""The most tokens that a dominance statistic is about."""
+NAMED = 3
+"""Tokens named in a message; the alert holds all of them."""
+GAP_Z = 5.0
+GAP_SHARE = 0.1
+"""k1 and k3 disagree where the gap is beyond both (in standard errors; as a share of k3)."""
+
+
+def nats(value: float) -> str:
+    """A KL per token."""
+    return f"{value:.3g} nats"
+
+
+def count(value: float, noun: str) -> str:
+    """A number of things: ``"1 token"``, ``"3 tokens"``."""
+    return f"{value:.0f} {noun}{'' if value == 1 else 's'}"
+
+
+def dominating(tokens: float) -> int:
+    """How many of N tokens a dominance statistic is about: m = clip(N / 400, 1, 10)."""
+    return 1 if math.isnan(tokens) else int(min(max(tokens / 400, 1), MAX_DOMINATING))
+
+
+def heaviest(pair: PairReport, estimator: str, at_most: int) -> tuple[ExtremeToken, ...]:
+    """The extreme tokens that weigh most in k1 (by |d|) or in k3, without their text."""
+    weight = (lambda token: token.k3) if estimator == "k3" else (lambda token: abs(token.k1))
+    chosen = sorted(pair.extremes, key=weight, reverse=True)[:at_most]
+    return tuple(replace(token, text=None) for token in chosen)
+
+
+def name_tokens(tokens: Iterable[ExtremeToken]) -> str:
+    """Where the first few tokens are, and their log-ratio."""
+    return "; ".join(
+        f"d = {token.log_ratio:+.3g} at {token.where}" for token in list(tokens)[:NAMED]
+    )
+
+
+def disagree(pair: PairReport) -> bool:
+    """Whether k1 and k3 are further apart than sampling from q allows."""
+    return (
+        pair["on_policy"] == 1
+        and abs(pair["gap_z"]) > GAP_Z
+        and abs(pair["gap"]) > GAP_SHARE * abs(pair["k3/mean"])
+    )
+
+
+def believe(pair: PairReport) -> str:
+    """Which estimator to trust at this step, and why."""
+    k1 = pair["dominance/k1/level"] >= 1
+    k3 = pair["dominance/k3/level"] >= 1
+    if k1 and k3:
+        return (
+            "neither: a few tokens dominate both; without them "
+            f"k1 = {nats(pair['k1/mean_without_top'])}, k3 = {nats(pair['k3/mean_without_top'])}"
+        )
+    if k1:
+        return f"k3 = {nats(pair['k3/mean'])}: a few tokens dominate k1, not k3"
+    if k3:
+        return f"k1 = {nats(pair['k1/mean'])}: a few tokens dominate k3, not k1"
+    if disagree(pair):
+        return (
+            f"neither alone: k3 - k1 = {nats(pair['gap'])} is {pair['gap_z']:+.1f} standard errors "
+            "from 0, which it should be when the tokens come from q"
+        )
+    if pair["k1/se"] < pair["k3/se"]:
+        return f"k1: no token dominates and its error is the smaller, {nats(pair['k1/se'])}"
+    if pair["k3/se"] <= pair["k1/se"]:
+        return f"k3: no token dominates and its error is the smaller, {nats(pair['k3/se'])}"
+    return ""
