@@ -225,11 +225,27 @@ class Report:
         return explain(self)
 
 
+LARGEST = 1.7976931348623157e308
+"""The largest finite float: what an infinity becomes in a row."""
+
+
 def finite_or_none(value: float) -> float | None:
-    """JSON has no nan or inf: nan becomes None, an infinity the largest float of its sign."""
+    """A value as JSON can hold it, exact and short.
+
+    nan becomes None and an infinity the largest float of its sign, since JSON has neither; a
+    whole number, which most counts are, loses its ``.0``.
+    """
+    value = float(value)
     if math.isnan(value):
         return None
-    return max(min(value, 1.7976931348623157e308), -1.7976931348623157e308)
+    if value.is_integer() and abs(value) < 2**53 and (value or math.copysign(1, value) > 0):
+        return int(value)
+    return max(min(value, LARGEST), -LARGEST)
+
+
+def shorten(edge: float) -> float:
+    """A bucket's edge to three significant digits (0.5 %): a histogram is for drawing."""
+    return float(f"{edge:.3g}")
 
 
 def report_to_row(report: Report) -> Row:
@@ -238,7 +254,7 @@ def report_to_row(report: Report) -> Row:
         "step": report.step,
         "first_step": report.first_step,
         "phase": report.phase,
-        "time": report.time,
+        "time": finite_or_none(report.time),
         "pairs": {
             name: {
                 "values": {
@@ -246,7 +262,10 @@ def report_to_row(report: Report) -> Row:
                     for key, value in pair.values.items()
                     if not math.isnan(value)
                 },
-                "histogram": [list(bucket) for bucket in pair.histogram],
+                "histogram": {
+                    "edges": [finite_or_none(shorten(edge)) for edge, _ in pair.histogram],
+                    "counts": [finite_or_none(count) for _, count in pair.histogram],
+                },
             }
             for name, pair in report.pairs.items()
         },
@@ -255,12 +274,16 @@ def report_to_row(report: Report) -> Row:
 
 
 def report_from_row(row: Row) -> Report:
-    """The inverse of `report_to_row`: a metric that was nan is absent and reads as nan."""
+    """The inverse of `report_to_row`.
+
+    Values come back exactly (a metric that was nan is absent and reads as nan), the histogram's
+    edges to three significant digits.
+    """
     pairs = {
         name: PairReport(
             name=name,
             values={key: as_float(value) for key, value in body["values"].items()},
-            histogram=tuple((float(edge), float(n)) for edge, n in body.get("histogram", ())),
+            histogram=_histogram(body.get("histogram")),
         )
         for name, body in row["pairs"].items()
     }
@@ -268,10 +291,17 @@ def report_from_row(row: Row) -> Report:
         step=row["step"],
         first_step=row.get("first_step", row["step"]),
         phase=row.get("phase", "train"),
-        time=row.get("time", 0.0),
+        time=as_float(row.get("time", 0.0)),
         pairs=pairs,
         run_values={key: as_float(value) for key, value in row.get("run", {}).items()},
     )
+
+
+def _histogram(columns: Row | None) -> tuple[tuple[float, float], ...]:
+    if not columns:
+        return ()
+    pairs = zip(columns["edges"], columns["counts"], strict=True)
+    return tuple((float(edge), float(count)) for edge, count in pairs)
 
 
 def as_float(value: float | None) -> float:
@@ -279,14 +309,20 @@ def as_float(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
+LOG_FIELDS = ("log_ratio", "log_q", "log_p")
+"""The measured fields of a token, nats."""
+
+
 def token_to_row(token: ExtremeToken) -> Row:
     """A token as a JSON object, unknown fields left out."""
-    return {key: value for key, value in asdict(token).items() if value is not None}
+    row = asdict(token)
+    row |= {key: finite_or_none(row[key]) for key in LOG_FIELDS}
+    return {key: value for key, value in row.items() if value is not None}
 
 
 def token_from_row(row: Row) -> ExtremeToken:
     """The inverse of `token_to_row`."""
-    return ExtremeToken(**row)
+    return ExtremeToken(**{**row, **{key: as_float(row.get(key)) for key in LOG_FIELDS}})
 
 
 def alert_to_row(alert: Alert) -> Row:
