@@ -1,0 +1,157 @@
+"""Work that may stall, kept off the training thread: one daemon thread behind a bounded queue.
+
+The failure contract: `Worker.submit` neither blocks nor raises. A full queue drops the job and
+counts it; a job that raises is counted; each of the two is reported once, with its cause, through
+``logging.getLogger("klmonitor").warning``. At interpreter exit all workers together get
+`EXIT_SECONDS` to finish; a job that is still stuck then dies with the process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+EXIT_SECONDS = 5.0
+"""How long interpreter exit may wait for queued jobs, seconds, all workers together."""
+
+Job = Callable[[], object]
+
+logger = logging.getLogger("klmonitor")
+_open_workers: set[Worker] = set()
+
+
+class Worker:
+    """Runs jobs one after the other, in the order of submission, on a thread of its own.
+
+    A forked child inherits the object but not the thread: there every job is refused.
+
+    Args:
+        name: what the thread works for, for messages: ``"the run's record"``.
+        capacity: jobs that may wait, besides the one that runs.
+
+    Attributes:
+        dropped: jobs refused because the queue was full or closed, or never run before `close`
+            gave up.
+        errors: jobs that raised.
+    """
+
+    def __init__(self, name: str, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity={capacity}: a queue needs room for one job at least")
+        self.name = name
+        self.dropped = 0
+        self.errors = 0
+        self._capacity = capacity
+        self._jobs: deque[Job] = deque()
+        self._running = False
+        self._closed = False
+        self._reported: set[str] = set()
+        self._changed = threading.Condition()
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._run, name=f"klmonitor: {name}", daemon=True)
+        self._thread.start()
+        _open_workers.add(self)
+
+    def submit(self, job: Job) -> bool:
+        """Queue a job. Never blocks, never raises.
+
+        Returns:
+            Whether the job was taken; False counts in `dropped`.
+        """
+        if os.getpid() != self._pid:
+            return False
+        with self._changed:
+            taken = not self._closed and len(self._jobs) < self._capacity
+            if taken:
+                self._jobs.append(job)
+                self._changed.notify_all()
+            else:
+                self.dropped += 1
+            full = not taken and not self._closed
+        if full:
+            self._report("stalled", "cannot keep up or is stalled: dropping, training goes on")
+        return taken
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until nothing is queued or running.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Returns:
+            Whether that was reached in time.
+        """
+        if os.getpid() != self._pid:
+            return True
+        with self._changed:
+            return self._changed.wait_for(self._idle, timeout)
+
+    def close(self, timeout: float = 5.0) -> bool:
+        """Take no more jobs and wait for those that are queued; safe to call again.
+
+        Args:
+            timeout: seconds to wait at most. Jobs that have not begun by then are dropped.
+
+        Returns:
+            Whether every job had its turn.
+        """
+        if os.getpid() != self._pid:
+            return True
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        done = self.flush(timeout)
+        _open_workers.discard(self)
+        if not done:
+            with self._changed:
+                self.dropped += len(self._jobs)
+                self._jobs.clear()
+            self._report("stalled", "did not finish within %.3g s: giving up the rest", timeout)
+        return done
+
+    def _idle(self) -> bool:
+        return not self._jobs and not self._running
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._running = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._jobs or self._closed)
+                if not self._jobs:
+                    return
+                job = self._jobs.popleft()
+                self._running = True
+            try:
+                job()
+            except BaseException as error:  # noqa: BLE001  # a job must not end the thread
+                self.errors += 1
+                self._report(
+                    "failed",
+                    "failed, further failures are only counted: %s: %s",
+                    type(error).__name__,
+                    error,
+                )
+            del job  # the next wait may be long: hold nothing of the caller's meanwhile
+
+    def _report(self, kind: str, message: str, *values: object) -> None:
+        if kind in self._reported:
+            return
+        self._reported.add(kind)
+        with suppress(Exception):  # a logging handler of the user's must not end the thread
+            logger.warning("klmonitor: %s %s", self.name, message % values)
+
+
+def _close_all() -> None:
+    deadline = time.monotonic() + EXIT_SECONDS
+    for worker in tuple(_open_workers):
+        worker.close(max(deadline - time.monotonic(), 0.0))
+
+
+atexit.register(_close_all)
