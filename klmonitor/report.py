@@ -156,6 +156,10 @@ class PairReport:
         """The value of a metric, nan if this step has none."""
         return self.values.get(metric, math.nan)
 
+    def with_value(self, metric: str, value: float) -> PairReport:
+        """A copy with one value more."""
+        return replace(self, values={**self.values, metric: value})
+
     def estimate(self, estimator: str) -> Estimate:
         """The five numbers of ``"k1"``, ``"k2"`` or ``"k3"``."""
         names = ("mean", "se", "var", "running_mean", "running_var")

@@ -1,0 +1,1 @@
+"""The mergeable sums. This package imports torch only through its submodules."""

@@ -40,6 +40,8 @@ from klmonitor.summary.tiles import tiles
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 """2^64 over the golden ratio, as a signed integer."""
+POSITIVE_TOLERANCE = 1e-3
+"""Nats: a log-prob above it is positive for other reasons than rounding."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def add_pair(
             None if batch.segments is None else batch.segments[tile.columns],
         )
         mask = None if batch.mask is None else tile.of(batch.mask)
-        d = tile.of(p).double() - tile.of(q).double()
+        d = (tile.of(p).double() - tile.of(q).double()).add_(0.0)  # no -0
         if mask is not None:
             d = torch.where(mask, d, 0.0)
         valid, core = mask, d
@@ -183,7 +185,7 @@ def buckets(d: Tensor) -> Tensor:
     magnitude = (bits >> (52 - MANTISSA_BITS)) & ((1 << (11 + MANTISSA_BITS)) - 1)
     index = (magnitude - (lowest - 1)).clamp_(0, BUCKETS + 1)
     sign = bits >> 63  # 0, or -1 for a negative d
-    return index.bitwise_xor_(sign).sub_(sign).add_(CENTRE)
+    return index.bitwise_xor_(sign).add_(CENTRE)
 
 
 def _finish(
@@ -265,7 +267,7 @@ def policy_counts(batch: TokenBatch, policy: str) -> Tensor:
             [
                 torch.tensor(x.numel(), device=x.device) if mask is None else mask.sum(),
                 nonzero.sum(),
-                (nonzero & (x32 > 0)).sum(),
+                (nonzero & (x32 > POSITIVE_TOLERANCE)).sum(),
                 (nonzero & ~x32.isfinite()).sum(),
                 (exact & ((bits & 0xFFFF) == 0)).sum(),
                 (exact & ((bits & 0x1FFF) == 0)).sum(),

@@ -94,9 +94,10 @@ BUCKETS = (HIGH_EXPONENT - LOW_EXPONENT) << MANTISSA_BITS
 """Buckets per sign: |d| in [2^-20, 2^7), each octave cut into 2^6 equal parts. A bucket is the
 leading bits of |d| as a float64, truncated, so 1, 2, 5 and 10 are exact edges and the counts beyond
 them are exact; a bucket's middle is off by at most 0.8 %."""
-HISTOGRAM = 2 * (BUCKETS + 1) + 1
-"""Buckets in all: per sign also one for |d| >= 2^7, and in the middle one for |d| < 2^-20."""
-CENTRE = BUCKETS + 1
+HISTOGRAM = 2 * (BUCKETS + 2)
+"""Buckets in all: per sign also one for |d| >= 2^7 and one for |d| < 2^-20."""
+CENTRE = BUCKETS + 2
+"""The bucket of d = +0; bucket CENTRE + i holds the same |d| as bucket CENTRE - 1 - i."""
 
 # --- the extreme tokens and sequences ----------------------------------------------------------
 TAILS = ("left", "right")
