@@ -292,8 +292,8 @@ def report_from_row(row: Row) -> Report:
         for name, body in row["pairs"].items()
     }
     return Report(
-        step=row["step"],
-        first_step=row.get("first_step", row["step"]),
+        step=int(row["step"]),
+        first_step=int(row["first_step"]),
         phase=row.get("phase", "train"),
         time=as_float(row.get("time", 0.0)),
         pairs=pairs,
@@ -341,4 +341,4 @@ def alert_from_row(row: Row) -> Alert:
     """The inverse of `alert_to_row`."""
     values = {key: as_float(value) for key, value in row.get("values", {}).items()}
     tokens = tuple(token_from_row(token) for token in row.get("tokens", ()))
-    return Alert(**{**row, "values": values, "tokens": tokens})
+    return Alert(**{**row, "step": int(row["step"]), "values": values, "tokens": tokens})
