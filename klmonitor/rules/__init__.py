@@ -1,6 +1,7 @@
 """Reports in, alerts out."""
 
+from klmonitor.rules.own import OwnRule
 from klmonitor.rules.ruleset import Judgement, RuleSet
-from klmonitor.rules.settings import OwnRule, Rules, parse_rules
+from klmonitor.rules.settings import Rules, parse_rules
 
 __all__ = ["Judgement", "OwnRule", "RuleSet", "Rules", "parse_rules"]

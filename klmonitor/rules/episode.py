@@ -30,7 +30,7 @@ class Episode:
     calm: int = 0
     age: int = 0
 
-    def advance(self, step: int, level: int | None, cooldown: int, calm_for: int) -> str | None:
+    def advance(self, step: int, level: int | None, cooldown: float, calm_for: int) -> str | None:
         """Take one step's level (None: calm; 0: neither) and say what to announce, if anything."""
         self.age += 1
         if not self.active:
@@ -44,7 +44,7 @@ class Episode:
             return END
         return None
 
-    def _open(self, step: int, level: int, cooldown: int) -> str | None:
+    def _open(self, step: int, level: int, cooldown: float) -> str | None:
         if not level or (self.since_known and self.age < cooldown and level <= self.level):
             return None
         self.active, self.since, self.level, self.calm, self.age = True, step, level, 0, 0

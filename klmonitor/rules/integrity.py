@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from klmonitor.rules.rule import CRITICAL, WARN, Finding, Rule, Thresholds
+from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import LARGE, Reading
+from klmonitor.rules.words import heaviest, name_tokens, nats
 
 
 def nonfinite(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -15,13 +16,13 @@ def nonfinite(reading: Reading, limits: Thresholds) -> Finding | None:
     """
     pair = reading.pair
     bad = pair["nonfinite"]
-    seen = pair.tokens if pair.tokens > 0 else 0.0
+    seen = pair.tokens
     broken = [name for name in ("k1/mean", "k3/mean") if abs(pair[name]) >= LARGE]
-    if seen and math.isnan(pair["k3/mean"]):
+    if seen != 0 and math.isnan(pair["k3/mean"]):
         broken.append("k3/mean")
     if not bad > 0 and not broken:
         return None
-    share = bad / (seen + bad) if bad > 0 else math.nan
+    share = bad / (seen + bad) if bad > 0 else 0.0
     critical = bool(broken) or share >= limits["critical_share"]
     parts = []
     if bad > 0:
@@ -37,6 +38,90 @@ def nonfinite(reading: Reading, limits: Thresholds) -> Finding | None:
     )
 
 
+def gap(reading: Reading, limits: Thresholds) -> Finding | None:
+    """k3 - k1 = mean(e^d) - 1 is not 0, as it is in expectation when q drew the tokens.
+
+    Judged only where q is known to be the sampler.
+    Thresholds: `z` and `rearm` in standard errors; `share`, the least share of k3 that the gap
+    must be; `critical_share`.
+    """
+    pair = reading.pair
+    z, size = abs(pair["gap_z"]), abs(pair["gap"])
+    if pair["on_policy"] != 1 or not z > limits["rearm"]:
+        return None
+    share = size / pair["k3/mean"] if pair["k3/mean"] > 0 else math.nan
+    if not (z > limits["z"] and share > limits["share"]):
+        return SIMMERING
+    critical = share > limits["critical_share"]
+    missing = pair["gap"] < 0
+    return Finding(
+        level=CRITICAL if critical else WARN,
+        severity="critical" if critical else "warn",
+        message=(
+            f"k3 - k1 = {nats(pair['gap'])} per token is {pair['gap_z']:+.1f} standard errors "
+            f"from 0, {100 * share:.3g} % of k3: these tokens are hardly draws from q"
+        ),
+        believe=(
+            "k1: tokens that p finds far likelier than q are missing from the sample, so k3 is too "
+            "low"
+            if missing
+            else "neither: the sampler draws tokens that q hardly would"
+        ),
+        values={"gap": pair["gap"], "gap_z": pair["gap_z"], "share": share},
+    )
+
+
+def low_precision(reading: Reading, limits: Thresholds) -> Finding | None:
+    """The log-probs are bfloat16 or float16 numbers.
+
+    Thresholds: `nats`, the k3 below which what is watched cannot be resolved.
+    """
+    pair = reading.pair
+    if not pair["low_precision"] >= 0.99:
+        return None
+    unresolved = 0 <= pair["k3/mean"] < limits["nats"]
+    return Finding(
+        level=WARN,
+        severity="warn" if unresolved else "info",
+        message=(
+            "log-probs come in bf16 or fp16: k2 and k3 below "
+            f"{nats(limits['nats'])} per token cannot be resolved (k3 now {nats(pair['k3/mean'])})"
+        ),
+        believe="none below that floor",
+        values={"k3": pair["k3/mean"], "floor": limits["nats"]},
+    )
+
+
+def outlier_rate(reading: Reading, limits: Thresholds) -> Finding | None:
+    """Many more tokens than usual lie beyond |d| = 2 (a ratio of 7.4).
+
+    Judged on the square root of their share, whose error does not depend on the share.
+    Thresholds: `z` and `rearm` in scales of that root, `ratio` in multiples of the usual share,
+    `tokens`, the fewest outliers that count.
+    """
+    pair, score = reading.pair, reading.outliers
+    rate, usual = pair["outliers/rate"], 1e4 * max(score.centre, 0.0) ** 2
+    outliers = rate * pair.tokens / 1e4
+    if not (
+        score.z > limits["z"] and rate > limits["ratio"] * usual and outliers >= limits["tokens"]
+    ):
+        return SIMMERING if score.z > limits["rearm"] else None
+    tokens = heaviest(pair, "k1", 3)
+    message = (
+        f"{outliers:.0f} of {pair.tokens:.0f} tokens beyond |d| = 2 nats, {rate:.3g} per 10,000 "
+        f"where {usual:.3g} are usual (z = {score.z:.1f})"
+    )
+    if tokens:
+        message += f"; {name_tokens(tokens)}"
+    return Finding(
+        level=WARN,
+        message=message,
+        believe="k1 and k3 with their standard errors: many tokens moved, not one",
+        values={"rate": rate, "usual": usual, "outliers": outliers, "z": score.z},
+        tokens=tokens,
+    )
+
+
 NONFINITE = Rule(
     kind="nonfinite",
     judge=nonfinite,
@@ -48,4 +133,32 @@ NONFINITE = Rule(
     ),
     source="docs/alerts.md#nonfinite: counted on the device, never averaged in",
     calm_for=5,
+)
+GAP = Rule(
+    kind="gap",
+    judge=gap,
+    thresholds={"z": 5.0, "share": 0.1, "critical_share": 1.0, "rearm": 3.0},
+    action=(
+        "compare the sampler's settings (temperature, top-p, top-k, weights' version) with those "
+        "of the log-probs; if they agree, look whether the policy has collapsed (entropy)"
+    ),
+    source="docs/alerts.md#gap: mean(e^d) = 1 under x ~ q",
+    cooldown=200,
+    calm_for=5,
+)
+LOW_PRECISION = Rule(
+    kind="low_precision",
+    judge=low_precision,
+    thresholds={"nats": 1e-4},
+    action="compute the log-softmax in float32 (upcast the logits) on both sides",
+    source="docs/alerts.md#low-precision: low bits of the log-probs are zero",
+    cooldown=1000,
+    calm_for=20,
+)
+OUTLIER_RATE = Rule(
+    kind="outlier_rate",
+    judge=outlier_rate,
+    thresholds={"z": 6.0, "ratio": 3.0, "tokens": 10, "rearm": 3.0},
+    action="look at the outliers' positions: one sequence, one prompt, one kind of token?",
+    source="docs/alerts.md#outlier-rate: robust z of the root of the share",
 )

@@ -30,6 +30,8 @@ class Finding:
         believe: which estimator to believe, and why.
         values: the numbers behind the message.
         tokens: the tokens to look at.
+        pair: the pair, where the finding knows it and the rule does not (a user's own rule).
+        action: what to do first, where it is not the rule's.
     """
 
     level: int
@@ -38,6 +40,8 @@ class Finding:
     believe: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
     tokens: tuple[ExtremeToken, ...] = ()
+    pair: str | None = None
+    action: str = ""
 
 
 SIMMERING = Finding(level=0)
@@ -50,7 +54,8 @@ class Rule:
 
     Attributes:
         kind: its name in alerts and in settings.
-        judge: a reading and the thresholds -> a finding, or None if all is calm.
+        judge: a reading and the thresholds -> a finding, or None if all is calm; None for a kind
+            that is not found pair by pair in what a step measured.
         thresholds: name -> default value; the unit is in the rule's own docstring.
         cooldown: steps after an opening in which the kind does not open again, unless at a higher
             level.
@@ -62,7 +67,7 @@ class Rule:
     """
 
     kind: str
-    judge: Callable[[Reading, Thresholds], Finding | None]
+    judge: Callable[[Reading, Thresholds], Finding | None] | None
     thresholds: Thresholds
     action: str
     source: str

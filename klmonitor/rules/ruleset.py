@@ -8,20 +8,23 @@ alerts as the live run did, and a resumed run those that an uninterrupted one wo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from klmonitor.report import Alert, Report
 from klmonitor.rules.episode import END, Episode
+from klmonitor.rules.own import judge_own, own_rule
 from klmonitor.rules.rule import Finding, Rule
 from klmonitor.rules.settings import Rules, parse_rules
+from klmonitor.rules.silence import NO_DATA, Silence
+from klmonitor.rules.spikes import SHIFT
 from klmonitor.rules.table import RULES
-from klmonitor.rules.track import Reading, Track
+from klmonitor.rules.track import Track, has_data
 
 STATE_VERSION = 1
-FLAGGING = frozenset({"spike", "surge"})
-"""Kinds whose finding keeps the step out of the baseline of log k3."""
+RUN = ""
+"""In the place of a pair's name: what concerns the run."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,15 @@ class RuleSet:
 
     def __init__(self, rules: Rules = "default") -> None:
         self.settings = parse_rules(rules)
-        self._rules = [rule for rule in RULES if rule.kind in self.settings.thresholds]
+        self._limits = self.settings.thresholds
+        self._judges = [
+            (rule, rule.judge, self._limits[rule.kind])
+            for rule in RULES
+            if rule.judge is not None and rule.kind in self._limits
+        ]
+        self._functions = [own_rule(name, f) for name, f in self.settings.own.items()]
         self._tracks: dict[str, Track] = {}
+        self._silence: dict[str, Silence] = {}
         self._episodes: dict[tuple[str, str], Episode] = {}
 
     def judge(self, report: Report) -> Judgement:
@@ -70,53 +80,74 @@ class RuleSet:
             return Judgement()
         said: list[Alert] = []
         scores: dict[str, float] = {}
-        for name, pair in report.pairs.items():
+        present = {name: pair for name, pair in report.pairs.items() if has_data(pair)}
+        for name, pair in present.items():
             track = self._track(name)
             reading = track.read(pair)
-            findings = self._findings(reading)
-            said += self._announce(report.step, name, findings)
+            findings = [(rule, judge(reading, limits)) for rule, judge, limits in self._judges]
+            for rule, finding in findings:
+                said += self._announce(report.step, rule, name, finding)
             scores[name] = reading.score.z
-            track.take(reading, flagged=any(_flags(*item) for item in findings))
+            track.take(reading, {rule.kind for rule, found in findings if found and found.level})
+        said += self._silences(report.step, present)
+        said += self._own(report)
         return Judgement(
             alerts=tuple(alert for alert in said if alert.phase != END),
             ended=tuple(alert for alert in said if alert.phase == END),
             scores=scores,
         )
 
+    def _silences(self, step: int, present: Container[str]) -> list[Alert]:
+        """Pairs that fell silent; the run, while no pair ever had data."""
+        if NO_DATA.kind not in self._limits:
+            return []
+        said: list[Alert] = []
+        for name in self._tracks or (RUN,):
+            silence = self._silence.setdefault(name, Silence())
+            silence.advance(name in present)
+            finding = silence.find(self._limits[NO_DATA.kind])
+            said += self._announce(step, NO_DATA, name, finding)
+        return said
+
+    def _own(self, report: Report) -> list[Alert]:
+        """The user's rules: one that raises is reported like any other finding."""
+        said: list[Alert] = []
+        for rule, function in self._functions:
+            finding = judge_own(function, report)
+            said += self._announce(report.step, rule, RUN, finding)
+        return said
+
     def _track(self, name: str) -> Track:
         if name not in self._tracks:
-            shift = {**_DEFAULT_SHIFT, **self.settings.thresholds.get("shift", {})}
+            shift = self._limits.get(SHIFT.kind, SHIFT.thresholds)
             self._tracks[name] = Track(shift["z"], shift["rearm"])
         return self._tracks[name]
 
-    def _findings(self, reading: Reading) -> list[tuple[Rule, Finding | None]]:
-        thresholds = self.settings.thresholds
-        return [(rule, rule.judge(reading, thresholds[rule.kind])) for rule in self._rules]
-
     def _announce(
-        self, step: int, pair: str, findings: list[tuple[Rule, Finding | None]]
-    ) -> list[Alert]:
-        said = []
-        for rule, finding in findings:
-            key = (rule.kind, pair)
-            episode = self._episodes.get(key)
-            if episode is None:
-                if finding is None or not finding.level:
-                    continue
-                episode = self._episodes[key] = Episode()
-            level = None if finding is None else finding.level
-            phase = episode.advance(step, level, rule.cooldown, rule.calm_for)
-            if phase == END:
-                said.append(_end(step, rule, pair, episode))
-            elif phase is not None and finding is not None:
-                said.append(_alert(step, rule, pair, finding, phase, episode.since))
-        return said
+        self, step: int, rule: Rule, pair: str, finding: Finding | None
+    ) -> tuple[Alert, ...]:
+        """Advance the episode of one kind of one pair, and say what there is to say."""
+        key = (rule.kind, pair)
+        episode = self._episodes.get(key)
+        if episode is None:
+            if finding is None or not finding.level:
+                return ()
+            episode = self._episodes[key] = Episode()
+        level = None if finding is None else finding.level
+        cooldown = self._limits.get(rule.kind, {}).get("cooldown", rule.cooldown)
+        phase = episode.advance(step, level, cooldown, rule.calm_for)
+        if phase == END:
+            return (_end(step, rule, pair, episode),)
+        if phase is None or finding is None:
+            return ()
+        return (_alert(step, rule, pair, finding, phase, episode.since),)
 
     def state_dict(self) -> dict[str, Any]:
         """Baselines and episodes as lists and numbers, ready for JSON."""
         return {
             "version": STATE_VERSION,
             "tracks": {name: track.state_dict() for name, track in self._tracks.items()},
+            "silence": {name: one.state_dict() for name, one in self._silence.items()},
             "episodes": [
                 {"kind": kind, "pair": pair, **episode.state_dict()}
                 for (kind, pair), episode in self._episodes.items()
@@ -137,17 +168,15 @@ class RuleSet:
         self._tracks = {}
         for name, body in state["tracks"].items():
             self._track(name).load_state_dict(body)
+        self._silence = {name: Silence(**body) for name, body in state["silence"].items()}
         self._episodes = {}
         for row in state["episodes"]:
             fields = {key: value for key, value in row.items() if key not in ("kind", "pair")}
             self._episodes[row["kind"], row["pair"]] = Episode(**fields)
 
 
-_DEFAULT_SHIFT = next(rule.thresholds for rule in RULES if rule.kind == "shift")
-
-
-def _flags(rule: Rule, finding: Finding | None) -> bool:
-    return rule.kind in FLAGGING and finding is not None and finding.level > 0
+def _named(pair: str, message: str) -> str:
+    return f"{pair}: {message}" if pair else message
 
 
 def _alert(step: int, rule: Rule, pair: str, finding: Finding, phase: str, since: int) -> Alert:
@@ -155,10 +184,10 @@ def _alert(step: int, rule: Rule, pair: str, finding: Finding, phase: str, since
         step=step,
         kind=rule.kind,
         severity=finding.severity,
-        pair=pair,
-        message=f"{pair}: {finding.message}",
+        pair=finding.pair or pair or None,
+        message=_named(pair, finding.message),
         believe=finding.believe,
-        action=rule.action,
+        action=finding.action or rule.action,
         source=rule.source,
         phase=phase,
         since=since,
@@ -172,8 +201,8 @@ def _end(step: int, rule: Rule, pair: str, episode: Episode) -> Alert:
         step=step,
         kind=rule.kind,
         severity="info",
-        pair=pair,
-        message=f"{pair}: {rule.kind} over; it was open since step {episode.since}",
+        pair=pair or None,
+        message=_named(pair, f"{rule.kind} over; it was open since step {episode.since}"),
         source=rule.source,
         phase=END,
         since=episode.since,

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from klmonitor.pairs import PAIR_INDEX
-from klmonitor.report import Alert, Report
+from klmonitor.rules.own import OwnRule
 from klmonitor.rules.rule import Rule, Thresholds
 from klmonitor.rules.table import PRESETS, RULES
-
-OwnRule = Callable[[Report], "str | Alert | None"]
-"""A user's rule: a report -> a message (or a whole alert) while something is wrong, else None."""
 
 Rules = str | Mapping[str, Any]
 """A preset's name, or a table: ``preset``, ``own``, and per kind a table of thresholds or False."""
@@ -84,27 +81,32 @@ def _preset(name: object) -> dict[str, Thresholds]:
         raise ValueError(unknown("preset", name, PRESETS))
     changes = PRESETS[name]
     return {
-        rule.kind: {**rule.thresholds, **changes.get(rule.kind, {})} for rule in RULES if rule.on
+        rule.kind: {**_defaults(rule), **changes.get(rule.kind, {})} for rule in RULES if rule.on
     }
+
+
+def _defaults(rule: Rule) -> Thresholds:
+    return {**rule.thresholds, "cooldown": rule.cooldown}
 
 
 def _changed(rule: Rule, current: Thresholds, value: Any) -> Thresholds | None:
     if value is False:
         return None
     if value is True:
-        return current or rule.thresholds
+        return current or _defaults(rule)
     if not isinstance(value, Mapping):
         raise ValueError(
             f"rule {rule.kind!r} is {value!r}: give true, false or a table of "
-            f"{', '.join(rule.thresholds) or 'pairs'}"
+            f"{', '.join(PAIR_INDEX if rule.per_pair else rule.thresholds)}"
         )
-    names = list(PAIR_INDEX) if rule.per_pair else list(rule.thresholds)
+    known = _defaults(rule)
+    names = [*PAIR_INDEX, *known] if rule.per_pair else list(known)
     for name, number in value.items():
         if name not in names:
             raise ValueError(unknown(f"threshold of rule {rule.kind!r}:", name, names))
         if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number):
             raise ValueError(f"threshold {rule.kind}.{name} is {number!r}: give a number")
-    return {**(current or rule.thresholds), **{key: float(n) for key, n in value.items()}}
+    return {**(current or known), **{key: float(n) for key, n in value.items()}}
 
 
 def _own(functions: Any) -> dict[str, OwnRule]:

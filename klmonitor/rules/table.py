@@ -5,11 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from klmonitor.rules.dominance import DOMINANCE_K1, DOMINANCE_K3
-from klmonitor.rules.integrity import NONFINITE
+from klmonitor.rules.growth import DRIFT, LIMIT, RUNAWAY
+from klmonitor.rules.integrity import GAP, LOW_PRECISION, NONFINITE, OUTLIER_RATE
 from klmonitor.rules.rule import Rule
+from klmonitor.rules.signed import K1_EXCURSION, K1_NEGATIVE
+from klmonitor.rules.silence import NO_DATA
 from klmonitor.rules.spikes import SHIFT, SPIKE, SURGE
 
-RULES: tuple[Rule, ...] = (NONFINITE, SPIKE, SHIFT, SURGE, DOMINANCE_K1, DOMINANCE_K3)
+RULES: tuple[Rule, ...] = (
+    NONFINITE,
+    SPIKE,
+    SURGE,
+    SHIFT,
+    RUNAWAY,
+    DRIFT,
+    LIMIT,
+    DOMINANCE_K1,
+    DOMINANCE_K3,
+    GAP,
+    K1_EXCURSION,
+    K1_NEGATIVE,
+    OUTLIER_RATE,
+    LOW_PRECISION,
+    NO_DATA,
+)
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "default": {},

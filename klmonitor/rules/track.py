@@ -7,22 +7,35 @@ after a million steps as after a hundred.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
 from klmonitor.report import PairReport
+from klmonitor.rules.flat import FlatLevel, FlatScore
 from klmonitor.rules.trend import Score, TrendLevel
 from klmonitor.rules.window import Floats, Window
 
 LARGE = 1e300
 """Beyond this a number is an infinity that was stored in a JSON file."""
-LONG = 450
-"""Accepted steps of log k3 that drift and runaway look back on."""
+ACCEPTED = 450
+"""Accepted steps of log k3, what drift looks back on."""
+SEEN = 100
+"""Steps of log k3 as they were, what runaway looks back on."""
+SIGNED = 50
+"""Steps of k1 whose sign is judged together."""
+CLUSTERING = 5.0
+"""Tokens per effectively independent token, for the error of a count."""
 
 
 def finite(value: float) -> float:
     """The value, or nan if it is infinite (or an infinity read back from a record)."""
     return value if abs(value) < LARGE else math.nan
+
+
+def has_data(pair: PairReport) -> bool:
+    """Whether any token was seen, finite or not; an unknown number of tokens (nan) is some."""
+    return pair["tokens"] != 0 or pair["nonfinite"] > 0
 
 
 @dataclass(frozen=True)
@@ -32,16 +45,22 @@ class Reading:
     Attributes:
         pair: this step's numbers.
         score: log k3 against the trend-following level.
+        k1: k1's mean against its flat level.
+        outliers: square root of the share of outliers against its flat level.
         history: accepted log k3 of earlier steps, oldest first.
+        seen: log k3 of earlier steps, also of those that were flagged.
+        signs: earlier k1 means and their squared standard errors.
         steps: steps of this pair seen before this one.
-        shifted: log k3 was already away from its level when the step began.
     """
 
     pair: PairReport
     score: Score
+    k1: FlatScore
+    outliers: FlatScore
     history: Floats
+    seen: Floats
+    signs: tuple[Floats, Floats]
     steps: int
-    shifted: bool
 
     def __getitem__(self, metric: str) -> float:
         return self.pair[metric]
@@ -56,18 +75,27 @@ class Track:
     """
 
     def __init__(self, shift_z: float, rearm_z: float) -> None:
-        self.trend = TrendLevel(shift_z, rearm_z)
-        self._history = Window(LONG)
+        self._trend = TrendLevel(shift_z, rearm_z)
+        self._k1 = FlatLevel()
+        self._outliers = FlatLevel()
+        self._history = Window(ACCEPTED)
+        self._seen = Window(SEEN)
+        self._signs = (Window(SIGNED), Window(SIGNED))
         self._steps = 0
 
     def read(self, pair: PairReport) -> Reading:
         """One step against the past; changes nothing."""
+        score = self._score(pair)
+        share = finite(pair["outliers/rate"]) / 1e4
         return Reading(
             pair=pair,
-            score=self._score(pair),
-            history=self._history.last(LONG),
+            score=score,
+            k1=self._k1.score(finite(pair["k1/mean"]), finite(pair["k1/se"]), _explained(score)),
+            outliers=self._outliers.score(math.sqrt(share), _share_error(pair.tokens)),
+            history=self._history.last(ACCEPTED),
+            seen=self._seen.last(SEEN),
+            signs=(self._signs[0].last(SIGNED), self._signs[1].last(SIGNED)),
             steps=self._steps,
-            shifted=self.trend.shifted,
         )
 
     def _score(self, pair: PairReport) -> Score:
@@ -75,15 +103,21 @@ class Track:
         if not k3 > 0:
             return Score()
         se = finite(pair["k3/se"]) / k3
-        return self.trend.score(math.log(k3), se if math.isfinite(se) else 0.0)
+        return self._trend.score(math.log(k3), se if math.isfinite(se) else 0.0)
 
-    def take(self, reading: Reading, flagged: bool) -> None:
-        """Learn from a step: what was flagged stays out, so does what is not a number."""
+    def take(self, reading: Reading, flagged: Container[str]) -> None:
+        """Learn from a step: what a rule flagged stays out, so does what is not a number."""
         self._steps += 1
+        self._k1.take(reading.k1, "k1_excursion" in flagged)
+        self._outliers.take(reading.outliers, "outlier_rate" in flagged)
+        if not math.isnan(reading.k1.value):
+            self._signs[0].append(reading.k1.value)
+            self._signs[1].append(reading.k1.se**2)
         if math.isnan(reading.score.y):
-            self.trend.skip()
+            self._trend.skip()
             return
-        accepted = self.trend.take(reading.score, flagged)
+        self._seen.append(reading.score.y)
+        accepted = self._trend.take(reading.score, "spike" in flagged or "surge" in flagged)
         if accepted.moved:
             self._history.shift(accepted.moved)
         for y in accepted.values:
@@ -92,13 +126,34 @@ class Track:
     def state_dict(self) -> dict[str, Any]:
         """Everything remembered, as numbers and lists."""
         return {
-            "trend": self.trend.state_dict(),
+            "trend": self._trend.state_dict(),
+            "k1": self._k1.state_dict(),
+            "outliers": self._outliers.state_dict(),
             "history": self._history.tolist(),
+            "seen": self._seen.tolist(),
+            "signs": [window.tolist() for window in self._signs],
             "steps": self._steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
-        self.trend.load_state_dict(state["trend"])
-        self._history = Window(LONG, state["history"])
+        self._trend.load_state_dict(state["trend"])
+        self._k1.load_state_dict(state["k1"])
+        self._outliers.load_state_dict(state["outliers"])
+        self._history = Window(ACCEPTED, state["history"])
+        self._seen = Window(SEEN, state["seen"])
+        first, second = state["signs"]
+        self._signs = (Window(SIGNED, first), Window(SIGNED, second))
         self._steps = state["steps"]
+
+
+def _explained(score: Score) -> float:
+    """How far k3 is from its level, nats: k1 estimates the same KL and may move as far."""
+    if math.isnan(score.level):
+        return 0.0
+    return math.exp(score.y) - math.exp(score.level)
+
+
+def _share_error(tokens: float) -> float:
+    """Standard error of the square root of a share of N tokens, 1 / (2 sqrt N), clustered."""
+    return math.sqrt(CLUSTERING / (4 * tokens)) if tokens > 0 else math.nan

@@ -1,0 +1,94 @@
+"""A flat robust baseline for what has no logarithm: k1 (signed) and the rate of outliers.
+
+    z = (x - median) / scale,    scale^2 = max(MAD^2 - median(se^2), floor^2) + se_t^2,
+
+median and MAD (x 1.4826) of the last 100 accepted values without the latest five.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from klmonitor.rules.window import Window, median, robust_sd
+
+LENGTH, SKIP = 100, 5
+"""Accepted values that the baseline is made of, and the latest ones left out."""
+WARM_UP = 30
+"""Values that a baseline needs before it judges."""
+RELATIVE_FLOOR = 0.03
+"""The smallest spread that is believed, as a share of the median."""
+SETTLE = 50
+"""Flagged values in a row after which they are the new baseline."""
+
+
+@dataclass(frozen=True)
+class FlatScore:
+    """A value against its baseline; nan where there is none yet."""
+
+    value: float = math.nan
+    se: float = 0.0
+    centre: float = math.nan
+    z: float = math.nan
+
+
+class FlatLevel:
+    """The baseline of one signed number."""
+
+    def __init__(self) -> None:
+        self._values = Window(LENGTH + SKIP)
+        self._errors = Window(LENGTH)
+        self._waiting: list[float] = []
+
+    def score(self, value: float, se: float, slack: float = 0.0) -> FlatScore:
+        """Judge a value; changes nothing.
+
+        Args:
+            value: nan is not judged.
+            se: its standard error, nan if unknown.
+            slack: a difference that something else explains, added to the scale.
+        """
+        se = 0.0 if math.isnan(se) else se
+        window = self._values.last(LENGTH, skip=SKIP)
+        if math.isnan(value) or window.size < WARM_UP:
+            return FlatScore(value, se)
+        centre = median(window)
+        own = robust_sd(window, centre) ** 2 - median(self._errors.last(LENGTH))
+        floor = RELATIVE_FLOOR * abs(centre)
+        scale = math.sqrt(max(own, floor**2) + se**2 + slack**2)
+        if scale == 0.0:
+            return FlatScore(value, se, centre)
+        return FlatScore(value, se, centre, (value - centre) / scale)
+
+    def take(self, score: FlatScore, flagged: bool) -> None:
+        """Learn a value that has been judged, unless it was flagged or is nan."""
+        if math.isnan(score.value):
+            return
+        if not flagged:
+            self._waiting.clear()
+            self._accept(score.value, score.se)
+            return
+        self._waiting.append(score.value)
+        if len(self._waiting) >= SETTLE:
+            for value in self._waiting:
+                self._accept(value, score.se)
+            self._waiting.clear()
+
+    def _accept(self, value: float, se: float) -> None:
+        self._values.append(value)
+        self._errors.append(se**2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything remembered, as lists of numbers."""
+        return {
+            "values": self._values.tolist(),
+            "errors": self._errors.tolist(),
+            "waiting": list(self._waiting),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        self._values = Window(LENGTH + SKIP, state["values"])
+        self._errors = Window(LENGTH, state["errors"])
+        self._waiting = list(state["waiting"])

@@ -1,0 +1,101 @@
+"""k1 on its own: far from its level in either direction, or negative for too long.
+
+k1 is unbiased and signed: at small KL a single step's mean is negative almost every other time,
+so only far excursions and long stretches say anything.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
+from klmonitor.rules.track import SIGNED, Reading
+from klmonitor.rules.words import believe, dominating, heaviest, name_tokens, nats
+
+AUTOCORRELATION = 2.0
+"""Variance of a mean over correlated steps, as a multiple of independent ones'."""
+
+
+def k1_excursion(reading: Reading, limits: Thresholds) -> Finding | None:
+    """k1 is far from its level, up or down, further than k3 is from its own (R6).
+
+    Thresholds: `z` and `rearm` in scales, `sequences`, the fewest whose mean is judged.
+    """
+    score = reading.k1
+    if not abs(score.z) > limits["z"] or reading["sequences"] < limits["sequences"]:
+        return SIMMERING if abs(score.z) > limits["rearm"] else None
+    tokens = heaviest(reading.pair, "k1", dominating(reading.pair.tokens))
+    message = (
+        f"k1 = {nats(score.value)} per token is {abs(score.z):.1f} scales "
+        f"{'above' if score.z > 0 else 'below'} its level of {nats(score.centre)}; k3 = "
+        f"{nats(reading['k3/mean'])} did not move as far"
+    )
+    if tokens:
+        message += f"; largest |d|: {name_tokens(tokens[:1])}"
+    return Finding(
+        level=WARN,
+        message=message,
+        believe=believe(reading.pair),
+        values={
+            "k1": score.value,
+            "level": score.centre,
+            "z": score.z,
+            "k3": reading["k3/mean"],
+        },
+        tokens=tokens,
+    )
+
+
+def k1_negative(reading: Reading, limits: Thresholds) -> Finding | None:
+    """The mean of k1 over the last 50 steps is significantly negative, which KL never is.
+
+    Judged where q drew the tokens (elsewhere k1's mean may well be negative).
+    Thresholds: `z` and `rearm`, standard errors below 0.
+    """
+    means, squares = reading.signs
+    if means.size < SIGNED or reading["on_policy"] == 0:
+        return None
+    mean = float(means.mean())
+    if mean >= 0:
+        return None
+    between = AUTOCORRELATION * float(means.var()) / SIGNED
+    error = math.sqrt(max(float(squares.mean()) / SIGNED, between))
+    z = mean / error if error else -math.inf
+    if not z < -limits["z"]:
+        return SIMMERING if z < -limits["rearm"] else None
+    negative = int(np.count_nonzero(means < 0))
+    return Finding(
+        level=WARN,
+        message=(
+            f"k1 averages {nats(mean)} per token over {SIGNED} steps, {z:.1f} standard errors "
+            f"from 0 ({negative} of them negative); a KL divergence is never negative"
+        ),
+        believe=(
+            "neither: the tokens are not draws from q (a stale or truncated sampler, top-p, a "
+            "temperature that one side lacks), and k3 hides it by never being negative"
+        ),
+        values={"k1": mean, "z": z, "negative_steps": float(negative)},
+    )
+
+
+K1_EXCURSION = Rule(
+    kind="k1_excursion",
+    judge=k1_excursion,
+    thresholds={"z": 8.0, "rearm": 4.0, "sequences": 30},
+    action="look at the tokens of largest |d| of this step, and whether the batch was a usual one",
+    source="docs/alerts.md#k1: robust z of k1, two-sided",
+)
+K1_NEGATIVE = Rule(
+    kind="k1_negative",
+    judge=k1_negative,
+    thresholds={"z": 4.0, "rearm": 2.0},
+    action=(
+        "compare the sampler's settings (temperature, top-p, top-k, weights' version) with those "
+        "that the trainer's log-probs are computed with"
+    ),
+    source="docs/alerts.md#k1: mean of k1 over 50 steps against 0",
+    cooldown=200,
+    calm_for=10,
+)

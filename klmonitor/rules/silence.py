@@ -1,0 +1,58 @@
+"""No data: a pair that used to have tokens has had none for a while, or no pair ever had any."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
+
+
+@dataclass
+class Silence:
+    """Steps without data, of one pair or of the run.
+
+    Attributes:
+        steps: since the last data, or since the start.
+        longest: the longest silence that ended: some pairs have data only every so many steps.
+    """
+
+    steps: int = 0
+    longest: int = 0
+
+    def advance(self, has_data: bool) -> None:
+        """Count one step."""
+        if has_data:
+            self.longest = max(self.longest, self.steps)
+            self.steps = 0
+        else:
+            self.steps += 1
+
+    def find(self, limits: Thresholds) -> Finding | None:
+        """A finding once the silence is long.
+
+        Thresholds: `steps` without data, and `gaps`, multiples of the longest silence so far.
+        """
+        if not self.steps:
+            return None
+        if self.steps < max(limits["steps"], limits["gaps"] * self.longest):
+            return SIMMERING
+        return Finding(
+            level=WARN,
+            message=f"no tokens for {self.steps} steps",
+            values={"steps": float(self.steps)},
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
+
+NO_DATA = Rule(
+    kind="no_data",
+    judge=None,
+    thresholds={"steps": 50, "gaps": 3},
+    action="see what `attach` said it bound, and whether both log-probs of the pair still exist",
+    source="docs/alerts.md#no-data",
+    cooldown=0,
+)
