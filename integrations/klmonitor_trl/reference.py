@@ -1,0 +1,188 @@
+"""A reference where TRL holds none: the model without its adapters, or one that the user gives.
+
+TRL's default since 0.19 is beta = 0: it then computes no reference log-probs at all. They are had
+with one more forward pass, without gradient and without dropout, on every so many generation
+batches. Neither the random number generators nor the model notice it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Source: TypeAlias = Callable[[Mapping[str, Any], int], Tensor]
+"""(generation batch, rows per forward pass) -> log-probs of its completions, [B, T]."""
+
+
+class Reference:
+    """Evaluates a source on every so many generation batches, and measures what that costs.
+
+    Attributes:
+        name: for messages.
+        every: generation batches per evaluation.
+        passes: evaluations so far.
+        seconds: what they took in all.
+    """
+
+    def __init__(
+        self, name: str, source: Source, every: int, trainer: Any, say: Callable[[str], None]
+    ) -> None:
+        """A reference for one trainer; `say` gets the line that tells its cost."""
+        self.name, self.every = name, every
+        self.passes, self.seconds = 0, 0.0
+        self._source, self._trainer, self._say = source, trainer, say
+        self._batches = {"train": 0, "eval": 0}
+
+    def evaluate(self, batch: Mapping[str, Any], phase: str, seconds: float) -> Tensor | None:
+        """Log-probs of the completions of a generation batch, [B, T]; None if it is not its turn.
+
+        Args:
+            batch: what TRL generated.
+            phase: ``"train"`` or ``"eval"``; each has its own turn, and the first batch is it.
+            seconds: what generating the batch took.
+        """
+        turn = self._batches[phase] % self.every == 0
+        self._batches[phase] += 1
+        if not turn:
+            return None
+        args, device = self._trainer.args, batch["completion_ids"].device
+        rows = args.per_device_train_batch_size
+        if phase == "eval":
+            rows = args.per_device_eval_batch_size
+        if self.passes == 0:
+            _wait(device)
+        started = time.perf_counter()
+        with torch.no_grad(), kept_random_state(device):
+            log_probs = self._source(batch, rows).detach()
+        if self.passes == 0:
+            _wait(device)
+        took = time.perf_counter() - started
+        self.seconds += took
+        self.passes += 1
+        if self.passes == 1:
+            share = took / seconds if seconds else float("nan")
+            self._say(
+                f"the first reference pass ({self.name}) took {1e3 * took:.0f} ms, {share:.0%} of "
+                f"its generation batch; one batch in {self.every} has it (reference_every)"
+            )
+        return log_probs
+
+    def start_evaluation(self) -> None:
+        """The next evaluation's first batch has its turn."""
+        self._batches["eval"] = 0
+
+
+def adapters_off(trainer: Any, log_probs: Callable[..., Any]) -> Source:
+    """The model that the adapters started from; their copy named ``ref`` where there is one.
+
+    Args:
+        trainer: its model carries PEFT adapters.
+        log_probs: the trainer's own function, unwrapped.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    accepted = inspect.signature(log_probs).parameters
+
+    def source(batch: Mapping[str, Any], rows: int) -> Tensor:
+        images = {name: batch[name] for name in accepted if name in batch}
+        if "batch_size" in accepted:
+            images["batch_size"] = rows
+        with unchanged(model), _initial_weights(model):
+            found = log_probs(trainer.model, *_sequences(batch), **images)
+        return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
+
+    return source
+
+
+def given_model(trainer: Any, model: nn.Module) -> Source:
+    """A causal language model that the user supplies, moved to the trainer's device.
+
+    Its log-probs are those of the logits divided by the trainer's temperature, in float32.
+    """
+    model.to(trainer.accelerator.device)
+    temperature = getattr(trainer, "temperature", 1.0)
+    accepted = inspect.signature(model.forward).parameters
+
+    def source(batch: Mapping[str, Any], rows: int) -> Tensor:
+        ids, attention_mask, length = _sequences(batch)
+        keep = {"logits_to_keep": length + 1} if "logits_to_keep" in accepted else {}
+        parts = []
+        with unchanged(model):
+            for some in (slice(row, row + rows) for row in range(0, ids.shape[0], rows)):
+                logits = model(ids[some], attention_mask=attention_mask[some], **keep).logits
+                scores = (logits[:, -length - 1 : -1].float() / temperature).log_softmax(-1)
+                sampled = ids[some, -length:].unsqueeze(-1)
+                parts.append(scores.gather(-1, sampled).squeeze(-1))
+        return torch.cat(parts)
+
+    return source
+
+
+def has_adapters(trainer: Any) -> bool:
+    """Whether the trainer's model carries PEFT adapters."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
+
+
+@contextmanager
+def kept_random_state(device: torch.device) -> Iterator[None]:
+    """Leave the generators of the host and of `device` as they were."""
+    if device.type in ("cpu", "mps"):
+        with torch.random.fork_rng(devices=[]):
+            yield
+        return
+    index = device.index
+    if index is None:
+        index = torch.get_device_module(device.type).current_device()
+    with torch.random.fork_rng(devices=[index], device_type=device.type):
+        yield
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside; every module's mode and every parameter's flag as before after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, flag in flags:
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _initial_weights(model: Any) -> Iterator[None]:
+    """The policy as it was before training: adapters off, or TRL's copy of them in use."""
+    if "ref" not in model.peft_config:
+        with model.disable_adapter():
+            yield
+        return
+    active = model.active_adapter
+    model.set_adapter("ref")
+    try:
+        yield
+    finally:
+        model.set_adapter(active)
+
+
+def _sequences(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, int]:
+    """Prompt and completion as one: ids and attention mask [B, P + T], and T."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    return ids, mask, batch["completion_ids"].shape[1]
+
+
+def _wait(device: torch.device) -> None:
+    """Let a device finish, so that a clock tells the truth."""
+    if device.type not in ("cpu", "meta"):
+        torch.get_device_module(device.type).synchronize()

@@ -1,0 +1,136 @@
+"""`attach(trainer)`: find the integration that knows a trainer, and hand it over.
+
+Integrations are entry points of the group ``klmonitor.integrations``. An entry's name is the
+import root of the trainers that it knows (``trl``), matched on the classes that the trainer
+derives from, so that a user's own subclass is found too and nothing is imported that the
+trainer's process has not imported already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from klmonitor.monitor import Monitor
+
+GROUP = "klmonitor.integrations"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `attach` and `KLMonitorCallback` can be told.
+
+    Attributes:
+        run_dir: where the record goes; True is ``<the trainer's output dir>/klmonitor``, False or
+            None keeps nothing on disk.
+        metrics: what the trainer's own log gets: ``"core"``, ``"full"`` or a list of globs.
+        rules: the alert rules, as `Monitor` takes them.
+        groups: names that the data set's `group_column` may hold; any other counts as ``other``.
+        group_column: the column of the data set that names a prompt's group.
+        log_tokens: ``"local"``, True or False: where the text of tokens may go.
+        reference: ``"auto"`` (the trainer's own; with adapters and no reference of its own, the
+            model without its adapters), a model, or None for no other than the trainer's own.
+        reference_every: a reference of ours is evaluated on every so many generation batches.
+        half_life: of the running statistics, optimizer steps.
+        sinks: more receivers of reports, as `Monitor` takes them.
+        strict: raise errors of the monitor into training instead of counting them.
+    """
+
+    run_dir: str | os.PathLike[str] | bool | None = True
+    metrics: str | Sequence[str] = "core"
+    rules: Any = "default"
+    groups: Sequence[str] = ()
+    group_column: str = "group"
+    log_tokens: str | bool = "local"
+    reference: Any = "auto"
+    reference_every: int = 10
+    half_life: float = 100
+    sinks: Collection[Any] = ()
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before a trainer is touched."""
+        if self.reference_every < 1:
+            raise ValueError(
+                f"reference_every = {self.reference_every}: it counts generation batches, "
+                "give 1 or more"
+            )
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> Options:
+        """Options from keyword arguments.
+
+        Raises:
+            TypeError: an option is unknown; the message lists those that are known.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise TypeError(f"unknown option {unknown[0]!r}: choose from {', '.join(known)}")
+        return cls(**options)
+
+    def directory(self, output_dir: str | os.PathLike[str] | None) -> Path | None:
+        """The run directory for a trainer that writes to `output_dir`, None for none."""
+        if self.run_dir is None or self.run_dir is False:
+            return None
+        if self.run_dir is not True:
+            return Path(self.run_dir)
+        return None if output_dir is None else Path(output_dir) / "klmonitor"
+
+
+@dataclasses.dataclass(frozen=True)
+class Handle:
+    """A trainer that is being watched.
+
+    Attributes:
+        monitor: the `Monitor` that sums, judges and records.
+        detach: leave the trainer as it was before `attach`, and close the monitor. Harmless when
+            called again.
+        describe: what was bound, what was not and why, as text.
+    """
+
+    monitor: Monitor
+    detach: Callable[[], None]
+    describe: Callable[[], str]
+
+
+def attach(trainer: Any, **options: Any) -> Handle:
+    """Watch the KL of a trainer that is about to run.
+
+    Args:
+        trainer: the trainer, built and not yet started.
+        options: see `Options`.
+
+    Returns:
+        A handle with the monitor, `detach()` and `describe()`.
+
+    Raises:
+        TypeError: no integration knows this trainer, or an option is unknown.
+        ValueError: an option has a value that cannot work, or the trainer is watched already.
+    """
+    return _integration(trainer).load()(trainer, **options)  # type: ignore[no-any-return]
+
+
+def disabled() -> bool:
+    """Whether the environment turns every hook off (``KLMONITOR_DISABLE=1``)."""
+    return os.environ.get("KLMONITOR_DISABLE", "0") not in ("", "0")
+
+
+def _integration(trainer: Any) -> EntryPoint:
+    """The integration of the nearest base class that has one."""
+    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
+    for base in type(trainer).__mro__:
+        root = base.__module__.partition(".")[0]
+        if root in entries:
+            return entries[root]
+    kind = type(trainer)
+    raise TypeError(
+        f"klmonitor does not know {kind.__module__}.{kind.__qualname__}: attach() takes trainers "
+        f"of {', '.join(sorted(entries)) or 'no installed package'}; in any other loop call "
+        "Monitor.observe(policy=..., ref=...) per micro-batch and Monitor.step(n) per step"
+    )

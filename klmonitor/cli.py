@@ -1,0 +1,47 @@
+"""The command line: ``klmonitor COMMAND``. The commands are in `klmonitor.commands`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from klmonitor import __version__
+from klmonitor.commands import COMMANDS
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="klmonitor",
+        description="KL estimates you can trust, or distrust, while an LLM is trained with RL.",
+    )
+    parser.add_argument("--version", action="version", version=f"klmonitor {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        summary = (command.__doc__ or "").partition("\n")[0]
+        sub = subparsers.add_parser(command.NAME, help=summary, description=command.__doc__)
+        command.configure(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments without the program's name; None: those of the process.
+
+    Returns:
+        The exit status; 130 after an interrupt.
+    """
+    args = make_parser().parse_args(argv)
+    try:
+        status: int = args.run(args)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has left: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status

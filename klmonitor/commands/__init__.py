@@ -1,0 +1,30 @@
+"""The subcommands of ``klmonitor``: one module each, listed in `COMMANDS`.
+
+A command's module docstring is its help. It defines `NAME`, `configure` (its arguments) and `run`
+(its exit status), and imports what it needs inside `run`, so that ``klmonitor --help`` is quick
+and no command needs what another one does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Protocol
+
+from klmonitor.commands import demo
+
+
+class Command(Protocol):
+    """What a command's module defines."""
+
+    NAME: str
+    __doc__: str | None
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; the exit status."""
+
+
+COMMANDS: tuple[Command, ...] = (demo,)
+"""In the order of the help."""

@@ -1,0 +1,1 @@
+"""A real GRPO run on one CPU, small enough to watch: what ``klmonitor demo`` starts."""

@@ -1,0 +1,81 @@
+"""Our k3 against TRL's own logged `kl`, on the very tensors of real runs."""
+
+import pytest
+
+CONFIGS = {
+    "plain": {},
+    "accumulation": {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 8},
+    "iterations": {"num_iterations": 3, "use_bias_correction_kl": False},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_k3_is_trls_kl(watch, formulas, name):
+    run = watch(steps=8, beta=0.04, **CONFIGS[name])
+    assert sorted(run.rows) == list(range(1, 9))
+    for step, row in run.rows.items():
+        kl = row["kl"]
+        found = formulas["trl_kl"](run.batches["train", step])
+        assert found == pytest.approx(kl, rel=0, abs=1e-6 * max(kl, 1e-2))
+    assert run.rows[8]["kl"] > 1e-3, "the run must have moved, or this compares zeros"
+    assert run.handle.monitor.errors == 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_k3_is_the_token_mean_in_float64(watch, formulas, name):
+    run = watch(steps=4, beta=0.04, **CONFIGS[name])
+    for step in range(1, 5):
+        expected = formulas["k3_mean"](run.log_ratios([step]))
+        pair = run.reports["train", step].pairs["policy_ref"]
+        assert pair.k3.mean == pytest.approx(expected, rel=0, abs=1e-9)
+        assert run.rows[step]["kl/policy_ref/k3/mean"] == pair.k3.mean
+
+
+def test_a_row_logged_every_ten_steps_is_the_union_of_the_ten(watch, formulas):
+    run = watch(steps=20, beta=0.04, logging_steps=10)
+    assert sorted(run.rows) == [10, 20]
+    for last in (10, 20):
+        row, steps = run.rows[last], range(last - 9, last + 1)
+        d = run.log_ratios(steps)
+        assert row["kl/policy_ref/k3/mean"] == pytest.approx(formulas["k3_mean"](d), abs=1e-9)
+        assert row["kl/policy_ref/k1/mean"] == pytest.approx((-d).mean().item(), abs=1e-9)
+        assert row["kl/policy_ref/k2/mean"] == pytest.approx((d * d / 2).mean().item(), abs=1e-9)
+        assert row["kl/policy_ref/outliers/k3"] == (d >= 2).sum().item()
+    unweighted = [run.reports["train", step].pairs["policy_ref"].k3.mean for step in range(11, 21)]
+    assert run.rows[20]["kl/policy_ref/k3/mean"] != pytest.approx(sum(unweighted) / 10, abs=1e-9)
+
+
+def test_the_steps_after_the_last_row_join_the_summary_row(watch, formulas):
+    run = watch(steps=5, beta=0.04, logging_steps=3)
+    summary = run.trainer.state.log_history[-1]
+    assert "train_runtime" in summary
+    expected = formulas["k3_mean"](run.log_ratios([4, 5]))
+    assert summary["kl/policy_ref/k3/mean"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_prompts_completions_share_its_id(watch):
+    run = watch(steps=2, beta=0.04, per_device_train_batch_size=32)
+    batch = run.batches["train", 1][0]
+    assert batch["prompt_ids"].shape == (32,)
+    counts = batch["prompt_ids"].unique(return_counts=True)[1]
+    assert counts.tolist() == [8, 8, 8, 8]
+    assert batch["prompt_ids"].min() >= 0
+    assert batch["prompt_ids"].max() < 2**53
+
+
+def test_rloo_sends_its_old_and_reference_log_probs_along(watch):
+    from trl import RLOOConfig, RLOOTrainer
+
+    run = watch(
+        steps=3,
+        beta=0.04,
+        trainer_class=RLOOTrainer,
+        config_class=RLOOConfig,
+    )
+    for step, row in run.rows.items():
+        batch = run.batches["train", step][0]
+        assert {"policy", "old", "ref"} <= batch.keys()
+        k1 = ((batch["old"] - batch["ref"]) * batch["mask"]).sum() / batch["mask"].sum()
+        assert k1.item() == pytest.approx(row["kl"], abs=1e-7)
+        assert (batch["old"] - batch["policy"])[batch["mask"].bool()].abs().max() < 1e-6
+    assert run.rows[3]["kl"] != 0
