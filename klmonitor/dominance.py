@@ -1,0 +1,258 @@
+"""Do a few tokens carry the mean? A rule for k1 and another for k3, on sums and extreme tokens.
+
+Both rules look at a handful of tokens o and ask what the mean would be without them:
+
+    V = sum_o (x - mean)^2 / sum (x - mean)^2               their share of the variance
+    J = (mean - mean without o) / (s without o / sqrt(N))   their pull, in standard errors
+
+k1 suffers on the left tail of d and can be pulled either way: o is the m tokens of largest |d|,
+m = clip(N / 400, 1, 10), and V together with |J| decides. k3 is never negative and skewed even in
+clean data, so its J is always positive and its V always large; there the question is whether the
+tokens also stand *apart* from the next one. With x_1 >= x_2 >= ... the largest values of k3, o is
+the k <= clip(N / 400, 1, 5) tokens that maximise
+
+    score = 2 ln J_k + sqrt(k) ln(x_k / x_{k+1}),   J_k >= 2.
+
+Removing o leaves the standard error of the *rest* in J: dividing by the untrimmed one would let an
+outlier hide behind the spread that it makes itself. Rates, families and alternatives that were
+measured and dropped: docs/dominance.md; `python benchmarks/dominance.py` measures them again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+T = TypeVar("T")
+
+WARN, SEVERE = 1.0, 2.0
+TOKENS_PER_TOP_TOKEN = 400
+MOST_TOKENS = {"k1": 10, "k3": 5}
+"""m = clip(N / 400, 1, MOST_TOKENS): more would hide in the clean tail, fewer miss a group."""
+
+K1_THRESHOLDS = {WARN: (0.3, 2.0), SEVERE: (0.5, 3.0)}
+"""Level -> smallest V and smallest |J|."""
+
+K3_THRESHOLDS = {
+    #  N: (warn, severe) on the score
+    256: (3.9, 6.2),
+    1024: (3.9, 6.2),
+    4096: (4.5, 6.8),
+    16384: (3.7, 6.0),
+    65536: (3.6, 6.0),
+}
+"""Tokens -> smallest score of the two levels, interpolated in ln N, constant beyond the ends."""
+K3_SMALLEST_J = 2.0
+
+SMALLEST_LOG_RATIO = 1e-3
+"""Nats: a step whose largest |d| is smaller has no dominant token, whatever the shares of its
+rounding noise are (an on-policy step is all zeros but for a few last bits)."""
+LARGEST_APART = 30.0
+"""ln(x_k / x_{k+1}) is capped here; the next token may be exactly 0."""
+LARGEST_LOG_RATIO = 350.0
+"""Nats: e^d is evaluated at most here, as in the sums."""
+CORE_RADIUS = 20.0
+"""Nats: beyond this |d| the sums are kept apart."""
+LARGEST_VARIANCE = 1e300
+"""Squares near it overflow: only k3 of tokens with d > 345 gets there."""
+RESOLUTION = 1e-13
+"""What float64 sums resolve of themselves. A rest smaller than this share is not known from them:
+its spread is taken as this share of the whole, so that J is a lower bound."""
+NEGLIGIBLE = 1e-9
+"""Nats: an uncertainty of the mean without o that nobody minds; where it is larger, and above
+0.1 % of that mean, the mean is nan."""
+
+
+@dataclass(frozen=True)
+class Dominance:
+    """How far a few tokens o carry an estimator's mean; every field is nan if nothing counted.
+
+    Attributes:
+        level: 0 none, 1 warn, 2 severe.
+        tokens: how many tokens o has.
+        v: share of sum (x - mean)^2 held by o.
+        j: (mean - mean without o) / (s without o / sqrt(N)), standard errors.
+        top_share: share of sum |x| held by o.
+        mean_without_top: mean of the tokens outside o, nats; nan where the sums cannot resolve it
+            (k3 beside a token of d > 30, unless the sums of the core are given).
+        apart: ratio of the smallest |x| in o to the largest outside it.
+    """
+
+    level: float
+    tokens: float
+    v: float
+    j: float
+    top_share: float
+    mean_without_top: float
+    apart: float
+
+
+NOTHING = Dominance(*[math.nan] * 7)
+
+
+def dominance_k1(
+    n: float,
+    mean: float,
+    var: float,
+    sum_abs: float,
+    left: Iterable[float],
+    right: Iterable[float],
+) -> Dominance:
+    """Is the mean of k1 = -d carried by its tokens of largest |d|?
+
+    Args:
+        n: N, tokens counted.
+        mean: mean of k1, nats.
+        var: sample variance of k1, nats^2 (divisor N - 1).
+        sum_abs: sum of |d|, nats.
+        left: |d| of the tokens of smallest d < 0, any order; the largest 11 of them at least.
+        right: d of the tokens of largest d > 0, likewise.
+
+    Returns:
+        Level 1 at V >= .3 and |J| >= 2, level 2 at V >= .5 and |J| >= 3.
+    """
+    if not n > 0:
+        return NOTHING
+    if n >= 3 and not var < LARGEST_VARIANCE:
+        return replace(NOTHING, level=SEVERE)
+    log_ratios = _log_ratios(left, right)
+    values = [-d for d in sorted(log_ratios, key=abs, reverse=True)]
+    found = _without(_most(n, "k1"), values, n, mean, var, sum_abs)
+    level = _level(
+        log_ratios, lambda rung: found.v >= rung[0] and abs(found.j) >= rung[1], K1_THRESHOLDS
+    )
+    return replace(found, level=level)
+
+
+def dominance_k3(
+    n: float,
+    mean: float,
+    var: float,
+    left: Iterable[float],
+    right: Iterable[float],
+    core: tuple[float, float] | None = None,
+) -> Dominance:
+    """Is the mean of k3 = expm1(d) - d carried by its largest tokens?
+
+    Args:
+        n: N, tokens counted.
+        mean: mean of k3, nats.
+        var: sample variance of k3, nats^2 (divisor N - 1).
+        left: |d| of the tokens of smallest d < 0, any order; the largest 6 of them at least.
+        right: d of the tokens of largest d > 0, likewise.
+        core: number and sum of k3 of the tokens with |d| <= `CORE_RADIUS`, if they are known:
+            then the mean without o is exact beside a token of any size.
+
+    Returns:
+        The k tokens of the largest score, with the level that `K3_THRESHOLDS` gives it.
+    """
+    if not n > 0:
+        return NOTHING
+    if n >= 3 and not var < LARGEST_VARIANCE:
+        return replace(NOTHING, level=SEVERE)
+    log_ratios = sorted(_log_ratios(left, right), key=_k3, reverse=True)
+    values = [_k3(d) for d in log_ratios]
+    sizes = range(1, _most(n, "k3") + 1)
+    found = max((_without(k, values, n, mean, var, n * mean) for k in sizes), key=_score)
+    score = _score(found)
+    found = replace(found, level=_level(log_ratios, lambda rung: score >= rung, k3_thresholds(n)))
+    if core is not None and found.tokens > 0 and n - found.tokens >= 2:
+        mean_of_rest = _mean_outside_core(log_ratios, int(found.tokens), n, *core)
+        if not math.isnan(mean_of_rest):
+            return replace(found, mean_without_top=mean_of_rest)
+    return found
+
+
+def k3_thresholds(n: float) -> dict[float, float]:
+    """Level -> smallest score at N = n tokens."""
+    sizes = list(K3_THRESHOLDS)
+    n = min(max(n, sizes[0]), sizes[-1])
+    upper = next(i for i, size in enumerate(sizes) if size >= n)
+    lower = max(upper - 1, 0)
+    span = math.log(sizes[upper] / sizes[lower])
+    weight = math.log(n / sizes[lower]) / span if span else 0.0
+    below, above = K3_THRESHOLDS[sizes[lower]], K3_THRESHOLDS[sizes[upper]]
+    warn, severe = (a + weight * (b - a) for a, b in zip(below, above, strict=True))
+    return {WARN: warn, SEVERE: severe}
+
+
+def _score(found: Dominance) -> float:
+    """2 ln J + sqrt(k) ln apart, or -inf below the smallest J."""
+    if not found.j >= K3_SMALLEST_J:
+        return -math.inf
+    apart = min(math.log(found.apart), LARGEST_APART)
+    return 2 * math.log(found.j) + math.sqrt(found.tokens) * apart
+
+
+def _most(n: float, estimator: str) -> int:
+    """How many tokens o may have among N = n."""
+    return min(max(int(n // TOKENS_PER_TOP_TOKEN), 1), MOST_TOKENS[estimator])
+
+
+def _without(
+    k: int, values: Sequence[float], n: float, mean: float, var: float, sum_abs: float
+) -> Dominance:
+    """The numbers of `Dominance`, level 0, for the first k values; unlisted tokens are smaller."""
+    top, outside = values[:k], values[k : k + 1]
+    k = len(top)
+    rest = n - k
+    if not k:
+        return Dominance(0.0, 0.0, 0.0, 0.0, 0.0, mean, math.nan)
+    if rest < 2:
+        return Dominance(0.0, float(k), *[math.nan] * 5)
+    mean_of_top = sum(top) / k
+    mean_of_rest = (n * mean - sum(top)) / rest
+    squares = (n - 1) * var
+    between = k * rest / n * (mean_of_top - mean_of_rest) ** 2
+    squares_of_rest = squares - between - sum((x - mean_of_top) ** 2 for x in top)
+    spread = math.sqrt(max(squares_of_rest, RESOLUTION * squares) / (rest - 1))
+    uncertainty = RESOLUTION * sum_abs / rest
+    known = uncertainty <= max(1e-3 * abs(mean_of_rest), NEGLIGIBLE)
+    return Dominance(
+        level=0.0,
+        tokens=float(k),
+        v=_share(sum((x - mean) ** 2 for x in top), squares),
+        j=(mean - mean_of_rest) * math.sqrt(n) / spread if spread > 0 else 0.0,
+        top_share=_share(sum(abs(x) for x in top), sum_abs),
+        mean_without_top=mean_of_rest if known else math.nan,
+        apart=abs(top[-1] / outside[0]) if outside and outside[0] else math.inf,
+    )
+
+
+def _mean_outside_core(
+    log_ratios: Sequence[float], k: int, n: float, core_tokens: float, core_sum: float
+) -> float:
+    """Mean k3 without the first k tokens; nan if a token beyond the core is not listed."""
+    far = [d for d in log_ratios if abs(d) > CORE_RADIUS]
+    if len(far) != n - core_tokens:
+        return math.nan
+    top, others = log_ratios[:k], log_ratios[k:]
+    inside = core_sum - sum(_k3(d) for d in top if abs(d) <= CORE_RADIUS)
+    outside = sum(_k3(d) for d in others if abs(d) > CORE_RADIUS)
+    return (inside + outside) / (n - k)
+
+
+def _share(part: float, whole: float) -> float:
+    """Part of a sum, at most 1 for rounding; 0 of nothing."""
+    return min(part / whole, 1.0) if whole > 0 else 0.0
+
+
+def _level(
+    log_ratios: Sequence[float], reaches: Callable[[T], bool], thresholds: Mapping[float, T]
+) -> float:
+    """The highest level whose threshold is reached; 0 where every |d| is rounding noise."""
+    if max(map(abs, log_ratios), default=0.0) < SMALLEST_LOG_RATIO:
+        return 0.0
+    return max((level for level, rung in thresholds.items() if reaches(rung)), default=0.0)
+
+
+def _log_ratios(left: Iterable[float], right: Iterable[float]) -> list[float]:
+    """The extreme tokens of both tails as d."""
+    return [-float(d) for d in left] + [float(d) for d in right]
+
+
+def _k3(d: float) -> float:
+    """k3 of an extreme token; its rounding below |d| = 1e-5 does not matter here."""
+    return math.expm1(min(d, LARGEST_LOG_RATIO)) - d
