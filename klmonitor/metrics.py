@@ -184,8 +184,8 @@ METRICS: tuple[Metric, ...] = (
     *(Metric(f"log_ratio/{label}", "nats", f"{probability:.1%} quantile of d", "to 0.8 %",
              lambda c, p=probability: c.totals.quantile(p))  # type: ignore[misc]  # binds the loop's value
       for probability, label in QUANTILES),
-    Metric("log_ratio/min", "nats", "min d", "exact", lambda c: -c.totals.maxima[1]),
-    Metric("log_ratio/max", "nats", "max d", "exact", lambda c: c.totals.maxima[0]),
+    Metric("log_ratio/min", "nats", "min d", "exact", lambda c: c.totals.smallest),
+    Metric("log_ratio/max", "nats", "max d", "exact", lambda c: c.totals.largest),
     Metric("log_ratio/excluded", "tokens", f"#(|d| > {CORE_RADIUS:g})",
            "left out of the running numbers, which one of them would swamp",
            lambda c: c.totals["tail/n"]),
@@ -236,6 +236,7 @@ def pair_values(totals: PairTotals, running: dict[str, float]) -> dict[str, floa
         for metric in METRICS
         if metric.value is not None
     }
-    for group in totals.groups:
-        values |= group_values(totals, group)
+    if len(totals.groups) > 1:
+        for group in totals.groups:
+            values |= group_values(totals, group)
     return values

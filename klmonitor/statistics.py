@@ -222,6 +222,16 @@ class PairTotals:
         bucket = int(np.searchsorted(np.cumsum(self.histogram), rank - 0.5))
         return float(min(max(MIDDLES[bucket], -self.maxima[1]), self.maxima[0]))
 
+    @property
+    def smallest(self) -> float:
+        """Smallest counted d, nan for none."""
+        return -self.maxima[1] if self.n else math.nan
+
+    @property
+    def largest(self) -> float:
+        """Largest counted d, nan for none."""
+        return self.maxima[0] if self.n else math.nan
+
     # --- single sequences ------------------------------------------------------------------
     @property
     def top_sequence_share(self) -> float:

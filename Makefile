@@ -1,0 +1,47 @@
+# Every target sets up what it needs: `make test` works on a fresh machine with python3 and gcc.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install test lint format demo docs sim bench clean
+
+help:
+	@echo "make test    the default test tier (sets up $(VENV) first)"
+	@echo "make lint    ruff, mypy, import-linter, generated docs"
+	@echo "make demo    a real GRPO run with a KL spike, watched"
+	@echo "make docs    regenerate docs/metrics.md"
+	@echo "make sim     the full statistical simulations (minutes)"
+	@echo "make bench   timings, written to benchmarks/RESULTS.md (minutes)"
+
+install: $(VENV)/installed
+
+# pip reads the constraints first, so torch is the pinned CPU build and never a CUDA one.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--editable ".[all,dev]"
+	touch $@
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m klmonitor.docs --check
+
+format: install
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+docs: install
+	$(BIN)/python -m klmonitor.docs
+
+demo: install
+	$(BIN)/klmonitor demo $(ARGS)
+
+clean:
+	rm -rf $(VENV) klmonitor-demo .pytest_cache .mypy_cache .ruff_cache

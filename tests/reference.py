@@ -1,0 +1,85 @@
+"""Plain numpy versions of every metric, written from the formulas, token by token."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
+    """The metrics of finite, counted tokens.
+
+    Args:
+        d: [N] float64 log-ratios.
+        sequence: [N] which sequence a token is of.
+        prompt: [N] which prompt; None: unknown.
+        sampler: [N] log-probs of the policy that drew the tokens; None: q itself.
+        log_q: [N] log-probs under q, with `sampler`.
+    """
+    n = len(d)
+    k = {"k1": -d, "k2": d * d / 2, "k3": np.expm1(d) - d}
+    clusters = sequence if prompt is None else prompt
+    index = np.unique(clusters, return_inverse=True)[1]
+    sizes = np.bincount(index)
+
+    def error_of(x):
+        sums = np.bincount(index, weights=x)
+        b = len(sums)
+        return np.sqrt(b / (b - 1) * np.sum((sums - x.mean() * sizes) ** 2)) / n
+
+    out = {}
+    for name, x in k.items():
+        out[f"{name}/mean"] = x.mean()
+        out[f"{name}/var"] = x.var(ddof=1)
+        out[f"{name}/se"] = error_of(x)
+    r = np.exp(d)
+    gap, bias = k["k3"] - k["k1"], k["k2"] - k["k1"]
+    covariance = np.cov(-d, r - 1)
+    lam = float(np.clip(-covariance[0, 1] / covariance[1, 1], 0, 1))
+    on_policy = sampler is None
+    w = np.ones(n) if on_policy else np.exp(log_q - sampler)
+    out |= {
+        "k1/negative_share": np.mean(d > 0),
+        "k1/cancellation": 1 - abs(d.sum()) / np.abs(d).sum(),
+        "k2/bias": bias.mean(),
+        "k2/bias_z": bias.mean() / error_of(bias),
+        "gap": gap.mean() if on_policy else np.nan,
+        "gap_z": gap.mean() / error_of(gap) if on_policy else np.nan,
+        "cv/lambda": lam,
+        "cv/corr": np.corrcoef(-d, r - 1)[0, 1],
+        "cv/variance_ratio": k["k3"].var(ddof=1) / k["k1"].var(ddof=1),
+        "tokens": n,
+        "sequences": len(np.unique(sequence)),
+        "prompts": np.nan if prompt is None else len(np.unique(prompt)),
+        "on_policy": float(on_policy),
+        "ess": r.sum() ** 2 / (n * (r * r).sum()),
+        "iw/k1/mean": np.nan if on_policy else np.sum(w * k["k1"]) / w.sum(),
+        "iw/k3/mean": np.nan if on_policy else np.sum(w * k["k3"]) / w.sum(),
+        "iw/ess": np.nan if on_policy else w.sum() ** 2 / (n * (w * w).sum()),
+        "identical": np.mean(d == 0),
+        "clamped": np.sum(d > 350),
+        "outliers/k1": np.sum(d <= -2),
+        "outliers/k3": np.sum(d >= 2),
+        "outliers/rate": 1e4 * np.mean(np.abs(d) >= 2),
+        "log_ratio/min": d.min(),
+        "log_ratio/max": d.max(),
+        "log_ratio/excluded": np.sum(np.abs(d) > 20),
+        "sequence/k1": k["k1"].sum() / len(np.unique(sequence)),
+        "sequence/k3": k["k3"].sum() / len(np.unique(sequence)),
+    }
+    for t in (1, 2, 5, 10):
+        out[f"log_ratio/le_{-t}"] = np.sum(d <= -t)
+        out[f"log_ratio/ge_{t}"] = np.sum(d >= t)
+    for probability, label in ((0.001, "p0.1"), (0.01, "p1"), (0.5, "p50"), (0.99, "p99"), (0.999, "p99.9")):
+        out[f"log_ratio/{label}"] = np.quantile(d, probability, method="inverted_cdf")
+    seq = np.unique(sequence, return_inverse=True)[1]
+    deviation = np.bincount(seq, weights=-d) - (-d).mean() * np.bincount(seq)
+    out["dominance/top_sequence_share"] = (deviation**2).max() / (deviation**2).sum()
+    gap_fails = on_policy and abs(out["gap_z"]) > 5 and abs(out["gap"]) > 0.1 * out["k3/mean"]
+    out["best"] = (1.0 if lam < 0.5 or gap_fails else 3.0) if on_policy else np.nan
+    m = int(np.clip(n // 400, 1, 10))
+    for name, size in (("k1", np.abs(d)), ("k3", k["k3"])):
+        top = np.argsort(-size, kind="stable")[:m]
+        rest = np.delete(k[name], top)
+        out[f"{name}/mean_without_top"] = rest.mean()
+        out[f"dominance/{name}/top_share"] = np.abs(k[name][top]).sum() / np.abs(k[name]).sum()
+    return out
