@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from klmonitor.attach import Handle, attach
+    from klmonitor.attachment import Handle, attach
     from klmonitor.audit import exact_kl
     from klmonitor.backtest import backtest
     from klmonitor.estimators import k1, k2, k3
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 _HOME = {
     "Alert": "klmonitor.report",
     "ExtremeToken": "klmonitor.report",
-    "Handle": "klmonitor.attach",
+    "Handle": "klmonitor.attachment",
     "KLMonitorCallback": "klmonitor_trl",
     "Monitor": "klmonitor.monitor",
     "PairReport": "klmonitor.report",
     "Report": "klmonitor.report",
-    "attach": "klmonitor.attach",
+    "attach": "klmonitor.attachment",
     "backtest": "klmonitor.backtest",
     "exact_kl": "klmonitor.audit",
     "k1": "klmonitor.estimators",

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,17 +28,20 @@ from torch import Tensor
 from klmonitor import assemble
 from klmonitor.batch import TensorLike, TokenBatch, build
 from klmonitor.logged import LoggedSteps
+from klmonitor.outputs import make_sinks
 from klmonitor.pairs import Pair, default_pairs, parse_pairs
 from klmonitor.record import RecordWriter
 from klmonitor.reduce import Group, HostCopy, agree, default_group, rank_of, reduce_over
 from klmonitor.report import Alert, Report
 from klmonitor.rules import RuleSet
 from klmonitor.running import Running
-from klmonitor.sinks import Sink, alert_sinks, resolve_sinks
 from klmonitor.summary.chunked import accumulate
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import SummaryConfig
 from klmonitor.summary.state import Summary
+
+if TYPE_CHECKING:
+    from klmonitor.sinks import Sink
 
 logger = logging.getLogger("klmonitor")
 T = TypeVar("T")
@@ -130,7 +133,7 @@ class Monitor:
         if self.active and rank_of(process_group or default_group()) == 0:
             if run_dir is not None:
                 self._record = RecordWriter(Path(run_dir), {"groups": list(names), **(meta or {})})
-            self._sinks = [*resolve_sinks(sinks, run_dir, metrics), *alert_sinks(sinks)]
+            self._sinks = make_sinks(sinks, run_dir, metrics)
 
     # --- in ----------------------------------------------------------------------------------
     def observe(
