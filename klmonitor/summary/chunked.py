@@ -29,15 +29,18 @@ from klmonitor.summary.layout import (
     LOW_EXPONENT,
     MANTISSA_BITS,
     MOMENTS,
-    N_ORDER,
-    N_SEQUENCE_ORDER,
     N_TOKEN_COLUMNS,
     PER_SEQUENCE,
+    POLICY_COUNTS,
     WEIGHTED,
 )
 from klmonitor.summary.state import Summary, first_of
 from klmonitor.summary.tiles import tiles
 
+GRAM_INDEX = [
+    len(PER_SEQUENCE) * PER_SEQUENCE.index(a) + PER_SEQUENCE.index(b)
+    for a, b in (name.split(".") for name in GRAM)
+]
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 """2^64 over the golden ratio, as a signed integer."""
 POSITIVE_TOLERANCE = 1e-3
@@ -56,16 +59,25 @@ class Sums:
     rows: Tensor
     segments: Tensor | None
 
-    def add(self, column: str, left: Tensor, right: Tensor | None = None) -> None:
-        """Add the sum over each sequence of left (x right); bool counts."""
+    def add(
+        self, column: str, left: Tensor, right: Tensor | None = None, scale: float = 1
+    ) -> None:
+        """Add scale x the sum over each sequence of left (x right); a bool tensor counts."""
         target = self.rows[:, COLUMN[column]]
         if self.segments is not None:
             product = left.double() if right is None else left * right
-            target.index_add_(0, self.segments, product.reshape(-1))
+            target.index_add_(0, self.segments, product.reshape(-1), alpha=scale)
         elif right is None:
-            target += left.sum(-1)
+            target.add_(left.sum(-1), alpha=scale)
         else:
-            target += torch.linalg.vecdot(left, right)
+            target.add_(torch.linalg.vecdot(left, right), alpha=scale)
+
+    def count(self, column: str, which: Tensor | None, like: Tensor) -> None:
+        """Count the True tokens of each sequence; None is True for all of a tile `like`."""
+        if which is None and self.segments is None:
+            self.rows[:, COLUMN[column]] += like.shape[1]
+        else:
+            self.add(column, torch.ones_like(like) if which is None else which)
 
 
 def add_pair(
@@ -100,29 +112,36 @@ def add_pair(
             None if batch.segments is None else batch.segments[tile.columns],
         )
         mask = None if batch.mask is None else tile.of(batch.mask)
-        d = (tile.of(p).double() - tile.of(q).double()).add_(0.0)  # no -0
+        d = tile.of(p).double() - tile.of(q).double() + 0.0  # -0 becomes 0
         if mask is not None:
             d = torch.where(mask, d, 0.0)
         valid, core = mask, d
-        if q.is_cuda or not _ordinary(d):
+        high, low = d.amax(1), d.amin(1)
+        if q.is_cuda or not _ordinary(high, low):
             d, valid, core = _careful(d, mask, sums)
-        counted = torch.ones_like(d, dtype=torch.bool) if valid is None else valid
-        sums.add("core/n", counted if core is d else counted & (d.abs() <= CORE_RADIUS))
+            high, low = d.amax(1), d.amin(1)
+        sums.count("core/n", valid if core is d else _within(d, valid), d)
         _moments("core", core, sums)
-        sums.add("zero", (d == 0) & counted)
+        sums.count("zero", valid, d)
+        sums.add("zero", d != 0, scale=-1)
         if weighted is not None:
-            _weights(d, tile.of(q).double() - tile.of(weighted).double(), counted, sums)
+            _weights(d, tile.of(q).double() - tile.of(weighted).double(), valid, sums)
         _count_buckets(histogram, d, valid)
-        extremes.add(tile, d)
+        extremes.add(tile, high, low)
 
     if extremes.starts:
         _finish(state, batch, pair, rows, histogram, extremes, place, groups, centre)
 
 
-def _ordinary(d: Tensor) -> bool:
+def _ordinary(high: Tensor, low: Tensor) -> bool:
     """Whether every d of a tile is finite and within `CORE_RADIUS` (nan fails both questions)."""
-    low, high = torch.aminmax(d)
-    return bool(low >= -CORE_RADIUS) and bool(high <= CORE_RADIUS)
+    return bool(high.max() <= CORE_RADIUS) and bool(low.min() >= -CORE_RADIUS)
+
+
+def _within(d: Tensor, valid: Tensor | None) -> Tensor:
+    """Which tokens count and are not summed apart."""
+    near = d.abs() <= CORE_RADIUS
+    return near if valid is None else near & valid
 
 
 def _careful(d: Tensor, mask: Tensor | None, sums: Sums) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,23 +164,27 @@ def _careful(d: Tensor, mask: Tensor | None, sums: Sums) -> tuple[Tensor, Tensor
 
 
 def _moments(part: str, d: Tensor, sums: Sums) -> None:
-    features = {"d": d, "abs": d.abs(), "d2": d * d, "k3": _k3(d)}
+    features = {"d": d, "abs": d.abs(), "d2": d * d, "k3": _k3(d, clamp=part == "tail")}
     for moment in MOMENTS:
         right = None if moment.right == "one" else features[moment.right]
         sums.add(f"{part}/{moment.name}", features[moment.left], right)
 
 
-def _k3(d: Tensor) -> Tensor:
-    """k3 at min(d, CLAMP). In float64 expm1(d) - d is off by 1e-16 |d|, far below the sums' use."""
-    return torch.expm1(d.clamp(max=CLAMP)) - d
+def _k3(d: Tensor, *, clamp: bool) -> Tensor:
+    """k3, at min(d, CLAMP) if asked. In float64 expm1(d) - d is off by 1e-16 |d|: far too little
+    to be seen in a sum."""
+    return torch.expm1(d.clamp(max=CLAMP) if clamp else d).sub_(d)
 
 
-def _weights(d: Tensor, log_weight: Tensor, counted: Tensor, sums: Sums) -> None:
+def _weights(d: Tensor, log_weight: Tensor, valid: Tensor | None, sums: Sums) -> None:
     """Importance-weighted sums: w = q(x) / sampler(x), unclamped but for overflow."""
-    usable = counted & log_weight.isfinite()
-    sums.add("unweighted", counted & ~usable)
-    w = torch.where(usable, log_weight, 0.0).clamp(max=CLAMP).exp() * usable
-    features = {"w": w, "d": d, "k3": _k3(d)}
+    usable = log_weight.isfinite()
+    if valid is not None:
+        usable = usable & valid
+    sums.count("unweighted", valid, d)
+    sums.add("unweighted", usable, scale=-1)
+    w = torch.where(usable, log_weight, -torch.inf).clamp_(max=CLAMP).exp_()
+    features = {"w": w, "d": d, "k3": _k3(d, clamp=True)}
     for moment in WEIGHTED:
         right = None if moment.right == "one" else features[moment.right]
         sums.add(moment.name, features[moment.left], right)
@@ -210,17 +233,13 @@ def _finish(
     per_sequence = torch.stack([tokens, -both["d"], both["d2"] / 2, both["k3"]], dim=1)
     seen = (tokens > 0).double()
     prompted = seen if batch.prompt_ids is not None else torch.zeros_like(seen)
-    products = torch.stack(
-        [
-            per_sequence[:, PER_SEQUENCE.index(a)] * per_sequence[:, PER_SEQUENCE.index(b)]
-            for a, b in (name.split(".") for name in GRAM)
-        ],
-        dim=1,
-    )
-    full = torch.cat([rows, seen.unsqueeze(1), prompted.unsqueeze(1), products], dim=1)
+    counts = torch.stack([seen, prompted], dim=1)
     if isinstance(groups, int):
-        state.sums[index, groups] += full.sum(0)
+        gram = (per_sequence.T @ per_sequence).flatten()[GRAM_INDEX]
+        state.sums[index, groups] += torch.cat([rows.sum(0), counts.sum(0), gram])
     else:
+        outer = per_sequence.unsqueeze(2) * per_sequence.unsqueeze(1)
+        full = torch.cat([rows, counts, outer.flatten(1)[:, GRAM_INDEX]], dim=1)
         state.sums[index].index_add_(0, groups, full)
     if batch.prompt_ids is not None and config.buckets_per_group:
         bucket = _prompt_bucket(batch.prompt_ids, config.buckets_per_group)
@@ -232,15 +251,14 @@ def _finish(
         state.maxima[index], extremes.maxima(batch, pair), out=state.maxima[index]
     )
     top = config.top
+    # Micro-batches come in order, so among equal keys the earlier place stays first.
     state.tokens[index] = first_of(
-        torch.cat([state.tokens[index], extremes.tokens(batch, pair, place, top)], dim=-2),
-        top,
-        N_ORDER,
+        torch.cat([state.tokens[index], extremes.tokens(batch, pair, place, top)], dim=-2), top, 1
     )
     state.sequences[index] = first_of(
         torch.cat([state.sequences[index], sequence_records(per_sequence, centre, place, top)]),
         top,
-        N_SEQUENCE_ORDER,
+        1,
     )
 
 
@@ -253,26 +271,20 @@ def _prompt_bucket(prompt_ids: Tensor, buckets_per_group: int) -> Tensor:
 def policy_counts(batch: TokenBatch, policy: str) -> Tensor:
     """[POLICY_COUNTS] over the tokens that count: what the values of one policy look like."""
     log_probs = batch.log_probs[policy]
-    counts = log_probs.new_zeros(6, dtype=torch.float64)
+    counts = log_probs.new_zeros(len(POLICY_COUNTS), dtype=torch.float64)
     for tile in tiles(batch):
-        x = tile.of(log_probs)
-        mask = None if batch.mask is None else tile.of(batch.mask)
-        x32 = x.float()
-        nonzero = x32 != 0
-        if mask is not None:
-            nonzero = nonzero & mask
-        bits = x32.contiguous().view(torch.int32)
-        exact = nonzero & (x32 == x)
-        counts += torch.stack(
-            [
-                torch.tensor(x.numel(), device=x.device) if mask is None else mask.sum(),
-                nonzero.sum(),
-                (nonzero & (x32 > POSITIVE_TOLERANCE)).sum(),
-                (nonzero & ~x32.isfinite()).sum(),
-                (exact & ((bits & 0xFFFF) == 0)).sum(),
-                (exact & ((bits & 0x1FFF) == 0)).sum(),
-            ]
-        )
+        x = tile.of(log_probs).float()
+        n = torch.tensor(x.numel())
+        if batch.mask is not None:
+            mask = tile.of(batch.mask)
+            n = mask.sum()
+            x = torch.where(mask, x, 0.0)
+        bits = x.contiguous().view(torch.int32)
+        nonzero = x.count_nonzero()
+        positive = (x > POSITIVE_TOLERANCE).sum()
+        odd = [(bits & low_bits).count_nonzero() for low_bits in (0xFFFF, 0x1FFF)]
+        found = (n.to(x.device), nonzero, positive, nonzero - odd[0], nonzero - odd[1])
+        counts += torch.stack(found)
     return counts
 
 

@@ -40,13 +40,13 @@ class RowExtremes:
     highs: list[Tensor] = field(default_factory=list)
     lows: list[Tensor] = field(default_factory=list)
 
-    def add(self, tile: Tile, d: Tensor) -> None:
-        """Note a tile's rows; d [rows, columns] is finite, 0 where masked."""
-        starts = tile.row_starts(d.device)
+    def add(self, tile: Tile, high: Tensor, low: Tensor) -> None:
+        """Note the largest and smallest d of a tile's rows, [rows]; finite, masked read as 0."""
+        starts = tile.row_starts(high.device)
         self.starts.append(starts)
         self.widths.append(torch.full_like(starts, tile.shape[1]))
-        self.highs.append(d.amax(1))
-        self.lows.append(d.amin(1))
+        self.highs.append(high)
+        self.lows.append(low)
 
     def maxima(self, batch: TokenBatch, pair: Pair) -> Tensor:
         """[2]: the largest d and the largest -d over the tokens that count; -inf: none does.
@@ -71,22 +71,26 @@ class RowExtremes:
     def tokens(self, batch: TokenBatch, pair: Pair, place: Place, top: int) -> Tensor:
         """[2 tails, top, TOKEN_FIELDS]: the first tokens of each tail, in order."""
         starts, widths = torch.cat(self.starts), torch.cat(self.widths)
-        first_of_sequence = batch.starts()
-        tails = []
+        columns = torch.arange(min(WIDTH, batch.shape[1]), device=batch.device)
+        chosen, keys = [], []
         for sign, scores in ((-1.0, -torch.cat(self.lows)), (1.0, torch.cat(self.highs))):
             blocks = first_largest(scores, top).sort().values
-            flat = starts[blocks].unsqueeze(1) + torch.arange(
-                min(WIDTH, batch.shape[1]), device=batch.device
-            )
-            inside = flat < (starts[blocks] + widths[blocks]).unsqueeze(1)
-            flat = torch.where(inside, flat, starts[blocks].unsqueeze(1)).reshape(-1)
+            first = starts[blocks].unsqueeze(1)
+            inside = columns < widths[blocks].unsqueeze(1)
+            flat = torch.where(inside, first + columns, first).flatten()
             key = sign * _log_ratio(batch, pair, flat)
-            key = torch.where(inside.reshape(-1) & (key > 0) & key.isfinite(), key, -math.inf)
-            chosen = first_largest(key, top)
-            tails.append(
-                _records(batch, pair, place, flat[chosen], key[chosen], first_of_sequence, top)
-            )
-        return torch.stack(tails)
+            key = torch.where(inside.flatten() & (key > 0) & (key < math.inf), key, -math.inf)
+            found = first_largest(key, top)
+            chosen.append(_fill(flat[found], top, 0))
+            keys.append(_fill(key[found], top, -math.inf))
+        records = _records(batch, pair, place, torch.cat(chosen), torch.cat(keys))
+        return records.view(2, top, -1)
+
+
+def _fill(values: Tensor, top: int, value: float) -> Tensor:
+    """Make a short vector `top` long."""
+    missing = top - values.shape[0]
+    return values if missing <= 0 else torch.nn.functional.pad(values, (0, missing), value=value)
 
 
 def _log_ratio(batch: TokenBatch, pair: Pair, flat: Tensor) -> Tensor:
@@ -97,24 +101,16 @@ def _log_ratio(batch: TokenBatch, pair: Pair, flat: Tensor) -> Tensor:
     return d if batch.mask is None else torch.where(batch.mask[row, column], d, math.nan)
 
 
-def _records(
-    batch: TokenBatch,
-    pair: Pair,
-    place: Place,
-    flat: Tensor,
-    key: Tensor,
-    first_of_sequence: Tensor | None,
-    top: int,
-) -> Tensor:
-    """[top, TOKEN_FIELDS] for the tokens at flat indices; short lists are filled with no token."""
+def _records(batch: TokenBatch, pair: Pair, place: Place, flat: Tensor, key: Tensor) -> Tensor:
+    """[n, TOKEN_FIELDS] for the tokens at flat indices; key -inf: no token."""
     row, column = flat // batch.shape[1], flat % batch.shape[1]
-    if first_of_sequence is None or batch.segments is None:
-        sequence, position = row, column
-    else:
+    sequence, position = row, column
+    first = batch.starts()
+    if first is not None and batch.segments is not None:
         sequence = batch.segments[flat]
-        position = flat - first_of_sequence[sequence]
+        position = flat - first[sequence]
     unknown = torch.full_like(row, -1)
-    columns = (
+    fields = (
         key,
         torch.full_like(row, place.rank),
         torch.full_like(row, place.micro_batch),
@@ -125,7 +121,10 @@ def _records(
         unknown if batch.token_ids is None else batch.token_ids[row, column],
         unknown if batch.prompt_ids is None else batch.prompt_ids[sequence],
     )
-    return _fill(torch.stack([column.double() for column in columns], dim=1), top)
+    records = torch.stack([field.double() for field in fields], dim=1)
+    nothing = torch.zeros_like(records[0])
+    nothing[0] = -math.inf
+    return torch.where(key.unsqueeze(1) > 0, records, nothing)
 
 
 def sequence_records(per_sequence: Tensor, centre: float, place: Place, top: int) -> Tensor:
@@ -139,10 +138,11 @@ def sequence_records(per_sequence: Tensor, centre: float, place: Place, top: int
     """
     t, k1, _, k3 = per_sequence.unbind(1)
     key = torch.where(t > 0, (k1 - centre * t).abs(), -math.inf)
-    chosen = first_largest(key, top)
+    chosen = _fill(first_largest(key, top), top, 0)
+    kept = torch.arange(top, device=key.device) < key.numel()
     here = torch.ones_like(key[chosen])
-    columns = (
-        key[chosen],
+    fields = (
+        torch.where(kept, key[chosen], -math.inf),
         here * place.rank,
         here * place.micro_batch,
         chosen.double(),
@@ -150,17 +150,7 @@ def sequence_records(per_sequence: Tensor, centre: float, place: Place, top: int
         k1[chosen],
         k3[chosen],
     )
-    return _fill(torch.stack(columns, dim=1), top)
-
-
-def _fill(records: Tensor, top: int) -> Tensor:
-    """Make a short list `top` long with records of no token."""
-    missing = top - records.shape[0]
-    if missing <= 0:
-        return records
-    empty = records.new_zeros(missing, records.shape[1])
-    empty[:, 0] = -math.inf
-    return torch.cat([records, empty])
+    return torch.stack(fields, dim=1)
 
 
 def first_largest(values: Tensor, top: int) -> Tensor:
@@ -171,12 +161,14 @@ def first_largest(values: Tensor, top: int) -> Tensor:
     """
     if values.is_cuda:
         return values.sort(descending=True, stable=True).indices[:top]
-    if values.numel() > top:
-        threshold = values.topk(top).values[-1]
+    if values.numel() <= top:
+        return values.sort(descending=True, stable=True).indices
+    largest = values.topk(top + 1)
+    if bool(largest.values[-2] > largest.values[-1]):  # no tie at the threshold
+        candidates = largest.indices[:top].sort().values
+    else:
+        threshold = largest.values[-1]
         above = (values > threshold).nonzero().squeeze(1)
         equal = (values == threshold).nonzero().squeeze(1)[: top - above.numel()]
         candidates = torch.cat([above, equal]).sort().values
-    else:
-        candidates = torch.arange(values.numel())
-    order = values[candidates].sort(descending=True, stable=True).indices
-    return candidates[order]
+    return candidates[values[candidates].sort(descending=True, stable=True).indices]

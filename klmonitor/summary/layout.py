@@ -81,9 +81,9 @@ COLUMN = {name: i for i, name in enumerate(COLUMNS)}
 N_TOKEN_COLUMNS = COLUMN["sequences"]
 """The leading columns are sums over tokens; from ``sequences`` on they are sums over sequences."""
 
-POLICY_COUNTS = ("n", "nonzero", "positive", "nonfinite", "bf16", "fp16")
-"""Per policy: tokens, non-zero values, values > 0, non-finite values, and non-zero values that
-bfloat16 or float16 would hold exactly (their low 16 or 13 float32 bits are zero)."""
+POLICY_COUNTS = ("n", "nonzero", "positive", "bf16", "fp16")
+"""Per policy: tokens, non-zero values, values > 0, and non-zero values that bfloat16 or float16
+would hold exactly (their low 16 or 13 float32 bits are zero)."""
 
 MAXIMA = ("d", "-d")
 
