@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,13 +35,11 @@ from klmonitor.reduce import Group, HostCopy, agree, default_group, rank_of, red
 from klmonitor.report import Alert, Report
 from klmonitor.rules import RuleSet
 from klmonitor.running import Running
+from klmonitor.sinks import FanOut, Metrics, Sink
 from klmonitor.summary.chunked import accumulate
 from klmonitor.summary.extremes import Place
-from klmonitor.summary.layout import SummaryConfig
+from klmonitor.summary.layout import SEQUENCE_FIELDS, TOKEN_FIELDS, SummaryConfig
 from klmonitor.summary.state import Summary
-
-if TYPE_CHECKING:
-    from klmonitor.sinks import Sink
 
 logger = logging.getLogger("klmonitor")
 T = TypeVar("T")
@@ -72,7 +70,7 @@ class Monitor:
         self,
         run_dir: str | os.PathLike[str] | None = None,
         *,
-        metrics: str | Sequence[str] = "core",
+        metrics: Metrics = "core",
         rules: Any = "default",
         sinks: Collection[str | Sink | Callable[[Report], None]] = (),
         groups: Sequence[str] = (),
@@ -129,7 +127,7 @@ class Monitor:
         self._failures = 0
         self._warned: set[str] = set()
         self._record: RecordWriter | None = None
-        self._sinks: list[Sink] = []
+        self._sinks = FanOut([])
         if self.active and rank_of(process_group or default_group()) == 0:
             if run_dir is not None:
                 self._record = RecordWriter(Path(run_dir), {"groups": list(names), **(meta or {})})
@@ -246,6 +244,35 @@ class Monitor:
         rows = group.to(batch.device, torch.int64)
         return torch.where((rows >= 0) & (rows < other), rows, other)
 
+    def take_part(self, rank: int, phase: str = "train") -> Summary:
+        """What was observed since the last step, for a driver that merges its workers' parts.
+
+        Args:
+            rank: the worker's number, part of the place of its extreme tokens.
+            phase: which observations.
+
+        Returns:
+            A summary on the CPU, which travels by pickle; the next one starts from nothing.
+        """
+        part = self._take(phase).to("cpu")
+        part.tokens[..., TOKEN_FIELDS.index("rank")] = rank
+        part.sequences[..., SEQUENCE_FIELDS.index("rank")] = rank
+        return part
+
+    def add_part(self, part: Summary, phase: str = "train") -> None:
+        """Add what a worker's `take_part` gave, before `step` on the driver.
+
+        Raises:
+            ValueError: the worker's monitor has other settings.
+        """
+        state = self._states.get(phase)
+        self._states[phase] = part if state is None else state.merge(part.to(state.device))
+
+    def _take(self, phase: str) -> Summary:
+        self._micro_batches[phase] = 0
+        state = self._states.pop(phase, None)
+        return Summary.empty(self._config) if state is None else state
+
     # --- out ---------------------------------------------------------------------------------
     def step(self, step: int, *, phase: str = "train", wait: bool = True) -> Report | None:
         """Close a step: reduce over the ranks, judge, record. Collective: call on every rank.
@@ -275,14 +302,12 @@ class Monitor:
 
     def _begin(self, step: int, phase: str) -> Pending:
         ranks = self._ranks()
-        state = self._states.pop(phase, None)
-        self._micro_batches[phase] = 0
-        if state is None:
-            state = Summary.empty(self._config)
+        state = self._take(phase)
         if not self._agreed:
             self._agreed = True
             agree(self._config, ranks)
-        flags = torch.tensor([self.errors, float(not self.active)], dtype=torch.float64)
+        failures = self.errors + self._sinks.errors
+        flags = torch.tensor([failures, float(not self.active)], dtype=torch.float64)
         summary, flags = reduce_over(ranks, state, flags)
         return Pending(step, phase, HostCopy.start(summary, flags))
 
@@ -300,7 +325,7 @@ class Monitor:
         errors, disabled = flags.tolist()
         run_values = {
             "klmonitor/active": 1.0 - disabled,
-            "klmonitor/errors": max(errors, float(self.errors)),
+            "klmonitor/errors": errors,
         }
         if not train:
             report = replace(report, run_values=run_values)
@@ -327,11 +352,10 @@ class Monitor:
         return Report(step=step, first_step=step, phase=phase, time=time.time(), pairs=pairs)
 
     def _send(self, report: Report, ended: Sequence[Alert]) -> None:
-        """Record first, then the sinks; each behind a boundary of its own."""
+        """Record first, then the sinks, which have a boundary of their own."""
         if self._record is not None:
             self._guarded("record", self._write, report, ended)
-        for sink in self._sinks:
-            self._guarded(type(sink).__name__, sink, report)
+        self._sinks(report)
 
     def _write(self, report: Report, ended: Sequence[Alert]) -> None:
         assert self._record is not None  # noqa: S101  # the only caller has looked
@@ -389,8 +413,7 @@ class Monitor:
             self._finish(pending)
         if self._record is not None:
             self._guarded("record", self._record.close)
-        for sink in self._sinks:
-            self._guarded(type(sink).__name__, sink.close)
+        self._sinks.close()
 
     # --- helpers -----------------------------------------------------------------------------
     def _ranks(self) -> Group | None:

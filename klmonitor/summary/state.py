@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +95,10 @@ class Summary:
         """An independent copy."""
         parts = (self.flat, self.maxima, self.tokens, self.sequences)
         return Summary(self.config, *(part.clone() for part in parts))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the views, which would come back detached from `flat`."""
+        return Summary, (self.config, self.flat, self.maxima, self.tokens, self.sequences)
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,294 @@
+"""The public face: observe, step, the failure contract, merged rows, state."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from klmonitor import Monitor
+from klmonitor.record import read_run
+
+
+def batch(seed=0, rows=8, columns=20, scale=0.1):
+    generator = torch.Generator().manual_seed(seed)
+    q = -2 * torch.rand(rows, columns, generator=generator)
+    p = q + scale * torch.randn(rows, columns, generator=generator)
+    mask = torch.rand(rows, columns, generator=generator) < 0.9
+    return {"policy": q, "ref": p, "mask": mask}
+
+
+def d_of(*batches):
+    return np.concatenate(
+        [(b["ref"].double() - b["policy"].double())[b["mask"]].numpy() for b in batches]
+    )
+
+
+def test_a_step_sums_its_micro_batches():
+    monitor = Monitor()
+    parts = [batch(seed) for seed in range(3)]
+    for part in parts:
+        monitor.observe(**part)
+    report = monitor.step(17)
+    d = d_of(*parts)
+    pair = report.pairs["policy_ref"]
+    assert report.step == 17
+    assert pair.k1.mean == pytest.approx(-d.mean(), rel=1e-12)
+    assert pair.k3.mean == pytest.approx((np.expm1(d) - d).mean(), rel=1e-9)
+    assert pair.k2.var == pytest.approx((d * d / 2).var(ddof=1), rel=1e-9)
+    assert pair.tokens == len(d)
+    assert report.scalars()["kl/policy_ref/k1/mean"] == pair.k1.mean
+    assert report.scalars()["klmonitor/errors"] == 0
+    assert {token.micro_batch for token in report.extremes} <= {0, 1, 2}
+    assert monitor.step(18).pairs == {}, "the next step starts from nothing"
+
+
+def test_the_running_numbers_pool_tokens_and_keep_drift():
+    monitor = Monitor(half_life=10.0)
+    parts = [batch(seed, rows=4 + seed % 3, scale=0.1 * (1 + seed)) for seed in range(30)]
+    for i, part in enumerate(parts):
+        monitor.observe(**part)
+        report = monitor.step(i)
+    weights = np.concatenate(
+        [np.full(len(d_of(p)), 2 ** (-(29 - i) / 10)) for i, p in enumerate(parts)]
+    )
+    for name, values in (("k1", -d_of(*parts)), ("k2", d_of(*parts) ** 2 / 2)):
+        near = np.abs(d_of(*parts)) <= 20
+        mean = np.average(values[near], weights=weights[near])
+        variance = np.average((values[near] - mean) ** 2, weights=weights[near])
+        estimate = report.pairs["policy_ref"].estimate(name)
+        assert estimate.running_mean == pytest.approx(mean, rel=1e-9)
+        assert estimate.running_var == pytest.approx(variance, rel=1e-9)
+
+
+def test_one_huge_token_stays_out_of_the_running_variance():
+    monitor = Monitor()
+    part = batch()
+    monitor.observe(**part)
+    before = monitor.step(0).pairs["policy_ref"]
+    part = batch(1)
+    part["ref"][0, 0] = part["policy"][0, 0] - 40
+    part["mask"][0, 0] = True
+    monitor.observe(**part)
+    after = monitor.step(1).pairs["policy_ref"]
+    assert after.k1.var > 100 * before.k1.var
+    assert after.k1.running_var < 2 * before.k1.var
+    assert after["log_ratio/excluded"] == 1
+    assert after["log_ratio/min"] == pytest.approx(-40, abs=1e-5)
+
+
+def test_eval_and_train_are_kept_apart():
+    monitor = Monitor()
+    train, evaluation = batch(0), batch(1)
+    monitor.observe(**train)
+    monitor.observe(**evaluation, phase="eval")
+    eval_report = monitor.step(1, phase="eval")
+    report = monitor.step(1)
+    assert eval_report.phase == "eval"
+    assert eval_report.pairs["policy_ref"].k1.mean == pytest.approx(-d_of(evaluation).mean())
+    assert report.pairs["policy_ref"].k1.mean == pytest.approx(-d_of(train).mean())
+
+
+def test_a_row_of_several_steps_is_their_union():
+    monitor = Monitor(merge_rows=True)
+    assert monitor.take_logged() is None
+    parts = [batch(seed, rows=2 + seed) for seed in range(20)]
+    for i, part in enumerate(parts):
+        monitor.observe(**part)
+        monitor.step(i)
+    row = monitor.take_logged()
+    d = d_of(*parts)
+    assert (row.first_step, row.step) == (0, 19)
+    assert row.pairs["policy_ref"].k3.mean == pytest.approx((np.expm1(d) - d).mean(), rel=1e-9)
+    assert row.pairs["policy_ref"].k1.var == pytest.approx(d.var(ddof=1), rel=1e-9)
+    assert monitor.take_logged() is None
+
+
+def test_without_waiting_reports_lag_by_one_step_and_close_delivers_the_last(tmp_path):
+    waiting, lagging = Monitor(), Monitor(tmp_path / "run")
+    expected = []
+    for i in range(4):
+        for monitor in (waiting, lagging):
+            monitor.observe(**batch(i))
+        expected.append(waiting.step(i))
+        late = lagging.step(i, wait=False)
+        assert (late is None) == (i == 0)
+        if late is not None:
+            assert late.step == i - 1
+            assert late.pairs["policy_ref"] == expected[i - 1].pairs["policy_ref"]
+    lagging.close()
+    assert [report.step for report in read_run(tmp_path / "run").reports] == [0, 1, 2, 3]
+
+
+def test_state_carries_running_numbers_and_rules_through_json():
+    whole, first = Monitor(), Monitor()
+    for i in range(12):
+        for monitor in (whole, first) if i < 6 else (whole,):
+            monitor.observe(**batch(i))
+            monitor.step(i)
+    second = Monitor()
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for i in range(6, 12):
+        second.observe(**batch(i))
+        second.step(i)
+    assert second.state_dict() == whole.state_dict()
+    with pytest.raises(ValueError, match="version 7"):
+        second.load_state_dict({"version": 7})
+
+
+BAD_FIRST = [
+    ({"policy": torch.zeros(2, 3), "ref": torch.zeros(2, 4)}, ValueError, "slice both"),
+    ({"policy": torch.zeros(2, 3).long(), "ref": torch.zeros(2, 3)}, TypeError, "log-probs are"),
+    ({"policy": torch.zeros(2, 3), "referenz": torch.zeros(2, 3)}, TypeError, "unknown policy"),
+    ({"rollout": torch.zeros(2, 3), "ref": torch.zeros(2, 3)}, ValueError, "pass policy and ref"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD_FIRST)
+def test_the_first_observe_is_setup_and_raises(arguments, error, message):
+    with pytest.raises(error, match=message) as caught:
+        Monitor().observe(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD_FIRST)
+def test_later_ones_are_counted_and_reported_once(arguments, error, message, caplog):
+    monitor = Monitor()
+    monitor.observe(**batch())
+    with caplog.at_level(logging.WARNING, "klmonitor"):
+        monitor.observe(**arguments)
+        monitor.observe(**arguments)
+    assert monitor.errors == 2
+    assert len(caplog.records) == 1
+    assert "observe failed" in caplog.text
+    monitor.observe(**batch(1))
+    report = monitor.step(0)
+    assert report.run_values["klmonitor/errors"] == 2
+    assert report.pairs["policy_ref"].tokens == len(d_of(batch(), batch(1)))
+    with pytest.raises(error, match=message):
+        strict = Monitor(strict=True)
+        strict.observe(**batch())
+        strict.observe(**arguments)
+
+
+def test_observe_gives_up_after_repeated_failures_and_says_so():
+    monitor = Monitor()
+    monitor.observe(**batch())
+    for _ in range(10):
+        monitor.observe(policy=torch.zeros(2, 3), ref=torch.zeros(3, 2))
+    assert monitor.errors == 5
+    assert not monitor.active
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": ["a", "a"]}, "distinct names"),
+        ({"groups": ["other"]}, "'other' is taken"),
+        ({"half_life": 0}, "half_life is 0"),
+        ({"pairs": ["ref_policy"]}, "unknown pair 'ref_policy'.*policy_ref"),
+        ({"log_tokens": "all"}, "log_tokens is 'all'"),
+        ({"sinks": ["tensorbord"]}, "unknown sink 'tensorbord'"),
+        ({"metrics": "everything", "sinks": ["tensorboard"]}, "metrics"),
+        ({"rules": "loud"}, "loud"),
+    ],
+)
+def test_bad_settings_are_one_line_errors(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        Monitor(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sink_that_fails_costs_nobody_else(caplog):
+    seen = []
+
+    def broken(report):
+        raise RuntimeError("no disk")
+
+    monitor = Monitor(sinks=[broken, seen.append])
+    with caplog.at_level(logging.WARNING, "klmonitor"):
+        for i in range(3):
+            monitor.observe(**batch(i))
+            monitor.step(i)
+    assert [report.step for report in seen] == [0, 1, 2]
+    assert caplog.text.count("no disk") == 1
+    assert seen[-1].run_values["klmonitor/errors"] == 2
+
+
+def test_groups_are_reported_apart():
+    monitor = Monitor(groups=["math", "code"])
+    monitor.observe(**batch(0), group="math")
+    monitor.observe(**batch(1), group="poetry")
+    monitor.observe(**batch(2), group=["code"] * 4 + ["math"] * 4)
+    pair = monitor.step(0).pairs["policy_ref"]
+    halves = {k: v[4:] for k, v in batch(2).items()}
+    math_d = d_of(batch(0), halves)
+    assert pair["group/math/k1/mean"] == pytest.approx(-math_d.mean(), rel=1e-12)
+    assert pair["group/other/k1/mean"] == pytest.approx(-d_of(batch(1)).mean(), rel=1e-12)
+    assert pair.k1.mean == pytest.approx(-d_of(batch(0), batch(1), batch(2)).mean(), rel=1e-12)
+
+
+def test_disabled_by_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("KLMONITOR_DISABLE", "1")
+    monitor = Monitor(tmp_path / "run")
+    monitor.observe(policy="nonsense", ref=3)
+    assert monitor.step(0) is None
+    monitor.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_record_holds_every_step_with_its_numbers(tmp_path):
+    monitor = Monitor(tmp_path / "run")
+    reports = []
+    for i in range(3):
+        monitor.observe(**batch(i), token_ids=torch.arange(160).view(8, 20))
+        reports.append(monitor.step(i))
+    monitor.close()
+    record = read_run(tmp_path / "run")
+    for written, report in zip(record.reports, reports, strict=True):
+        for name, value in report.pairs["policy_ref"].values.items():
+            np.testing.assert_equal(written.pairs["policy_ref"][name], value)
+    token = record.tokens[2][0]
+    assert token.token_id == token.sequence * 20 + token.position
+
+
+def test_positive_nan_and_infinite_values_are_counted_not_averaged():
+    part = batch()
+    part["mask"][:] = True
+    part["ref"][0, :4] = torch.tensor([math.nan, math.inf, -math.inf, 3.0])
+    monitor = Monitor()
+    monitor.observe(**part)
+    report = monitor.step(0)
+    pair = report.pairs["policy_ref"]
+    assert pair["nonfinite"] == 3
+    positive = (part["ref"] > 1e-3).sum() + (part["policy"] > 1e-3).sum()
+    assert pair["positive_logp"] == positive.item()
+    assert math.isfinite(pair.k3.mean)
+    assert any(alert.kind == "nonfinite" for alert in report.alerts)
+
+
+def test_importing_klmonitor_imports_nothing_heavy():
+    code = (
+        "import sys, klmonitor\n"
+        "heavy = {'torch', 'wandb', 'tensorboard', 'trl', 'transformers', 'rich', 'apprise'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "from klmonitor import Monitor, k1\n"
+        "assert not (heavy - {'torch'}) & set(sys.modules), sys.modules.keys() & heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_first_wrong_and_later_right_call_still_counts_as_setup():
+    monitor = Monitor()
+    with pytest.raises(ValueError, match="slice both"):
+        monitor.observe(policy=torch.zeros(2, 3), ref=torch.zeros(2, 4))
+    monitor.observe(**batch())
+    assert monitor.step(0).pairs["policy_ref"].tokens > 0
+    assert monitor.errors == 0
