@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -68,46 +69,114 @@ def _estimator(name: str, formula: str, weights: tuple[float, ...], text: str) -
     """Mean, error, variance and running numbers of one estimator."""
     variance: Callable[[Context], float] = lambda c: getattr(c.totals, f"var_{name}")  # noqa: E731  # one of five parallel one-liners
     return [
-        Metric(f"{name}/mean", "nats", f"sum({formula}) / N", text,
-               lambda c: c.totals.mean(weights), core=True),
-        Metric(f"{name}/se", "nats", "sqrt(B/(B-1) sum (S_i - mean T_i)^2) / N",
-               f"cluster standard error of {name}/mean; clusters are prompts where known, "
-               "else sequences", lambda c: c.totals.se(weights), core=name != "k2"),
-        Metric(f"{name}/var", "nats^2", f"sum ({name} - mean)^2 / (N - 1)",
-               f"sample variance of {name} over this step's tokens", variance),
-        Metric(f"{name}/running_mean", "nats", "S1 / n, decayed by 2^(-1/h) a step",
-               f"{name} over recent steps (half-life h = 100 steps), pooled over tokens",
-               lambda c: c.running.get(f"{name}/running_mean", NAN)),
-        Metric(f"{name}/running_var", "nats^2", "S2 / n - (S1 / n)^2, decayed by 2^(-1/h) a step",
-               f"variance of {name} over recent steps' tokens, drift between steps included",
-               lambda c: c.running.get(f"{name}/running_var", NAN), core=True),
+        Metric(
+            f"{name}/mean",
+            "nats",
+            f"sum({formula}) / N",
+            text,
+            lambda c: c.totals.mean(weights),
+            core=True,
+        ),
+        Metric(
+            f"{name}/se",
+            "nats",
+            "sqrt(B/(B-1) sum (S_i - mean T_i)^2) / N",
+            f"cluster standard error of {name}/mean; clusters are prompts where known, "
+            "else sequences",
+            lambda c: c.totals.se(weights),
+            core=name != "k2",
+        ),
+        Metric(
+            f"{name}/var",
+            "nats^2",
+            f"sum ({name} - mean)^2 / (N - 1)",
+            f"sample variance of {name} over this step's tokens",
+            variance,
+        ),
+        Metric(
+            f"{name}/running_mean",
+            "nats",
+            "S1 / n, decayed by 2^(-1/h) a step",
+            f"{name} over recent steps (half-life h = 100 steps), pooled over tokens",
+            lambda c: c.running.get(f"{name}/running_mean", NAN),
+        ),
+        Metric(
+            f"{name}/running_var",
+            "nats^2",
+            "S2 / n - (S1 / n)^2, decayed by 2^(-1/h) a step",
+            f"variance of {name} over recent steps' tokens, drift between steps included",
+            lambda c: c.running.get(f"{name}/running_var", NAN),
+            core=True,
+        ),
     ]
 
 
 def _count(threshold: int) -> list[Metric]:
+    more, less = f"{np.exp(threshold):.3g} times more", f"{np.exp(threshold):.3g} times less"
     return [
-        Metric(f"log_ratio/{side}_{sign * threshold}", "tokens", f"#(d {symbol} {sign * threshold})",
-               f"tokens that p finds {np.exp(threshold):.3g} times {more} likely than q",
-               lambda c, t=sign * threshold: c.totals.beyond(t))  # type: ignore[misc]  # a default argument binds the loop's value
-        for side, sign, symbol, more in (("le", -1, "<=", "less"), ("ge", 1, ">=", "more"))
+        Metric(
+            f"log_ratio/le_{-threshold}",
+            "tokens",
+            f"#(d <= {-threshold})",
+            f"tokens that p finds {less} likely than q",
+            partial(_beyond, threshold=-threshold),
+        ),
+        Metric(
+            f"log_ratio/ge_{threshold}",
+            "tokens",
+            f"#(d >= {threshold})",
+            f"tokens that p finds {more} likely than q",
+            partial(_beyond, threshold=threshold),
+        ),
     ]
+
+
+def _beyond(context: Context, threshold: float) -> float:
+    return context.totals.beyond(threshold)
+
+
+def _quantile(context: Context, probability: float) -> float:
+    return context.totals.quantile(probability)
 
 
 def _dominance(name: str) -> list[Metric]:
     of: Callable[[Context], Dominance] = lambda c: getattr(c, name)  # noqa: E731  # shared by the rows
     return [
-        Metric(f"dominance/{name}/level", "0, 1, 2", "docs/dominance.md",
-               f"is {name} dominated by its largest tokens: 0 no, 1 warn, 2 severe",
-               lambda c: of(c).level),
-        Metric(f"dominance/{name}/v", "share", "sum_o (x - mean)^2 / sum (x - mean)^2",
-               f"share of {name}'s variance that its largest tokens o hold", lambda c: of(c).v),
-        Metric(f"dominance/{name}/j", "standard errors", "(mean - mean without o) / SE without o",
-               f"how far the largest tokens move {name}/mean", lambda c: of(c).j),
-        Metric(f"dominance/{name}/top_share", "share",
-               "sum_o |x| / sum |x|", f"share of sum |{name}| that the largest tokens hold",
-               lambda c: of(c).top_share),
-        Metric(f"{name}/mean_without_top", "nats", "mean of the tokens outside o",
-               f"{name}/mean without its largest tokens", lambda c: of(c).mean_without_top),
+        Metric(
+            f"dominance/{name}/level",
+            "0, 1, 2",
+            "docs/dominance.md",
+            f"is {name} dominated by its largest tokens: 0 no, 1 warn, 2 severe",
+            lambda c: of(c).level,
+        ),
+        Metric(
+            f"dominance/{name}/v",
+            "share",
+            "sum_o (x - mean)^2 / sum (x - mean)^2",
+            f"share of {name}'s variance that its largest tokens o hold",
+            lambda c: of(c).v,
+        ),
+        Metric(
+            f"dominance/{name}/j",
+            "standard errors",
+            "(mean - mean without o) / SE without o",
+            f"how far the largest tokens move {name}/mean",
+            lambda c: of(c).j,
+        ),
+        Metric(
+            f"dominance/{name}/top_share",
+            "share",
+            "sum_o |x| / sum |x|",
+            f"share of sum |{name}| that the largest tokens hold",
+            lambda c: of(c).top_share,
+        ),
+        Metric(
+            f"{name}/mean_without_top",
+            "nats",
+            "mean of the tokens outside o",
+            f"{name}/mean without its largest tokens",
+            lambda c: of(c).mean_without_top,
+        ),
     ]
 
 
@@ -182,7 +251,7 @@ METRICS: tuple[Metric, ...] = (
                                  + c.totals.beyond(-OUTLIER_THRESHOLD), c.totals.n)),
     *(metric for threshold in COUNT_THRESHOLDS for metric in _count(threshold)),
     *(Metric(f"log_ratio/{label}", "nats", f"{probability:.1%} quantile of d", "to 0.8 %",
-             lambda c, p=probability: c.totals.quantile(p))  # type: ignore[misc]  # binds the loop's value
+             partial(_quantile, probability=probability))
       for probability, label in QUANTILES),
     Metric("log_ratio/min", "nats", "min d", "exact", lambda c: c.totals.smallest),
     Metric("log_ratio/max", "nats", "max d", "exact", lambda c: c.totals.largest),
@@ -232,9 +301,7 @@ def pair_values(totals: PairTotals, running: dict[str, float]) -> dict[str, floa
         running=running,
     )
     values = {
-        metric.name: float(metric.value(context))
-        for metric in METRICS
-        if metric.value is not None
+        metric.name: float(metric.value(context)) for metric in METRICS if metric.value is not None
     }
     if len(totals.groups) > 1:
         for group in totals.groups:

@@ -358,7 +358,7 @@ class Monitor:
         self._sinks(report)
 
     def _write(self, report: Report, ended: Sequence[Alert]) -> None:
-        assert self._record is not None  # noqa: S101  # the only caller has looked
+        assert self._record is not None  # the only caller has looked
         self._record.step(report)
         if self._log_tokens is not False:
             self._record.tokens(report.step, report.extremes)
@@ -441,4 +441,3 @@ class Monitor:
                     type(error).__name__,
                     error,
                 )
-

@@ -38,5 +38,7 @@ def make_sinks(
         elif sink == "wandb":
             sinks.append(WandbSink(metrics=metrics))
         else:
-            raise ValueError(f"unknown sink {sink!r}: name {' or '.join(NAMES)}, or pass a function")
+            raise ValueError(
+                f"unknown sink {sink!r}: name {' or '.join(NAMES)}, or pass a function"
+            )
     return FanOut(sinks)

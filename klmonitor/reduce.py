@@ -80,15 +80,14 @@ def reduce_over(group: Group | None, summary: Summary, flags: Tensor) -> tuple[S
     dist.all_reduce(summary.flat, dist.ReduceOp.SUM, group=group)
     largest = torch.cat([summary.maxima.flatten(), flags])
     dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-    maxima, flags = largest.split([summary.maxima.numel(), flags.numel()])
+    maxima, flags = largest[: summary.maxima.numel()], largest[summary.maxima.numel() :]
     mine = torch.cat([summary.tokens.flatten(), summary.sequences.flatten()])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, mine, group=group)
     tokens, sequences = [], []
     for part in everyone:
-        a, b = part.split([summary.tokens.numel(), summary.sequences.numel()])
-        tokens.append(a.view_as(summary.tokens))
-        sequences.append(b.view_as(summary.sequences))
+        tokens.append(part[: summary.tokens.numel()].view_as(summary.tokens))
+        sequences.append(part[summary.tokens.numel() :].view_as(summary.sequences))
     top = summary.config.top
     merged = Summary(
         summary.config,
@@ -122,7 +121,7 @@ class HostCopy:
         )
         pinned = torch.empty_like(flags, device="cpu", pin_memory=True)
         pinned.copy_(flags, non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         event.record()
         return cls(host, pinned, event)
 

@@ -16,7 +16,9 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "klmonitor.monitor"])
 
 
-def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120) -> list[Any]:
+def run_ranks(
+    world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120
+) -> list[Any]:
     """``function(rank, world, *arguments)`` in each of `world` processes; their results by rank."""
     queue = CONTEXT.Queue()
     port = _free_port()
@@ -51,7 +53,7 @@ def _worker(queue: Any, rank: int, world: int, port: int, function: Any, argumen
         result = function(rank, world, *arguments)
         dist.barrier()
         dist.destroy_process_group()
-    except Exception:
+    except Exception:  # noqa: BLE001  # a rank reports whatever went wrong
         result = _Failure(f"rank {rank}:\n{traceback.format_exc()}")
     queue.put((rank, result))
 

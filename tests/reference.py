@@ -69,7 +69,13 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
     for t in (1, 2, 5, 10):
         out[f"log_ratio/le_{-t}"] = np.sum(d <= -t)
         out[f"log_ratio/ge_{t}"] = np.sum(d >= t)
-    for probability, label in ((0.001, "p0.1"), (0.01, "p1"), (0.5, "p50"), (0.99, "p99"), (0.999, "p99.9")):
+    for probability, label in (
+        (0.001, "p0.1"),
+        (0.01, "p1"),
+        (0.5, "p50"),
+        (0.99, "p99"),
+        (0.999, "p99.9"),
+    ):
         out[f"log_ratio/{label}"] = np.quantile(d, probability, method="inverted_cdf")
     seq = np.unique(sequence, return_inverse=True)[1]
     deviation = np.bincount(seq, weights=-d) - (-d).mean() * np.bincount(seq)

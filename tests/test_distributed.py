@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def union(step):
 def shares(world):
     """Rows of each rank: unequal, one rank empty (if there are three), the last without ref."""
     edges = sorted({0, ROWS, *(int(ROWS * (i / world) ** 1.7) for i in range(1, world))})
-    parts = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [slice(a, b) for a, b in pairwise(edges)]
     parts += [slice(0, 0)] * (world - len(parts))
     if world >= 3:
         parts[1] = slice(parts[1].start, parts[1].start)
@@ -65,7 +66,9 @@ def distributed_run(rank, world, steps):
     calls = []
     for name in COLLECTIVES:
         original = getattr(dist, name)
-        setattr(dist, name, lambda *a, _n=name, _o=original, **k: (calls.append(_n), _o(*a, **k))[1])
+        setattr(
+            dist, name, lambda *a, _n=name, _o=original, **k: (calls.append(_n), _o(*a, **k))[1]
+        )
     monitor = Monitor(strict=True)
     rows = shares(world)[rank]
     reports, counts = [], []

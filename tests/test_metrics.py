@@ -47,7 +47,11 @@ def batch_of(scale, *, seed=0, rows=40, columns=300, heavy=False):
     lengths = generator.integers(1, columns + 1, rows)
     mask = np.arange(columns) < lengths[:, None]
     q = -generator.exponential(1.5, (rows, columns)).astype(np.float32)
-    noise = generator.standard_t(3, (rows, columns)) if heavy else generator.normal(size=(rows, columns))
+    noise = (
+        generator.standard_t(3, (rows, columns))
+        if heavy
+        else generator.normal(size=(rows, columns))
+    )
     effect = generator.normal(size=(rows, 1)) * 0.3
     p = (q + scale * (noise + effect)).astype(np.float32)
     return q, p, mask
@@ -81,7 +85,9 @@ def check(values, expected, skip=frozenset()):
 @pytest.mark.parametrize("case", CASES)
 def test_every_metric_equals_its_formula(case):
     q, p, mask = CASES[case]
-    (pair,) = report_of({"policy": torch.tensor(q), "ref": torch.tensor(p)}, mask=torch.tensor(mask)).values()
+    (pair,) = report_of(
+        {"policy": torch.tensor(q), "ref": torch.tensor(p)}, mask=torch.tensor(mask)
+    ).values()
     d = (p.astype(np.float64) - q.astype(np.float64))[mask]
     sequence = np.broadcast_to(np.arange(len(q))[:, None], q.shape)[mask]
     skip = {"k3/mean_without_top", "dominance/k3/top_share"}
@@ -131,7 +137,13 @@ def test_lambda_is_numpys_covariance_on_a_small_vocabulary():
 def test_integrity_counts():
     q = torch.full((4, 8), -1.0)
     p = torch.full((4, 8), -1.25)
-    p[0, 0], p[0, 1], p[0, 2], p[1, 0], p[1, 1] = float("nan"), float("inf"), -float("inf"), 0.5, 0.0
+    p[0, 0], p[0, 1], p[0, 2], p[1, 0], p[1, 1] = (
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        0.5,
+        0.0,
+    )
     mask = torch.ones(4, 8, dtype=torch.bool)
     mask[3] = False
     p[3] = float("nan")
@@ -149,7 +161,9 @@ def test_an_all_zero_reference_is_counted():
     assert pair["zero_logp"] == 16
 
 
-@pytest.mark.parametrize(("dtype", "flag"), [(torch.bfloat16, 1), (torch.float16, 1), (torch.float32, 0)])
+@pytest.mark.parametrize(
+    ("dtype", "flag"), [(torch.bfloat16, 1), (torch.float16, 1), (torch.float32, 0)]
+)
 def test_low_precision_is_seen_in_dtype_and_in_values(dtype, flag):
     generator = torch.Generator().manual_seed(1)
     q, p = (-torch.rand(8, 64, generator=generator) * 3 for _ in range(2))
@@ -165,7 +179,9 @@ def test_the_table_is_complete_and_the_core_small():
 
 
 def test_nothing_counted_is_nan():
-    (pair,) = report_of({"policy": torch.full((2, 3), torch.nan), "ref": torch.zeros(2, 3)}).values()
+    (pair,) = report_of(
+        {"policy": torch.full((2, 3), torch.nan), "ref": torch.zeros(2, 3)}
+    ).values()
     assert pair["tokens"] == 0
     assert pair["nonfinite"] == 6
     nan_expected = [n for n in NAMES if n.endswith(("mean", "/se", "/var", "/min", "/max"))]

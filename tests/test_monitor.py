@@ -171,9 +171,9 @@ def test_later_ones_are_counted_and_reported_once(arguments, error, message, cap
     report = monitor.step(0)
     assert report.run_values["klmonitor/errors"] == 2
     assert report.pairs["policy_ref"].tokens == len(d_of(batch(), batch(1)))
+    strict = Monitor(strict=True)
+    strict.observe(**batch())
     with pytest.raises(error, match=message):
-        strict = Monitor(strict=True)
-        strict.observe(**batch())
         strict.observe(**arguments)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_merge_makes_a_new_object():
 def test_splitting_by_rows_changes_nothing(seed, cuts):
     whole = tokens_of(seed)
     edges = [0, *sorted(set(cuts)), 12]
-    parts = [tuple(x[a:b] for x in whole) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [tuple(x[a:b] for x in whole) for a, b in pairwise(edges)]
     one, many = values_of(summarise([whole])), values_of(summarise(parts))
     assert_close(one, many, 1e-12)
     assert [t.log_ratio for t in one.extremes] == [t.log_ratio for t in many.extremes]
@@ -175,10 +176,15 @@ def test_the_extreme_tokens_are_the_first_of_a_full_sort(seed, quantum):
     """Ties included: log-probs on a coarse grid."""
     q, p, mask, ids, _ = tokens_of(seed, rows=30, columns=50, scale=1.0)
     q, p = torch.round(q * quantum) / quantum, torch.round(p * quantum) / quantum
-    halves = [(q[:17], p[:17], mask[:17], ids[:17], None), (q[17:], p[17:], mask[17:], ids[17:], None)]
+    halves = [
+        (q[:17], p[:17], mask[:17], ids[:17], None),
+        (q[17:], p[17:], mask[17:], ids[17:], None),
+    ]
     report = values_of(summarise(halves))
     d = torch.where(mask, p.double() - q.double(), 0.0).numpy()
-    rows = [(d[r, c], (0, r, c) if r < 17 else (1, r - 17, c)) for r in range(30) for c in range(50)]
+    rows = [
+        (d[r, c], (0, r, c) if r < 17 else (1, r - 17, c)) for r in range(30) for c in range(50)
+    ]
     for tail, sign in (("left", -1), ("right", 1)):
         expected = sorted((-abs(x), place) for x, place in rows if sign * x > 0)[:16]
         got = [t for t in report.extremes if t.tail == tail]

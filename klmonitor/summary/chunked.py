@@ -2,7 +2,7 @@
 
 Per tile: d = log p - log q in float64, the features of `layout.MOMENTS`, their inner products along
 each row, the histogram's buckets. A row's sums are taken over that row alone, so they do not depend
-on which other rows came with it: splitting a batch by rows changes a total by float64 rounding only.
+on which rows came with it: splitting a batch by rows changes a total by float64 rounding only.
 
 On the CPU a tile with a non-finite or a huge d (rare) is noticed from its extremes and handled
 apart; on a GPU that question would be a synchronisation, so every tile takes the careful way.
@@ -59,9 +59,7 @@ class Sums:
     rows: Tensor
     segments: Tensor | None
 
-    def add(
-        self, column: str, left: Tensor, right: Tensor | None = None, scale: float = 1
-    ) -> None:
+    def add(self, column: str, left: Tensor, right: Tensor | None = None, scale: float = 1) -> None:
         """Add scale x the sum over each sequence of left (x right); a bool tensor counts."""
         target = self.rows[:, COLUMN[column]]
         if self.segments is not None:
@@ -171,8 +169,7 @@ def _moments(part: str, d: Tensor, sums: Sums) -> None:
 
 
 def _k3(d: Tensor, *, clamp: bool) -> Tensor:
-    """k3, at min(d, CLAMP) if asked. In float64 expm1(d) - d is off by 1e-16 |d|: far too little
-    to be seen in a sum."""
+    """k3, at min(d, CLAMP) if asked; in float64 expm1(d) - d is off by 1e-16 |d| only."""
     return torch.expm1(d.clamp(max=CLAMP) if clamp else d).sub_(d)
 
 
@@ -247,9 +244,7 @@ def _finish(
         state.prompts[index].flatten(0, 1).index_add_(0, bucket, per_sequence)
     state.histogram[index] += histogram
 
-    torch.maximum(
-        state.maxima[index], extremes.maxima(batch, pair), out=state.maxima[index]
-    )
+    torch.maximum(state.maxima[index], extremes.maxima(batch, pair), out=state.maxima[index])
     top = config.top
     # Micro-batches come in order, so among equal keys the earlier place stays first.
     state.tokens[index] = first_of(

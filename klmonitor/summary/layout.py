@@ -50,7 +50,7 @@ CORE_RADIUS = 20.0
 """Nats. Tokens with |d| above it are summed apart (`tail/*`): one of them would swamp a running
 variance for hundreds of steps, and its square needs float64 wherever the rest would not."""
 CLAMP = 350.0
-"""Nats. e^d is evaluated at min(d, CLAMP), so that k3^2 stays a float64; such tokens are counted."""
+"""Nats. e^d is evaluated at min(d, CLAMP), so that k3^2 stays finite; such tokens are counted."""
 
 COUNTS = (
     "nan",  # d is nan: excluded, counted

@@ -51,14 +51,14 @@ class Summary:
 
     def __post_init__(self) -> None:
         shapes = self.config.sum_shapes()
-        parts = self.flat.split([math.prod(shape) for shape in shapes.values()])
-        for (name, shape), part in zip(shapes.items(), parts, strict=True):
-            setattr(self, name, part.view(shape))
+        start = 0
+        for name, shape in shapes.items():
+            size = math.prod(shape)
+            setattr(self, name, self.flat[start : start + size].view(shape))
+            start += size
 
     @classmethod
-    def empty(
-        cls, config: SummaryConfig, device: torch.device | str | None = None
-    ) -> Summary:
+    def empty(cls, config: SummaryConfig, device: torch.device | str | None = None) -> Summary:
         """A summary of no tokens: the identity of `merge`."""
         size = sum(math.prod(shape) for shape in config.sum_shapes().values())
         pairs, top = len(PAIRS), config.top
