@@ -1,7 +1,8 @@
 """The exact KL at every position, from full-vocabulary logits: the truth behind the estimators.
 
 `sum_v q (log q - log p)` cancels: its terms are of both signs, and in float32 it is off by 1e-7,
-which is a tenth of a KL of 1e-6. Here every term is non-negative, the generalised KL of unnormalised measures,
+which is a tenth of a KL of 1e-6. Here every term is non-negative, the generalised KL of
+unnormalised measures,
 
     KL(q || p) = sum_v [q (log q - log p) - q + p] = sum_v q k3(d),    d = log p - log q,
 
@@ -57,8 +58,8 @@ def exact_kl(
 
     Accuracy:
         Float32: relative error below 1e-5 down to a KL of 1e-9, and an absolute one of 1e-14
-        below; float64: 1e-11 (against 50 digits in the tests). What bfloat16 logits
-        themselves have lost cannot be had back.
+        below; float64: 1e-11 (against 50 digits in the tests). What bfloat16 logits themselves
+        have lost cannot be had back.
 
     Raises:
         ValueError: shapes or devices differ, or the temperature is not positive.
