@@ -76,12 +76,12 @@ def test_a_full_queue_drops_counts_and_warns_once(
     assert ran == [0, 1, 2, 3]
 
 
-class Unprintable(Exception):
+class UnprintableError(Exception):
     def __str__(self) -> str:
         raise ValueError("no text")
 
 
-@pytest.mark.parametrize("error", [OSError("disk on fire"), SystemExit(3), Unprintable()])
+@pytest.mark.parametrize("error", [OSError("disk on fire"), SystemExit(3), UnprintableError()])
 def test_a_failing_job_is_counted_and_reported_once(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_failing_job_is_counted_and_reported_once(
     assert ran == ["later"]
     assert worker.errors == 3
     messages = warnings_of(caplog)
-    if not isinstance(error, Unprintable):
+    if not isinstance(error, UnprintableError):
         assert len(messages) == 1
         assert f"{type(error).__name__}: {error}" in messages[0]
 

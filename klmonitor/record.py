@@ -1,0 +1,273 @@
+"""The run's record: a directory that outlives the run and is read without torch.
+
+- ``run.json``: what was run (`meta`) and every start of it, with versions;
+- ``steps.jsonl``: one row a report, 4 KB a pair at most;
+- ``tokens.jsonl``: the extreme tokens of each step, readable by the owner alone;
+- ``alerts.jsonl``: openings, worsenings and ends of episodes.
+
+The failure contract: a directory that cannot be written fails at setup, in one line with the
+remedy. Afterwards nothing raises and nothing blocks: rows are written by a thread of their own,
+one ``write`` a row; a row that cannot be written is counted, reported once, and the next one is
+tried. A row that counts as written survives ``kill -9``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from klmonitor.background import Worker
+from klmonitor.jsonl import LineFile, LineReader
+from klmonitor.report import (
+    Alert,
+    ExtremeToken,
+    PairReport,
+    Report,
+    Row,
+    alert_from_row,
+    alert_to_row,
+    report_from_row,
+    token_from_row,
+    token_to_row,
+)
+from klmonitor.rows import encode_report, encode_row
+from klmonitor.runfile import note_start, read_run_file
+
+RUN = "run.json"
+STEPS = "steps.jsonl"
+TOKENS = "tokens.jsonl"
+ALERTS = "alerts.jsonl"
+
+logger = logging.getLogger("klmonitor")
+
+
+class RecordWriter:
+    """Writes a run's record, off the caller's thread.
+
+    A directory that holds a record already is continued.
+
+    Args:
+        run_dir: created if it does not exist.
+        meta: what describes the run, stored in ``run.json``; what JSON lacks becomes text.
+        max_bytes: bytes that the rows may take. Past half of it rows come without histograms,
+            at the limit they end.
+        capacity: rows that may wait for a slow disk; more are dropped and counted.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike[str],
+        meta: Mapping[str, object] | None = None,
+        *,
+        max_bytes: int = 10**9,
+        capacity: int = 256,
+    ) -> None:
+        self.path = Path(run_dir)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            note_start(self.path / RUN, meta or {})
+            sizes = [_writable_size(self.path / name) for name in (STEPS, TOKENS, ALERTS)]
+        except OSError as error:
+            raise OSError(
+                f"cannot keep a record in {self.path}: {error.strerror or error}; "
+                "choose another run_dir, or run_dir=None to keep none"
+            ) from error
+        self._steps = LineFile(self.path / STEPS)
+        self._tokens = LineFile(self.path / TOKENS, mode=0o600)
+        self._alerts = LineFile(self.path / ALERTS)
+        self._bytes = sum(sizes)
+        self._max_bytes = max_bytes
+        self._over_limit = 0
+        self._write_errors = 0
+        self._written: int | None = None
+        self._closed = False
+        self._worker = Worker(f"the record in {self.path}", capacity)
+
+    @property
+    def written(self) -> int | None:
+        """The step of the last report whose row was written, None before the first."""
+        return self._written
+
+    @property
+    def errors(self) -> int:
+        """Rows lost to errors: a full disk, a stale handle, a value that JSON cannot hold."""
+        return self._write_errors + self._worker.errors
+
+    @property
+    def dropped(self) -> int:
+        """Rows not tried: too many were waiting, or `max_bytes` was reached."""
+        return self._over_limit + self._worker.dropped
+
+    @property
+    def thinned(self) -> bool:
+        """Whether rows come without histograms by now."""
+        return self._bytes > self._max_bytes / 2
+
+    def step(self, report: Report) -> None:
+        """Record a report; its tokens and alerts go to `tokens` and `alert`."""
+        self._worker.submit(partial(self._write_report, report))
+
+    def tokens(self, step: int, tokens: Sequence[ExtremeToken], phase: str = "train") -> None:
+        """Record the extreme tokens of a step."""
+        self._worker.submit(partial(self._write_tokens, step, tuple(tokens), phase))
+
+    def alert(self, alert: Alert) -> None:
+        """Record an opening, a worsening or an end."""
+        self._worker.submit(lambda: self._write(self._alerts, encode_row(alert_to_row(alert))))
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until every row had its turn, `timeout` seconds at most; False: it was not so."""
+        return self._worker.flush(timeout)
+
+    def close(self, timeout: float = 5.0) -> bool:
+        """Write what waits and close the files, within `timeout` seconds; safe to call again.
+
+        Returns:
+            Whether every row had its turn.
+        """
+        deadline = time.monotonic() + timeout
+        if not self._closed and self._worker.flush(timeout):
+            self._worker.submit(self._close_files)
+        self._closed = True
+        return self._worker.close(max(deadline - time.monotonic(), 0.0))
+
+    # --- on the worker's thread ------------------------------------------------------------
+    def _write_report(self, report: Report) -> None:
+        if self._write(self._steps, encode_report(report, histograms=not self.thinned)):
+            self._written = report.step
+
+    def _write_tokens(self, step: int, tokens: tuple[ExtremeToken, ...], phase: str) -> None:
+        rows = [token_to_row(token) for token in tokens]
+        self._write(self._tokens, encode_row({"step": step, "phase": phase, "tokens": rows}))
+
+    def _write(self, file: LineFile, line: bytes) -> bool:
+        if self._bytes + len(line) > self._max_bytes:
+            if not self._over_limit:
+                logger.warning(
+                    "klmonitor: the record in %s reached its limit of %.3g MB: no more rows",
+                    self.path,
+                    self._max_bytes / 1e6,
+                )
+            self._over_limit += 1
+            return False
+        try:
+            file.append(line)
+        except OSError as error:
+            if not self._write_errors:
+                logger.warning(
+                    "klmonitor: cannot write %s: %s; its rows are lost until that is mended",
+                    file.path,
+                    error.strerror or error,
+                )
+            self._write_errors += 1
+            return False
+        self._bytes += len(line)
+        return True
+
+    def _close_files(self) -> None:
+        for file in (self._steps, self._tokens, self._alerts):
+            file.close()
+
+
+def _writable_size(path: Path) -> int:
+    """Bytes of a file that is there and may be appended to, 0 of one that is not there."""
+    if not path.exists():
+        return 0
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"{path.name} may not be written")
+    return path.stat().st_size
+
+
+# --- reading ---------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class RunRecord:
+    """A run's record as it was read.
+
+    Attributes:
+        meta: what the run was started with.
+        starts: one entry a start, with ``time`` (seconds since the epoch) and ``versions``.
+        reports: by step, with their alerts and extreme tokens; the tokens without their text.
+        alerts: by step, ends of episodes included.
+        tokens: step -> extreme tokens of training, with their text if it was recorded.
+        bad_lines: lines that could not be read, torn last lines aside.
+    """
+
+    meta: Mapping[str, object] = field(default_factory=dict)
+    starts: tuple[Mapping[str, object], ...] = ()
+    reports: list[Report] = field(default_factory=list)
+    alerts: list[Alert] = field(default_factory=list)
+    tokens: dict[int, list[ExtremeToken]] = field(default_factory=dict)
+    bad_lines: int = 0
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    step: int
+    phase: str
+    tokens: list[ExtremeToken]
+
+
+def _tokens_from_row(row: Row) -> _Tokens:
+    tokens = [token_from_row(token) for token in row["tokens"]]
+    return _Tokens(int(row["step"]), row.get("phase", "train"), tokens)
+
+
+def read_run(path: str | os.PathLike[str]) -> RunRecord:
+    """Read a record, finished or still growing.
+
+    Where a resumed run went over steps again, the later row is the one that counts.
+
+    Raises:
+        FileNotFoundError: there is no record in that directory.
+    """
+    directory = Path(path)
+    if not any((directory / name).exists() for name in (RUN, STEPS)):
+        raise FileNotFoundError(
+            f"no record in {directory}: expected {RUN} or {STEPS}; "
+            "give the directory that was the run's run_dir"
+        )
+    steps = LineReader(directory / STEPS, report_from_row)
+    tokens = LineReader(directory / TOKENS, _tokens_from_row)
+    alerts = LineReader(directory / ALERTS, alert_from_row)
+    reports = {(r.step, r.phase): r for r in steps.poll()}
+    extremes = {(t.step, t.phase): t.tokens for t in tokens.poll()}
+    found = {(a.step, a.kind, a.pair, a.phase): a for a in alerts.poll()}
+    run = read_run_file(directory / RUN)
+    by_step = sorted(found.values(), key=lambda alert: alert.step)
+    return RunRecord(
+        meta=run.get("meta", {}),
+        starts=tuple(run.get("starts", ())),
+        reports=list(_join(reports, extremes, by_step)),
+        alerts=by_step,
+        tokens={step: kept for (step, phase), kept in extremes.items() if phase == "train"},
+        bad_lines=steps.bad_lines + tokens.bad_lines + alerts.bad_lines,
+    )
+
+
+def _join(
+    reports: Mapping[tuple[int, str], Report],
+    extremes: Mapping[tuple[int, str], list[ExtremeToken]],
+    alerts: Sequence[Alert],
+) -> Iterator[Report]:
+    """Reports by step, each with its tokens and, for training, the alerts that it opened."""
+    opened: dict[int, list[Alert]] = {}
+    for alert in alerts:
+        if alert.phase != "end":
+            opened.setdefault(alert.step, []).append(alert)
+    for key, report in sorted(reports.items(), key=lambda item: item[0][0]):
+        mine = [replace(token, text=None) for token in extremes.get(key, ())]
+        pairs = {name: _with_tokens(pair, mine) for name, pair in report.pairs.items()}
+        raised = opened.get(report.step, ()) if report.phase == "train" else ()
+        yield replace(report, pairs=pairs, alerts=tuple(raised))
+
+
+def _with_tokens(pair: PairReport, tokens: Sequence[ExtremeToken]) -> PairReport:
+    return replace(pair, extremes=tuple(token for token in tokens if token.pair == pair.name))

@@ -1,0 +1,74 @@
+"""Which numbers of a report a tracker gets: trackers drown long before a record does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+
+from klmonitor.metrics import CORE
+from klmonitor.report import Report
+
+Metrics = str | Sequence[str]
+"""``"core"``, ``"full"``, or a list of globs, in which those two words may stand as well."""
+
+RUN_CORE = frozenset({"kl/alerts"})
+"""The core of what belongs to the run and not to a pair."""
+EVAL_CORE = frozenset(name for name in CORE if name.endswith(("/mean", "/se")))
+"""The core of an evaluation: the means and their errors."""
+
+
+def check_metrics(metrics: Metrics) -> tuple[str, ...]:
+    """The choice as a tuple of globs.
+
+    Raises:
+        ValueError: it is neither a known word nor a list of globs.
+    """
+    if isinstance(metrics, str):
+        if metrics not in ("core", "full"):
+            raise ValueError(
+                f'metrics={metrics!r}: choose "core", "full" or a list of globs '
+                'such as ["core", "k3/*", "kl/policy_ref/gap*"]'
+            )
+        return (metrics,)
+    globs = tuple(metrics)
+    if not all(isinstance(glob, str) and glob for glob in globs):
+        raise ValueError(f'metrics={metrics!r}: a list of globs such as ["core", "k3/*"] is needed')
+    return globs
+
+
+def select(metrics: Metrics, report: Report) -> dict[str, float]:
+    """The chosen numbers of a report under their full names.
+
+    A glob is matched against the full name (``kl/policy_ref/k3/mean``) and against the name
+    without the pair (``k3/mean``). What an evaluation found is prefixed ``eval/``. Numbers that
+    are nan are left out.
+    """
+    globs = check_metrics(metrics)
+    training = report.phase == "train"
+    core = CORE if training else EVAL_CORE
+    run_core = RUN_CORE if training else frozenset()
+    prefix = "" if training else f"{report.phase}/"
+
+    def chosen(full: str, short: str) -> bool:
+        for glob in globs:
+            if glob == "full" or (glob == "core" and (short in core or full in run_core)):
+                return True
+            if fnmatchcase(full, glob) or fnmatchcase(short, glob):
+                return True
+        return False
+
+    return {
+        prefix + full: value
+        for full, short, value in _named(report)
+        if not math.isnan(value) and chosen(full, short)
+    }
+
+
+def _named(report: Report) -> Iterator[tuple[str, str, float]]:
+    """Full name, name without the pair, value."""
+    for name, pair in report.pairs.items():
+        for metric, value in pair.values.items():
+            yield f"kl/{name}/{metric}", metric, value
+    for name, value in report.run_values.items():
+        yield name, name, value

@@ -1,0 +1,175 @@
+"""Scalars and alerts to Weights & Biases, in a run that somebody else may be logging to.
+
+A run has one row open at a time, and its step only grows: a trainer that passes ``step=n`` loses
+its own data, without an error, once anybody has pushed the run's step beyond n. So a report goes
+into the open row and does not commit it. The step is moved, by one, only where the row that is
+open already holds an earlier report of ours. This keeps the trainer's rows and ours
+
+- whether the trainer passes steps or not, before us or after us, every step or every tenth;
+- as long as a trainer that passes steps counts them no slower than reports come.
+
+Our x-axis is a metric of its own, ``klmonitor/step``, not the run's step.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from functools import partial
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from klmonitor.background import Worker
+from klmonitor.report import Alert, Report
+from klmonitor.sinks.selection import Metrics, check_metrics, select
+
+CAPACITY = 256
+"""Reports that may wait once wandb has stalled."""
+PATIENCE = 5.0
+"""Seconds that one report may wait for wandb; after that nothing waits until it recovers."""
+LEVELS = {"info": "INFO", "warn": "WARN", "critical": "ERROR"}
+
+logger = logging.getLogger("klmonitor")
+
+
+class WandbSink:
+    """Logs the chosen metrics and the alerts of each report.
+
+    Make it after the trainer's own ``wandb.init``, in the process that logs (rank 0). A call
+    returns once wandb has taken the row, so that rows stay in step with the trainer's; if wandb
+    hangs it returns after `PATIENCE` seconds, and then at once.
+
+    Args:
+        run: the run to log to; None: ``wandb.run``, and if there is none, a run of our own. That
+            one is offline if there is neither a key nor a mode: nothing ever asks for a key.
+        metrics: ``"core"``, ``"full"`` or a list of globs.
+        step_key: the metric that is the x-axis of ours; nobody else may log it.
+        alert_seconds: an alert that repeats within this time is not sent again.
+
+    Raises:
+        ImportError: wandb is not installed.
+        ValueError: `metrics` is wrong.
+    """
+
+    def __init__(
+        self,
+        run: Any = None,
+        metrics: Metrics = "core",
+        step_key: str = "klmonitor/step",
+        alert_seconds: float = 300.0,
+    ) -> None:
+        check_metrics(metrics)
+        self._owns_run = False
+        if run is None:
+            run, self._owns_run = _find_run()
+        self.run = run
+        self._metrics = metrics
+        self._step_key = step_key
+        self._alert_seconds = alert_seconds
+        self._defined: set[str] = set()
+        self._row = -1  # the run's row that holds our last report, and that report's step
+        self._row_step = -1
+        self._alerted: dict[str, float] = {}
+        self._closed = False
+        self._prompt = True
+        self._worker = Worker("wandb", CAPACITY)
+
+    @property
+    def dropped(self) -> int:
+        """Reports not tried, because wandb hung."""
+        return self._worker.dropped
+
+    @property
+    def errors(self) -> int:
+        """Reports lost to errors."""
+        return self._worker.errors
+
+    def __call__(self, report: Report) -> None:
+        """Log a report."""
+        self._worker.submit(partial(self._log, report))
+        self._prompt = self._worker.flush(PATIENCE if self._prompt else 0.0)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Log what waits, within `timeout` seconds; a run is finished only if we made it."""
+        if self._owns_run and not self._closed:
+            self._worker.submit(self.run.finish)
+        self._closed = True
+        self._worker.close(timeout)
+
+    # --- on the worker's thread ------------------------------------------------------------
+    def _log(self, report: Report) -> None:
+        row = select(self._metrics, report)
+        if row:
+            self._define(row)
+            self._log_row({**row, self._step_key: report.step}, report.step)
+        for alert in report.alerts:
+            self._alert(alert)
+
+    def _log_row(self, row: dict[str, float], step: int) -> None:
+        """Log into the row that is open, unless it holds another step of ours."""
+        if self.run.settings.mode == "shared":  # rows of shared runs have no step
+            self.run.log(row)
+            return
+        row_number = self.run.step
+        if row_number == self._row and step != self._row_step:
+            row_number += 1
+            self.run.log(row, step=row_number)
+        else:
+            self.run.log(row, commit=False)
+        self._row, self._row_step = row_number, step
+
+    def _define(self, row: dict[str, float]) -> None:
+        """Put metrics over our x-axis, by exact name: an earlier glob would win over a later."""
+        if not self._defined:
+            self.run.define_metric(self._step_key, hidden=True)
+        for name in row.keys() - self._defined:
+            self.run.define_metric(name, step_metric=self._step_key)
+            self._defined.add(name)
+
+    def _alert(self, alert: Alert) -> None:
+        """Send an alert; a run that is offline does not hold back repetitions, so we do."""
+        title = f"{alert.severity} {alert.kind}: {alert.pair or 'run'}"[:63]
+        now = time.monotonic()
+        if now - self._alerted.get(title, -float("inf")) < self._alert_seconds:
+            return
+        self._alerted[title] = now
+        level = LEVELS.get(alert.severity, "WARN")
+        self.run.alert(title, alert.text(), level=level, wait_duration=self._alert_seconds)
+
+
+def _find_run() -> tuple[Any, bool]:
+    """The run to log to, and whether it was made here."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ImportError('WandbSink needs wandb: pip install "klmonitor[wandb]"') from error
+    if wandb.run is not None:
+        return wandb.run, False
+    settings = wandb.setup().settings
+    undecided = "WANDB_MODE" not in os.environ and settings.mode == "online"
+    offline = undecided and not _has_key(settings)
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "klmonitor"), mode="offline" if offline else None
+    )
+    if offline:
+        logger.warning(
+            "klmonitor: wandb has no key, so the run stays offline; send it later with: "
+            "wandb sync %s",
+            Path(run.dir).parent,
+        )
+    return run, True
+
+
+def _has_key(settings: Any) -> bool:
+    """Whether wandb can log in without asking anybody."""
+    environment = (os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
+    if settings.api_key or any(environment):
+        return True
+    try:
+        host = urlsplit(settings.base_url).hostname or ""
+        return netrc(os.environ.get("NETRC") or None).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False
