@@ -419,19 +419,27 @@ def test_exit_with_a_stalled_record_is_quiet_and_prompt(tmp_path: Path) -> None:
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """``wandb.init`` of an offline run below `tmp_path`, finished at the end."""
     wandb = pytest.importorskip("wandb")
+    settings = wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True)
+    yield lambda mode="offline": wandb.init(
+        project="test", dir=str(tmp_path), mode=mode, settings=settings
+    )
+    if wandb.run is not None:
+        wandb.run.finish()
+
+
+@pytest.fixture
+def no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine on which nobody has set up wandb."""
+    wandb = pytest.importorskip("wandb")
+    wandb.teardown()  # what it read before does not count
     for name in [n for n in os.environ if n.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    yield
     wandb.teardown()
-    settings = wandb.Settings(console="off", x_disable_stats=True, disable_git=True)
-    yield lambda mode="offline": wandb.init(
-        project="test", dir=str(tmp_path), mode=mode, settings=settings
-    )
-    if wandb.run is not None:
-        wandb.run.finish()
 
 
 N = 6
@@ -617,7 +625,7 @@ def test_alerts_are_sent_once_within_their_time(
 
 
 def test_without_a_key_a_run_of_our_own_is_offline_and_ours_to_finish(
-    offline: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    no_key: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert wandb_run() is None
     sink = WandbSink()
@@ -646,7 +654,7 @@ def test_a_run_of_somebody_else_is_never_finished(offline: Callable[..., Any]) -
 
 @pytest.mark.parametrize("how", ["environment", "identity", "netrc", "mode"])
 def test_with_a_key_or_a_mode_the_user_decides(
-    offline: Callable[..., Any],
+    no_key: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
