@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -10,12 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from klmonitor import sinks
 from klmonitor.attachment import Handle, Options
 from klmonitor.monitor import Monitor
 from klmonitor.pairs import default_pairs
 from klmonitor.report import Report
+from klmonitor.sinks import select
 from klmonitor_trl import describe
+from klmonitor_trl.alerts import with_alerts
 from klmonitor_trl.bindings import Guard, Wrap
 from klmonitor_trl.capture import Capture
 from klmonitor_trl.reference import Reference, adapters_off, given_model, has_adapters
@@ -24,9 +24,6 @@ LOG_PROBS = ("_get_per_token_logps_and_entropies", "_get_per_token_logps")
 """Names of TRL's log-prob function, newest first."""
 
 GENERATE = "_generate_and_score_completions"
-
-EVALUATION_METRICS = ("kl/*/k[123]/mean", "kl/*/k[123]/se")
-"""What an evaluation's row gets."""
 
 
 class Watch:
@@ -68,7 +65,7 @@ class Watch:
             groups=options.groups,
             log_tokens=options.log_tokens,
             strict=options.strict,
-            sinks=options.sinks,
+            sinks=with_alerts(options.sinks),
             half_life=options.half_life,
             merge_rows=True,
             meta={"trainer": type(trainer).__name__, "trl": version("trl")},
@@ -180,21 +177,27 @@ class Watch:
                 self._guards["log"].run(self._join_row, logs)
             else:
                 report = self.finish_evaluation(self._trainer.state.global_step)
-                self._guards["log"].run(_join_evaluation, logs, prefix, report)
+                self._guards["log"].run(self._join_evaluation, logs, prefix, report)
         return original(*args, **kwargs)
 
     def _join_row(self, logs: dict[str, Any]) -> None:
         """The summary of the steps since the last row."""
         report = self._monitor.take_logged()
         if report is not None:
-            logs.update(_counted(sinks.select(self._options.metrics, report)))
+            logs.update(select(self._options.metrics, report))
+
+    def _join_evaluation(self, logs: dict[str, Any], prefix: str, report: Report | None) -> None:
+        """The evaluation's means and errors, under its own name."""
+        if report is not None:
+            values = select(self._options.metrics, report)
+            logs.update({f"{prefix}_{name.removeprefix('eval/')}": x for name, x in values.items()})
 
     def _announce(self, directory: Any) -> None:
         """One line: what is bound, where the record is, the next command."""
         pairs = [pair.name for pair in default_pairs(self._sources)]
         kind = type(self._trainer).__name__
         record = "no record" if directory is None else f"record in {directory}"
-        look = "" if directory is None else f"; look: tail -f {directory}/alerts.jsonl"
+        look = "" if directory is None else f"; look: tail -F {directory}/alerts.jsonl"
         bound = ", ".join(self._sources)
         self._say(
             f"watching {kind} (TRL {version('trl')}): {bound}; "
@@ -226,17 +229,6 @@ def evaluation_prefix(logs: Mapping[str, Any]) -> str | None:
         if found and prefix != "train":
             return prefix
     return None
-
-
-def _join_evaluation(logs: dict[str, Any], prefix: str, report: Report | None) -> None:
-    if report is not None:
-        values = _counted(sinks.select(EVALUATION_METRICS, report))
-        logs.update({f"{prefix}_{name}": value for name, value in values.items()})
-
-
-def _counted(values: Mapping[str, float]) -> dict[str, float]:
-    """Without nan: a tracker shows nothing where nothing was counted."""
-    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def log_prob_function(trainer: Any) -> str:

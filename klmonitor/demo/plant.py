@@ -6,7 +6,6 @@ step and a place that are known. The trainer sees it as well: its own `kl` has i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ class Plant:
 
     def _alter(self, batch: dict[str, Any], trainer: Any) -> None:
         """The policy's least likely token gets it: its reference log-prob stays the smallest."""
-        log_probs = _policy_log_probs(batch, trainer._get_per_token_logps_and_entropies, trainer)
+        log_probs = _policy_log_probs(batch, trainer)
         hidden = batch["completion_mask"] == 0
         place = int(log_probs.masked_fill(hidden, 0.0).argmin())
         row, column = divmod(place, log_probs.shape[1])
@@ -52,11 +51,13 @@ class Plant:
 
 
 @torch.no_grad()
-def _policy_log_probs(
-    batch: dict[str, Any], log_probs: Callable[..., Any], trainer: Any
-) -> torch.Tensor:
-    """The policy's log-probs of a batch's completions, [B, T]."""
+def _policy_log_probs(batch: dict[str, Any], trainer: Any) -> torch.Tensor:
+    """The policy's log-probs of a batch's completions, [B, T]; by the class's own function.
+
+    The instance's may be wrapped, and whoever watches would take these for the trainer's.
+    """
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    found = log_probs(trainer.model, ids, mask, batch["completion_ids"].shape[1])
+    log_probs = type(trainer)._get_per_token_logps_and_entropies
+    found = log_probs(trainer, trainer.model, ids, mask, batch["completion_ids"].shape[1])
     return found[0]  # type: ignore[no-any-return]

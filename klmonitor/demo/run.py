@@ -7,12 +7,12 @@ run, d = -40 and d = +8, and say so.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,16 @@ from klmonitor.demo.plant import Plant
 from klmonitor.demo.screen import Screen, make_screen
 from klmonitor.report import Alert, Report
 
-SCENARIOS = ("spike", "k1", "k3")
+SCENARIOS = {
+    "spike": ("spike", "surge"),
+    "k1": ("dominance_k1",),
+    "k3": ("dominance_k3",),
+}
+"""Scenario -> the kinds of alert of which it must raise one."""
 PLANTED = {"k1": -40.0, "k3": 8.0}
 """Scenario -> d of the token that it plants, nats."""
 
-LEARNING_RATE = 3e-4
+LEARNING_RATE = 5e-5
 JUMP = 200.0
 JUMP_STEPS = 3
 
@@ -52,7 +57,10 @@ class Run:
 
 
 def run_demo(
-    scenario: str = "spike", steps: int = 80, out_dir: str | os.PathLike[str] = "klmonitor-demo"
+    scenario: str = "spike",
+    steps: int = 80,
+    out_dir: str | os.PathLike[str] = "klmonitor-demo",
+    trackers: Sequence[str] = ("tensorboard", "wandb"),
 ) -> int:
     """Train, show, and tell what was found.
 
@@ -60,6 +68,7 @@ def run_demo(
         scenario: one of `SCENARIOS`.
         steps: optimizer steps, 40 at least.
         out_dir: the run goes to a fresh directory in it, named after the scenario.
+        trackers: what the trainer reports to; those that are not installed are left out.
 
     Returns:
         An exit status: 0 if what the scenario does was found, 1 if it was not.
@@ -76,16 +85,17 @@ def run_demo(
     run = Run(_fresh(Path(out_dir), scenario))
     _introduce(scenario, steps, event, run.directory)
     with _quiet(run.directory):
-        _train(run, steps, event, plant)
-    _tell_findings(run, plant, event)
-    _tell_places(run)
-    found = any(alert.step >= event for alert in run.alerts)
+        _train(run, steps, event, plant, [name for name in trackers if find_spec(name)])
+    wanted = SCENARIOS[scenario]
+    found = [alert for alert in run.alerts if alert.step >= event and alert.kind in wanted]
+    _tell_findings(run, found[0].step if found else event, plant)
     if not found:
-        print(f"\nnothing was found at step {event} or later: that is not what was expected")
+        print(f"\nNo {' or '.join(wanted)} alert from step {event} on: one was expected.")
+    _tell_places(run)
     return 0 if found else 1
 
 
-def _train(run: Run, steps: int, event: int, plant: Plant | None) -> None:
+def _train(run: Run, steps: int, event: int, plant: Plant | None, trackers: Sequence[str]) -> None:
     from klmonitor.demo import tiny
     from klmonitor_trl import KLMonitorCallback
 
@@ -98,9 +108,10 @@ def _train(run: Run, steps: int, event: int, plant: Plant | None) -> None:
         steps=steps,
         beta=0.04,
         learning_rate=LEARNING_RATE,
+        num_generations=2,
         optimizer=lambda weights: _optimizer(weights, jump),
         callbacks=[callback],
-        report_to=[name for name in ("tensorboard", "wandb") if importlib.util.find_spec(name)],
+        report_to=list(trackers) or "none",
     )
     if plant is not None:
         plant.into(trainer)
@@ -112,7 +123,7 @@ def _train(run: Run, steps: int, event: int, plant: Plant | None) -> None:
     finally:
         screen.close()
         run.seconds = time.perf_counter() - started
-        run.wandb = _finish_wandb()
+        run.wandb = _finish_wandb() if "wandb" in trackers else None
         if callback.handle is not None:
             callback.handle.detach()
 
@@ -158,18 +169,21 @@ def _introduce(scenario: str, steps: int, event: int, directory: Path) -> None:
     )
 
 
-def _tell_findings(run: Run, plant: Plant | None, event: int) -> None:
-    """Every alert, and the whole story of the step that matters."""
-    print(f"\n{len(run.reports)} steps in {run.seconds:.0f} s. What klmonitor found:\n")
-    for alert in run.alerts:
-        print(alert.text())
-    first = next((alert.step for alert in run.alerts if alert.step >= event), event)
-    step = event if plant is not None else first
+def _tell_findings(run: Run, step: int, plant: Plant | None) -> None:
+    """The alerts of the step that matters in full, what that step held, and the other alerts."""
+    print(f"\n{len(run.reports)} steps in {run.seconds:.0f} s, {len(run.alerts)} alerts.")
+    if plant is not None and plant.done:
+        print(f"Planted at step {plant.step}: d = {plant.log_ratio:+g}, token id {plant.token_id}.")
+    print(f"\nWhat klmonitor found at step {step}:")
     if step in run.reports:
-        print(f"\nStep {step} explained:\n{run.reports[step].explain()}")
-    if plant is not None:
-        state = f"planted (token id {plant.token_id})" if plant.done else "not planted"
-        print(f"\nThe token with d = {plant.log_ratio:+g} at step {plant.step} was {state}.")
+        for alert in run.reports[step].alerts:
+            print(alert.text())
+        print(f"\n{run.reports[step].explain()}")
+    others = [alert for alert in run.alerts if alert.step != step]
+    if others:
+        print("\nAnd at other steps:")
+        for alert in others:
+            print(f"  step {alert.step}: {alert.kind} ({alert.severity})")
 
 
 def _tell_places(run: Run) -> None:
@@ -202,6 +216,7 @@ def _quiet(directory: Path) -> Iterator[None]:
     """Trackers offline and in `directory`, and the libraries' chatter off."""
     import warnings
 
+    import transformers.integrations.integration_utils  # noqa: F401  # prints if WANDB_MODE is set
     from transformers.utils import logging
 
     values = {
@@ -231,8 +246,6 @@ def _quiet(directory: Path) -> Iterator[None]:
 
 def _finish_wandb() -> Path | None:
     """Close the run that the trainer opened; its directory."""
-    if importlib.util.find_spec("wandb") is None:
-        return None
     import wandb
 
     if wandb.run is None:

@@ -61,11 +61,14 @@ class PlainScreen:
     """A line for every tenth step and for every step with an alert."""
 
     def __init__(self) -> None:
-        """Print the head of the table."""
-        self._print(COLUMNS)
+        """Nothing printed yet."""
+        self._headed = False
 
     def show(self, report: Report) -> None:
         """Print a line, if it is this step's turn."""
+        if not self._headed:
+            self._headed = True
+            self._print(COLUMNS)
         if report.alerts or report.step % 10 == 0 or report.step == 1:
             self._print(cells(report))
 

@@ -15,16 +15,8 @@ import torch
 LETTER = "a"
 """The letter that the toy reward counts."""
 
-_WORDS = (
-    "once upon a time there was",
-    "the quick brown fox",
-    "in the beginning",
-    "a monitor watched the run",
-    "she opened the door and",
-    "when the rain stopped",
-    "to whom it may concern",
-    "it was a bright cold day",
-)
+_OPENINGS = ("once", "in the beginning", "she said", "at night", "to whom", "we", "now", "so")
+_SUBJECTS = ("the fox", "a monitor", "my run", "the rain", "it", "an old song", "nobody", "he")
 
 
 def letter_reward(completions: list[str], **_: Any) -> list[float]:
@@ -88,14 +80,15 @@ def save_tiny_model(path: str | Path, seed: int = 0, **config: Any) -> Path:
 
 
 def prompts(rows: int) -> Any:
-    """A data set of `rows` short prompts of different lengths.
+    """A data set of short prompts of different lengths; the first 64 are different.
 
     Returns:
         A `datasets.Dataset` with the column ``prompt``.
     """
     from datasets import Dataset
 
-    return Dataset.from_dict({"prompt": [_WORDS[row % len(_WORDS)] for row in range(rows)]})
+    texts = [f"{opening} {subject}" for opening in _OPENINGS for subject in _SUBJECTS]
+    return Dataset.from_dict({"prompt": [texts[row % len(texts)] for row in range(rows)]})
 
 
 def make_trainer(
