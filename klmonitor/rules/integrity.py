@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
-from klmonitor.rules.track import LARGE, Reading
+from klmonitor.rules.track import LARGE, Reading, gap_error
 from klmonitor.rules.words import heaviest, name_tokens, nats
 
 
@@ -41,33 +41,39 @@ def nonfinite(reading: Reading, limits: Thresholds) -> Finding | None:
 def gap(reading: Reading, limits: Thresholds) -> Finding | None:
     """k3 - k1 = mean(e^d) - 1 is not 0, as it is in expectation when q drew the tokens.
 
-    Judged only where q is known to be the sampler.
+    Judged over the last five steps together, and only where q is known to be the sampler.
     Thresholds: `z` and `rearm` in standard errors; `share`, the least share of k3 that the gap
     must be; `critical_share`.
     """
-    pair = reading.pair
-    z, size = abs(pair["gap_z"]), abs(pair["gap"])
-    if pair["on_policy"] != 1 or not z > limits["rearm"]:
+    pair, error = reading.pair, gap_error(reading.pair)
+    if pair["on_policy"] != 1 or math.isnan(error):
         return None
-    share = size / pair["k3/mean"] if pair["k3/mean"] > 0 else math.nan
-    if not (z > limits["z"] and share > limits["share"]):
+    earlier, squares = reading.gaps
+    steps = earlier.size + 1
+    mean = (float(earlier.sum()) + pair["gap"]) / steps
+    spread = math.sqrt(float(squares.sum()) + error**2) / steps
+    z = mean / spread if spread > 0 else 0.0
+    if not abs(z) > limits["rearm"]:
+        return None
+    share = abs(mean) / pair["k3/mean"] if pair["k3/mean"] > 0 else math.nan
+    if not (abs(z) > limits["z"] and share > limits["share"]):
         return SIMMERING
     critical = share > limits["critical_share"]
-    missing = pair["gap"] < 0
+    together = "" if steps == 1 else f" over {steps} steps"
     return Finding(
         level=CRITICAL if critical else WARN,
         severity="critical" if critical else "warn",
         message=(
-            f"k3 - k1 = {nats(pair['gap'])} per token is {pair['gap_z']:+.1f} standard errors "
-            f"from 0, {100 * share:.3g} % of k3: these tokens are hardly draws from q"
+            f"k3 - k1 = {nats(mean)} per token{together} is {z:+.1f} standard errors from 0, "
+            f"{100 * share:.3g} % of k3: these tokens are hardly draws from q"
         ),
         believe=(
             "k1: tokens that p finds far likelier than q are missing from the sample, so k3 is too "
             "low"
-            if missing
+            if mean < 0
             else "neither: the sampler draws tokens that q hardly would"
         ),
-        values={"gap": pair["gap"], "gap_z": pair["gap_z"], "share": share},
+        values={"gap": mean, "gap_z": z, "share": share},
     )
 
 
@@ -142,7 +148,7 @@ GAP = Rule(
         "compare the sampler's settings (temperature, top-p, top-k, weights' version) with those "
         "of the log-probs; if they agree, look whether the policy has collapsed (entropy)"
     ),
-    source="docs/alerts.md#gap: mean(e^d) = 1 under x ~ q",
+    source="docs/alerts.md#gap: mean(e^d) = 1 under x ~ q, pooled over five steps",
     cooldown=200,
     calm_for=5,
 )

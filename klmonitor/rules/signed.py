@@ -26,7 +26,7 @@ def k1_excursion(reading: Reading, limits: Thresholds) -> Finding | None:
     score = reading.k1
     if not abs(score.z) > limits["z"] or reading["sequences"] < limits["sequences"]:
         return SIMMERING if abs(score.z) > limits["rearm"] else None
-    tokens = heaviest(reading.pair, "k1", dominating(reading.pair.tokens))
+    tokens = heaviest(reading.pair, "k1", dominating(reading.pair, "k1"))
     message = (
         f"k1 = {nats(score.value)} per token is {abs(score.z):.1f} scales "
         f"{'above' if score.z > 0 else 'below'} its level of {nats(score.centre)}; k3 = "

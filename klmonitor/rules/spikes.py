@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from klmonitor.report import PairReport
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading, finite
 from klmonitor.rules.words import believe, count, dominating, heaviest, name_tokens, nats
@@ -35,9 +36,9 @@ def spike(reading: Reading, limits: Thresholds) -> Finding | None:
 def _risen(reading: Reading, limits: Thresholds) -> Finding:
     pair, score = reading.pair, reading.score
     expected = math.exp(score.level)
-    tokens = heaviest(pair, "k3", dominating(pair.tokens))
+    tokens = heaviest(pair, "k3", dominating(pair, "k3"))
     rest = pair["k3/mean_without_top"]
-    by_tokens = pair["dominance/k3/level"] >= 1 and rest <= limits["ratio"] * expected
+    by_tokens = _carried(pair, limits["ratio"] * expected)
     critical = score.ratio >= limits["critical_ratio"] and not by_tokens
     message = (
         f"k3 rose to {nats(pair['k3/mean'])} per token, {score.ratio:.3g}x the "
@@ -103,19 +104,31 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
     if reading.steps < SURGE_FROM or not earlier.size or not k3 > limits["nats"]:
         return None
     largest = math.exp(float(np.max(earlier)))
-    if not k3 > limits["ratio"] * largest:
-        return SIMMERING if k3 > limits["rearm"] * limits["ratio"] * largest else None
+    threshold = limits["ratio"] * largest
+    if not k3 > threshold:
+        return SIMMERING if k3 > limits["rearm"] * threshold else None
+    by_tokens = _carried(reading.pair, threshold)
+    tokens = heaviest(reading.pair, "k3", dominating(reading.pair, "k3"))
+    message = (
+        f"k3 surged to {nats(k3)} per token, {k3 / largest:.3g}x the largest of the "
+        f"{earlier.size} steps before ({nats(largest)})"
+    )
+    if by_tokens:
+        rest = reading["k3/mean_without_top"]
+        message += f"; without {count(len(tokens), 'token')} it is {nats(rest)}, no surge"
     return Finding(
-        level=CRITICAL,
-        severity="critical",
-        message=(
-            f"k3 surged to {nats(k3)} per token, {k3 / largest:.3g}x the largest of the "
-            f"{earlier.size} steps before ({nats(largest)})"
-        ),
+        level=WARN if by_tokens else CRITICAL,
+        severity="warn" if by_tokens else "critical",
+        message=message,
         believe=believe(reading.pair),
         values={"k3": k3, "largest_before": largest, "ratio": k3 / largest},
-        tokens=heaviest(reading.pair, "k3", dominating(reading.pair.tokens)),
+        tokens=tokens,
     )
+
+
+def _carried(pair: PairReport, threshold: float) -> bool:
+    """Whether k3 is above a threshold only because of the few tokens that dominate it."""
+    return pair["dominance/k3/level"] >= 1 and pair["k3/mean_without_top"] <= threshold
 
 
 LOOK_FIRST = (
@@ -127,7 +140,7 @@ LOOK_FIRST = (
 SPIKE = Rule(
     kind="spike",
     judge=spike,
-    thresholds={"z": 5.0, "ratio": 1.5, "critical_ratio": 8.0, "rearm": 2.0},
+    thresholds={"z": 4.7, "ratio": 1.5, "critical_ratio": 8.0, "rearm": 2.0},
     action=LOOK_FIRST,
     source="docs/alerts.md#spike: robust z of log k3 against a trend-following median",
 )

@@ -32,7 +32,23 @@ RULES: tuple[Rule, ...] = (
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "default": {},
-    "quiet": {"spike": {"z": 6.5}, "shift": {"z": 4.0}},
-    "sensitive": {"spike": {"z": 4.5}, "shift": {"z": 2.8}},
+    "quiet": {
+        "spike": {"z": 7.0},
+        "shift": {"z": 4.0},
+        "drift": {"z": 6.0},
+        "dominance_k1": {"j": 8.0, "own": 2.0},
+        "dominance_k3": {"j": 30.0, "own": 5.0},
+        "k1_excursion": {"z": 10.0},
+        "outlier_rate": {"z": 8.0},
+    },
+    "sensitive": {
+        "spike": {"z": 4.0},
+        "shift": {"z": 2.8},
+        "drift": {"z": 3.5},
+        "dominance_k1": {"level": 1, "j": 2.0, "own": 1.0},
+        "dominance_k3": {"level": 1, "j": 2.0, "own": 1.0},
+        "k1_excursion": {"z": 6.0},
+        "outlier_rate": {"z": 5.0},
+    },
 }
 """What each preset changes: kind -> threshold -> value."""

@@ -7,7 +7,7 @@ after a million steps as after a hundred.
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,14 @@ SEEN = 100
 """Steps of log k3 as they were, what runaway looks back on."""
 SIGNED = 50
 """Steps of k1 whose sign is judged together."""
+HABIT = 100
+"""Steps of |J| of dominance whose largest is the run's habit."""
+HABIT_GROWTH, HABIT_START = 2.0, 4.0
+"""A flagged |J| enters the habit at most as twice the habit so far (at least 4): a run that turns
+heavy-tailed is told once or twice, and a single huge token blinds nobody."""
+GAPS = 5
+"""Steps whose gap is judged together, the current one included: a sampler that is wrong is wrong
+in every batch, while a single heavy-tailed batch has a wild gap and a standard error too small."""
 CLUSTERING = 5.0
 """Tokens per effectively independent token, for the error of a count."""
 
@@ -50,6 +58,8 @@ class Reading:
         history: accepted log k3 of earlier steps, oldest first.
         seen: log k3 of earlier steps, also of those that were flagged.
         signs: earlier k1 means and their squared standard errors.
+        gaps: k3 - k1 of earlier steps at which q drew the tokens, and squared standard errors.
+        habit: estimator -> the largest |J| of dominance in the last steps, 0 at first.
         steps: steps of this pair seen before this one.
     """
 
@@ -60,6 +70,8 @@ class Reading:
     history: Floats
     seen: Floats
     signs: tuple[Floats, Floats]
+    gaps: tuple[Floats, Floats]
+    habit: Mapping[str, float]
     steps: int
 
     def __getitem__(self, metric: str) -> float:
@@ -81,6 +93,8 @@ class Track:
         self._history = Window(ACCEPTED)
         self._seen = Window(SEEN)
         self._signs = (Window(SIGNED), Window(SIGNED))
+        self._gaps = (Window(GAPS - 1), Window(GAPS - 1))
+        self._habit = {name: Window(HABIT) for name in ("k1", "k3")}
         self._steps = 0
 
     def read(self, pair: PairReport) -> Reading:
@@ -95,6 +109,8 @@ class Track:
             history=self._history.last(ACCEPTED),
             seen=self._seen.last(SEEN),
             signs=(self._signs[0].last(SIGNED), self._signs[1].last(SIGNED)),
+            gaps=(self._gaps[0].last(GAPS), self._gaps[1].last(GAPS)),
+            habit={name: float(w.last(HABIT).max(initial=0)) for name, w in self._habit.items()},
             steps=self._steps,
         )
 
@@ -110,6 +126,16 @@ class Track:
         self._steps += 1
         self._k1.take(reading.k1, "k1_excursion" in flagged)
         self._outliers.take(reading.outliers, "outlier_rate" in flagged)
+        gap, error = finite(reading["gap"]), gap_error(reading.pair)
+        if reading["on_policy"] == 1 and not math.isnan(error):
+            self._gaps[0].append(gap)
+            self._gaps[1].append(error**2)
+        for name, window in self._habit.items():
+            j = abs(finite(reading[f"dominance/{name}/j"]))
+            if f"dominance_{name}" in flagged:
+                j = min(j, HABIT_GROWTH * max(reading.habit[name], HABIT_START))
+            if not math.isnan(j):
+                window.append(j)
         if not math.isnan(reading.k1.value):
             self._signs[0].append(reading.k1.value)
             self._signs[1].append(reading.k1.se**2)
@@ -132,6 +158,8 @@ class Track:
             "history": self._history.tolist(),
             "seen": self._seen.tolist(),
             "signs": [window.tolist() for window in self._signs],
+            "gaps": [window.tolist() for window in self._gaps],
+            "habit": {name: window.tolist() for name, window in self._habit.items()},
             "steps": self._steps,
         }
 
@@ -144,7 +172,18 @@ class Track:
         self._seen = Window(SEEN, state["seen"])
         first, second = state["signs"]
         self._signs = (Window(SIGNED, first), Window(SIGNED, second))
+        first, second = state["gaps"]
+        self._gaps = (Window(GAPS - 1, first), Window(GAPS - 1, second))
+        self._habit = {name: Window(HABIT, j) for name, j in state["habit"].items()}
         self._steps = state["steps"]
+
+
+def gap_error(pair: PairReport) -> float:
+    """Standard error of the gap; 0 where k1 and k3 are equal, nan where it is unknown."""
+    gap, z = finite(pair["gap"]), finite(pair["gap_z"])
+    if gap == 0:
+        return 0.0
+    return gap / z if z else math.nan
 
 
 def _explained(score: Score) -> float:

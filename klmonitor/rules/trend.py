@@ -12,7 +12,8 @@ With w = the last W accepted values of y = log k3 without the latest one,
     scale^2 = max((1.4826 median |residual|)^2 - median(se^2), 0.03^2) + se_t^2,
     z = (y - level) / scale,
 
-residual = y - level at the time, over the last H steps without the latest two; se is the standard
+residual = y - level at the time, over the last H steps without the latest two (fewer in a young
+run); se is the standard
 error of y, so that a step with few tokens is judged by its own error and not by its neighbours'.
 """
 
@@ -31,6 +32,9 @@ WINDOW = 30
 """W: accepted steps that the level is drawn through."""
 SPREAD_WINDOW = 100
 """H: residuals that the scale is taken from."""
+SPREAD_SHARE, LEAST_SPREAD = 0.4, 20
+"""Of a young run only this share, and at least so many: the misses of the steep start say nothing
+about the calmer steps after it."""
 MAX_SLOPE = 0.15
 """The steepest trend that is followed, in log k3 per step (a doubling in under five steps)."""
 MIN_POINTS = 6
@@ -125,13 +129,16 @@ class TrendLevel:
         level = median(window) + slope * ahead
         if self._accepted < WARM_UP:
             return Score(y, se, level)
-        spread = NORMAL_MAD * median(self._residuals.last(SPREAD_WINDOW, skip=2))
+        spread = NORMAL_MAD * median(self._residuals.last(self._spread_length(), skip=2))
         own = max(spread**2 - median(self._errors.last(SPREAD_WINDOW)), FLOOR**2)
         scale = math.sqrt(own + se**2)
         z = (y - level) / scale
         recent = np.array([*list(self._recent)[1 - SHIFT_WINDOW :], z])
         z_recent = median(recent) if recent.size == SHIFT_WINDOW else math.nan
         return Score(y, se, level, scale, z, z_recent)
+
+    def _spread_length(self) -> int:
+        return int(min(max(SPREAD_SHARE * self._accepted, LEAST_SPREAD), SPREAD_WINDOW))
 
     def take(self, score: Score, flagged: bool) -> Accepted:
         """Learn from a step that has been judged, unless it was flagged."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 
 from klmonitor.report import ExtremeToken, PairReport
 
-MAX_DOMINATING = 10
-"""The most tokens that a dominance statistic is about."""
 NAMED = 3
 """Tokens named in a message; the alert holds all of them."""
 GAP_Z = 5.0
@@ -27,9 +24,17 @@ def count(value: float, noun: str) -> str:
     return f"{value:.0f} {noun}{'' if value == 1 else 's'}"
 
 
-def dominating(tokens: float) -> int:
-    """How many of N tokens a dominance statistic is about: m = clip(N / 400, 1, 10)."""
-    return 1 if math.isnan(tokens) else int(min(max(tokens / 400, 1), MAX_DOMINATING))
+def dominating(pair: PairReport, estimator: str) -> int:
+    """How many tokens the dominance of an estimator is about.
+
+    As measured (``dominance/{estimator}/tokens``), else the most that it may be:
+    m = clip(N / 400, 1, 10) for k1, 5 for k3.
+    """
+    measured = pair[f"dominance/{estimator}/tokens"]
+    if measured >= 1:
+        return int(measured)
+    most = 10 if estimator == "k1" else 5
+    return int(min(max(pair.tokens / 400, 1), most)) if pair.tokens > 0 else 1
 
 
 def heaviest(pair: PairReport, estimator: str, at_most: int) -> tuple[ExtremeToken, ...]:

@@ -1,4 +1,4 @@
-"""Series and batches that go wrong in known ways, seeded: for tests, benchmarks and the docs.
+"""A run's KL, one value a step, ordinary or with an event.
 
 A series is what a monitor sees of one pair over a run: one k3 and one k1 a step, with their
 standard errors. The true log KL is
