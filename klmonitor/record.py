@@ -263,7 +263,7 @@ def _join(
         if alert.phase != "end":
             opened.setdefault(alert.step, []).append(alert)
     for key, report in sorted(reports.items(), key=lambda item: item[0][0]):
-        mine = [replace(token, text=None) for token in extremes.get(key, ())]
+        mine = [t if t.text is None else replace(t, text=None) for t in extremes.get(key, ())]
         pairs = {name: _with_tokens(pair, mine) for name, pair in report.pairs.items()}
         raised = opened.get(report.step, ()) if report.phase == "train" else ()
         yield replace(report, pairs=pairs, alerts=tuple(raised))

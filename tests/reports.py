@@ -76,7 +76,7 @@ def make_alert(step: int = 7, **changes: object) -> Alert:
         "values": {"z": 8.25},
         "tokens": (make_token(),),
     }
-    return Alert(**(fields | changes))  # type: ignore[arg-type]
+    return Alert(**(fields | changes))
 
 
 # --- anything that the types allow -----------------------------------------------------------
