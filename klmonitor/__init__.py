@@ -35,7 +35,7 @@ _HOME = {
     "k3": "klmonitor.estimators",
 }
 
-__all__ = [  # noqa: PLE0604  # spelled out, so that type checkers see it
+__all__ = [  # spelled out, so that type checkers see it
     "Alert",
     "ExtremeToken",
     "Handle",

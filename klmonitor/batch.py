@@ -115,9 +115,7 @@ def build(
     if ids is not None:
         _same_shape("token_ids", ids, name, first)
 
-    segments, n_sequences = _sequences(
-        name, first, lengths, cu_seqlens, sequence_ids, check_values
-    )
+    segments, n_sequences = _sequences(name, first, lengths, cu_seqlens, sequence_ids, check_values)
     prompts = None if prompt_ids is None else _integers("prompt_ids", prompt_ids)
     if prompts is not None and sequence_ids is not None:
         raise ValueError("prompt_ids with sequence_ids is ambiguous: pass cu_seqlens instead")
@@ -171,7 +169,9 @@ def _as_tensor(name: str, value: TensorLike) -> Tensor:
     if isinstance(value, (list, tuple)):
         parts = [_as_tensor(name, part) for part in value]
         if any(part.dim() != 1 for part in parts):
-            raise ValueError(f"{name} is a list of tensors that are not 1-D: pass one [B, T] tensor")
+            raise ValueError(
+                f"{name} is a list of tensors that are not 1-D: pass one [B, T] tensor"
+            )
         return torch.cat(parts) if parts else torch.zeros(0)
     raise TypeError(
         f"{name} is a {type(value).__name__}: pass a tensor, a numpy array or a list of 1-D tensors"

@@ -184,12 +184,7 @@ class PairTotals:
     def ess(self) -> float:
         """(sum r)^2 / (N sum r^2), r = 1 + d + k3, unclamped, as a fraction of the tokens."""
         one = self.n + self["d"] + self["k3"]
-        two = (
-            self.n
-            + self["d2"]
-            + self["k3k3"]
-            + 2 * (self["d"] + self["k3"] + self["dk3"])
-        )
+        two = self.n + self["d2"] + self["k3k3"] + 2 * (self["d"] + self["k3"] + self["dk3"])
         return ratio(one * one, self.n * two)
 
     def weighted(self, column: str, sign: float = 1.0) -> float:
@@ -215,7 +210,7 @@ class PairTotals:
         return float(self.histogram[CENTRE:].sum()) - self["zero"]
 
     def quantile(self, probability: float) -> float:
-        """d at rank ceil(probability x N), to 0.8 % of its value (numpy's ``inverted_cdf``)."""
+        """D at rank ceil(probability x N), to 0.8 % of its value (numpy's ``inverted_cdf``)."""
         if not self.n:
             return math.nan
         rank = max(math.ceil(probability * self.n), 1)
@@ -257,9 +252,9 @@ class PairTotals:
     @staticmethod
     def low_precision_dtype(counts: Array) -> str:
         """``"bf16"``, ``"fp16"`` or empty, from one policy's counts."""
-        nonzero = counts[POLICY_COUNTS.index("nonzero")]
+        checked = counts[POLICY_COUNTS.index("checked")]
         for name in ("bf16", "fp16"):
-            if nonzero > 0 and counts[POLICY_COUNTS.index(name)] >= 0.99 * nonzero:
+            if checked > 0 and counts[POLICY_COUNTS.index(name)] >= 0.99 * checked:
                 return name
         return ""
 
@@ -361,7 +356,7 @@ def coarse_histogram(histogram: Array, bits: int = 2) -> tuple[tuple[float, floa
 
 
 def ratio(numerator: float, denominator: float) -> float:
-    """nan instead of a division by nothing."""
+    """Nan instead of a division by nothing."""
     if not denominator > 0:
         return math.nan
     return numerator / denominator

@@ -81,9 +81,10 @@ COLUMN = {name: i for i, name in enumerate(COLUMNS)}
 N_TOKEN_COLUMNS = COLUMN["sequences"]
 """The leading columns are sums over tokens; from ``sequences`` on they are sums over sequences."""
 
-POLICY_COUNTS = ("n", "nonzero", "positive", "bf16", "fp16")
-"""Per policy: tokens, non-zero values, values > 0, and non-zero values that bfloat16 or float16
-would hold exactly (their low 16 or 13 float32 bits are zero)."""
+POLICY_COUNTS = ("n", "nonzero", "positive", "checked", "bf16", "fp16")
+"""Per policy: tokens, non-zero values, values > 0; and of the non-zero values in the first tile of
+a micro-batch, how many there are and how many bfloat16 or float16 would hold exactly (their low 16
+or 13 float32 bits are zero)."""
 
 MAXIMA = ("d", "-d")
 

@@ -35,6 +35,11 @@ class Tile:
     columns: slice
     shape: tuple[int, int]
 
+    @property
+    def size(self) -> int:
+        """Tokens in the tile, masked ones included."""
+        return self.shape[0] * self.shape[1]
+
     def of(self, tensor: Tensor) -> Tensor:
         """The tile's part of a [B, T] tensor, a view."""
         if self.rows is not None:

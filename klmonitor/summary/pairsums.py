@@ -1,0 +1,285 @@
+"""The sums of one pair over one batch, tile by tile.
+
+Per tile: d = log p - log q in float64, the features of `layout.MOMENTS`, their inner products along
+each row, the histogram's buckets. A row's sums are taken over that row alone, so they do not depend
+on which rows came with it: splitting a batch by rows changes a total by float64 rounding only.
+
+On the CPU a tile with a non-finite or a huge d (rare) is noticed from its extremes and handled
+apart; on a GPU that question would be a synchronisation, so every tile takes the careful way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from klmonitor.batch import TokenBatch
+from klmonitor.pairs import PAIR_INDEX, Pair
+from klmonitor.summary.extremes import Place, RowExtremes, sequence_records
+from klmonitor.summary.layout import (
+    BUCKETS,
+    CENTRE,
+    CLAMP,
+    COLUMN,
+    CORE_RADIUS,
+    GRAM,
+    HISTOGRAM,
+    LOW_EXPONENT,
+    MANTISSA_BITS,
+    MOMENTS,
+    N_TOKEN_COLUMNS,
+    PER_SEQUENCE,
+    WEIGHTED,
+)
+from klmonitor.summary.state import Summary, first_of
+from klmonitor.summary.tiles import Tile, tiles
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+"""2^64 over the golden ratio, as a signed integer."""
+GRAM_INDEX = [
+    len(PER_SEQUENCE) * PER_SEQUENCE.index(a) + PER_SEQUENCE.index(b)
+    for a, b in (name.split(".") for name in GRAM)
+]
+TAIL = COLUMN["tail/n"]
+"""Columns of ``core/*`` come first; those of ``tail/*`` follow in the same order."""
+SOURCES = [COLUMN[f"core/{name}"] for name in ("n", "d", "d2", "k3")]
+SCALES = (1.0, -1.0, 0.5, 1.0)
+"""(T, S1, S2, S3) = SCALES x the sums of these columns."""
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Scratch space of one tile, shared by the pairs: memory that stays in cache."""
+
+    floats: Tensor
+    bits: Tensor
+
+    @classmethod
+    def of(cls, batch: TokenBatch) -> Buffers:
+        """Room for the largest tile of a batch."""
+        size = max((tile.size for tile in tiles(batch)), default=0)
+        return cls(
+            torch.empty(4, size, dtype=torch.float64, device=batch.device),
+            torch.empty(2, size, dtype=torch.int64, device=batch.device),
+        )
+
+    def take(self, tile: Tile) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Four float64 tensors of a tile's shape."""
+        a, b, c, d = (buffer[: tile.size].view(tile.shape) for buffer in self.floats)
+        return a, b, c, d
+
+
+@dataclass(frozen=True)
+class PairSums:
+    """Sums of one pair over one batch.
+
+    Attributes:
+        batch: whose tokens.
+        pair: which pair.
+        behaviour: the policy that drew the tokens.
+        rows: [sequences, N_TOKEN_COLUMNS] sums over each sequence. Pure counts, which nobody needs
+            by sequence, go to row 0 unless `by_row`.
+        histogram: [HISTOGRAM] counts of d.
+        extremes: the largest and smallest d of every tile row.
+        buffers: scratch space.
+        by_row: keep counts by sequence too (sequences of different groups).
+    """
+
+    batch: TokenBatch
+    pair: Pair
+    behaviour: str
+    rows: Tensor
+    histogram: Tensor
+    buffers: Buffers
+    by_row: bool
+    extremes: RowExtremes = field(default_factory=RowExtremes)
+
+    @classmethod
+    def of(
+        cls, batch: TokenBatch, pair: Pair, behaviour: str, buffers: Buffers, *, by_row: bool
+    ) -> PairSums:
+        """Nothing summed yet."""
+        options = {"dtype": torch.float64, "device": batch.device}
+        rows = torch.zeros(batch.n_sequences, N_TOKEN_COLUMNS, **options)  # type: ignore[arg-type]  # the checker cannot see through the dict
+        histogram = torch.zeros(HISTOGRAM, **options)  # type: ignore[arg-type]
+        return cls(batch, pair, behaviour, rows, histogram, buffers, by_row)
+
+    def add(self, tile: Tile, log_probs: Mapping[str, Tensor], mask: Tensor | None) -> None:
+        """Add a tile.
+
+        Args:
+            tile: which.
+            log_probs: policy -> its log-probs in the tile, 0 where masked.
+            mask: which tokens of the tile count; None: all.
+        """
+        d, *scratch = self.buffers.take(tile)
+        d.copy_(log_probs[self.pair.p]).sub_(log_probs[self.pair.q]).add_(0.0)  # -0 becomes 0
+        valid, core = mask, d
+        high, low = d.amax(1), d.amin(1)
+        if d.is_cuda or not _ordinary(high, low):
+            d, valid, core = self._careful(tile, d, mask)
+            high, low = d.amax(1), d.amin(1)
+        self._n(tile, "core/n", valid if core is d else _near(d, valid))
+        self._moments(tile, "core", core, scratch)
+        self._count(tile, "zero", valid)
+        self._count(tile, "zero", d, sign=-1)
+        if self.behaviour != self.pair.q:
+            log_weight = log_probs[self.pair.q].double() - log_probs[self.behaviour]
+            self._weights(tile, d, log_weight, valid)
+        self._count_buckets(tile, d, valid)
+        self.extremes.add(tile, high, low)
+
+    # --- sums into rows --------------------------------------------------------------------
+    def _sum(self, tile: Tile, column: str, product: Tensor) -> None:
+        """Add the sum of a tile's values over each sequence."""
+        if tile.rows is not None:
+            self.rows[tile.rows, COLUMN[column]] += product.sum(1)
+        else:
+            segments = self._segments(tile)
+            self.rows[:, COLUMN[column]].index_add_(0, segments, product.double().reshape(-1))
+
+    def _segments(self, tile: Tile) -> Tensor:
+        assert self.batch.segments is not None  # packed input has them
+        return self.batch.segments[tile.columns]
+
+    def _n(self, tile: Tile, column: str, which: Tensor | None) -> None:
+        """Count the True tokens of each sequence; None: all of them."""
+        if which is not None:
+            self._sum(tile, column, which)
+        elif tile.rows is not None:
+            self.rows[tile.rows, COLUMN[column]] += tile.shape[1]
+        else:
+            self._sum(tile, column, self.buffers.take(tile)[0].new_ones(tile.shape))
+
+    def _count(self, tile: Tile, column: str, values: Tensor | None, sign: int = 1) -> None:
+        """Count non-zero values (all tokens of the tile for None) without regard to sequences."""
+        if self.by_row:
+            which = self.rows.new_ones(tile.shape) if values is None else (values != 0).double()
+            self._sum(tile, column, which.mul_(sign))
+        else:
+            number = tile.size if values is None else values.count_nonzero()
+            self.rows[0, COLUMN[column]] += sign * number
+
+    def _moments(self, tile: Tile, part: str, d: Tensor, scratch: list[Tensor]) -> None:
+        d2, k3, product = scratch
+        torch.mul(d, d, out=d2)
+        torch.expm1(d.clamp(max=CLAMP) if part == "tail" else d, out=k3).sub_(d)
+        features = {"d": d, "d2": d2, "k3": k3}
+        for moment in MOMENTS:
+            if moment.left == "abs":
+                values = torch.abs(d, out=product)
+            elif moment.right == "one":
+                values = features[moment.left]
+            else:
+                values = torch.mul(features[moment.left], features[moment.right], out=product)
+            self._sum(tile, f"{part}/{moment.name}", values)
+
+    def _careful(self, tile: Tile, d: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Take out the non-finite tokens, sum those beyond `CORE_RADIUS` apart.
+
+        Returns:
+            d with 0 for excluded tokens, which tokens count, and d with 0 for those summed apart.
+        """
+        finite, nan = d.isfinite(), d.isnan()
+        self._count(tile, "nan", nan)
+        self._count(tile, "inf", ~(finite | nan))
+        d = torch.where(finite, d, 0.0)
+        self._count(tile, "clamped", d > CLAMP)
+        far = d.abs() > CORE_RADIUS
+        self._n(tile, "tail/n", far)
+        scratch = [torch.empty_like(d) for _ in range(3)]
+        self._moments(tile, "tail", torch.where(far, d, 0.0), scratch)
+        return d, finite if mask is None else finite & mask, torch.where(far, 0.0, d)
+
+    def _weights(self, tile: Tile, d: Tensor, log_weight: Tensor, valid: Tensor | None) -> None:
+        """Importance-weighted sums: w = q(x) / sampler(x), unclamped but for overflow."""
+        usable = log_weight.isfinite()
+        if valid is not None:
+            usable &= valid
+        self._count(tile, "unweighted", valid)
+        self._count(tile, "unweighted", usable, sign=-1)
+        w = torch.where(usable, log_weight, -torch.inf).clamp_(max=CLAMP).exp_()
+        features = {"w": w, "d": d, "k3": torch.expm1(d.clamp(max=CLAMP)).sub_(d)}
+        for moment in WEIGHTED:
+            one = moment.right == "one"
+            self._sum(
+                tile, moment.name, w if one else features[moment.left] * features[moment.right]
+            )
+
+    def _count_buckets(self, tile: Tile, d: Tensor, valid: Tensor | None) -> None:
+        """Count d by its leading bits; tokens that do not count lie at 0 and are taken out."""
+        index, sign = (buffer[: tile.size] for buffer in self.buffers.bits)
+        bucket = buckets(d.reshape(-1), index, sign)
+        if d.is_cuda:  # bincount would synchronise; counts are exact in any order
+            self.histogram.index_add_(0, bucket, self.histogram.new_ones(bucket.shape))
+        else:
+            self.histogram.add_(torch.bincount(bucket, minlength=HISTOGRAM))
+        if valid is not None:
+            self.histogram[CENTRE].sub_(tile.size - valid.count_nonzero())
+
+    # --- from the batch to the state -------------------------------------------------------
+    def finish(self, state: Summary, place: Place, groups: int | Tensor, centre: float) -> None:
+        """Add totals, products over sequences, prompts and extremes to a state, in place."""
+        index, rows, top = PAIR_INDEX[self.pair.name], self.rows, state.config.top
+        both = rows[:, :TAIL] + rows[:, TAIL : 2 * TAIL]
+        per_sequence = both[:, SOURCES] * both.new_tensor(SCALES)
+        if self.behaviour == self.pair.q:
+            rows[:, COLUMN["on_policy"]] = per_sequence[:, 0]
+        seen = (per_sequence[:, :1] > 0).double()
+        prompted = seen if self.batch.prompt_ids is not None else torch.zeros_like(seen)
+        if isinstance(groups, int):
+            gram = (per_sequence.T @ per_sequence).flatten()[GRAM_INDEX]
+            total = torch.cat([rows.sum(0), seen.sum(0), prompted.sum(0), gram])
+            state.sums[index, groups] += total
+        else:
+            outer = per_sequence.unsqueeze(2) * per_sequence.unsqueeze(1)
+            full = torch.cat([rows, seen, prompted, outer.flatten(1)[:, GRAM_INDEX]], dim=1)
+            state.sums[index].index_add_(0, groups, full)
+        if self.batch.prompt_ids is not None and state.config.buckets_per_group:
+            bucket = _prompt_bucket(self.batch.prompt_ids, state.config.buckets_per_group)
+            bucket = bucket + groups * state.config.buckets_per_group
+            state.prompts[index].flatten(0, 1).index_add_(0, bucket, per_sequence)
+        state.histogram[index] += self.histogram
+        found = self.extremes.maxima(self.batch, self.pair)
+        torch.maximum(state.maxima[index], found, out=state.maxima[index])
+        # Micro-batches come in order, so among equal keys the earlier place stays first.
+        tokens = self.extremes.tokens(self.batch, self.pair, place, top)
+        state.tokens[index] = first_of(torch.cat([state.tokens[index], tokens], dim=-2), top, 1)
+        sequences = sequence_records(per_sequence, centre, place, top)
+        state.sequences[index] = first_of(torch.cat([state.sequences[index], sequences]), top, 1)
+
+
+def _ordinary(high: Tensor, low: Tensor) -> bool:
+    """Whether every d of a tile is finite and within `CORE_RADIUS` (nan fails both questions)."""
+    return bool(high.max() <= CORE_RADIUS) and bool(low.min() >= -CORE_RADIUS)
+
+
+def _near(d: Tensor, valid: Tensor | None) -> Tensor:
+    """Which tokens count and are not summed apart."""
+    near = d.abs() <= CORE_RADIUS
+    return near if valid is None else near & valid
+
+
+def buckets(d: Tensor, index: Tensor | None = None, sign: Tensor | None = None) -> Tensor:
+    """Histogram bucket of each d: its leading bits.
+
+    Args:
+        d: float64, finite, contiguous, any shape.
+        index: int64 of the same shape that the result may be written to.
+        sign: another, for scratch.
+    """
+    bits = d.view(torch.int64)
+    lowest = (1023 + LOW_EXPONENT) << MANTISSA_BITS
+    index = torch.bitwise_right_shift(bits, 52 - MANTISSA_BITS, out=index)
+    index.bitwise_and_((1 << (11 + MANTISSA_BITS)) - 1).sub_(lowest - 1).clamp_(0, BUCKETS + 1)
+    sign = torch.bitwise_right_shift(bits, 63, out=sign)  # 0, or -1 for a negative d
+    return index.bitwise_xor_(sign).add_(CENTRE)
+
+
+def _prompt_bucket(prompt_ids: Tensor, buckets_per_group: int) -> Tensor:
+    """A bucket for each prompt by multiplicative hashing (Knuth, TAOCP 3, 6.4)."""
+    mixed = prompt_ids * GOLDEN  # wraps around, as it should
+    return ((mixed >> 32) & 0x7FFFFFFF) % buckets_per_group
