@@ -15,10 +15,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +34,7 @@ from klmonitor.outputs import make_sinks
 from klmonitor.pairs import Pair, default_pairs, parse_pairs
 from klmonitor.record import RecordWriter
 from klmonitor.reduce import Group, HostCopy, agree, default_group, rank_of, reduce_over
-from klmonitor.report import Alert, Report
+from klmonitor.report import Alert, ExtremeToken, PairReport, Report
 from klmonitor.rules import RuleSet
 from klmonitor.running import Running
 from klmonitor.sinks import FanOut, Metrics, Sink
@@ -47,6 +49,10 @@ T = TypeVar("T")
 PATIENCE = 5
 """Failures in a row after which `observe` gives up."""
 PHASES = ("train", "eval")
+CLOSE_SECONDS = 5.0
+"""What `close` may wait for all outputs together, seconds."""
+RECORDED_TOKENS = 4
+"""Extreme tokens of each tail that are recorded at a step that is not dominated by any."""
 
 
 @dataclass(frozen=True)
@@ -361,7 +367,8 @@ class Monitor:
         assert self._record is not None  # the only caller has looked
         self._record.step(report)
         if self._log_tokens is not False:
-            self._record.tokens(report.step, report.extremes)
+            kept = [token for pair in report.pairs.values() for token in recorded_tokens(pair)]
+            self._record.tokens(report.step, kept, report.phase)
         for alert in (*report.alerts, *ended):
             self._record.alert(alert)
 
@@ -411,9 +418,18 @@ class Monitor:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._finish(pending)
+        outputs: list[Callable[[], object]] = [self._sinks.close]
         if self._record is not None:
-            self._guarded("record", self._record.close)
-        self._sinks.close()
+            outputs.append(partial(self._record.close, CLOSE_SECONDS))
+        threads = [
+            threading.Thread(target=self._guarded, args=("close", close), daemon=True)
+            for close in outputs
+        ]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
 
     # --- helpers -----------------------------------------------------------------------------
     def _ranks(self) -> Group | None:
@@ -441,3 +457,13 @@ class Monitor:
                     type(error).__name__,
                     error,
                 )
+
+
+def recorded_tokens(pair: PairReport) -> list[ExtremeToken]:
+    """The extreme tokens worth a line on disk: all of a dominated step, else a few of each tail."""
+    if pair["dominance/level"] >= 1:
+        return list(pair.extremes)
+    tails: dict[str, list[ExtremeToken]] = {}
+    for token in pair.extremes:
+        tails.setdefault(token.tail, []).append(token)
+    return [token for tail in tails.values() for token in tail[:RECORDED_TOKENS]]

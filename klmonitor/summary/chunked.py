@@ -15,12 +15,10 @@ from klmonitor.pairs import POLICIES, Pair, sampler
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.pairsums import Buffers, PairSums
 from klmonitor.summary.state import Summary
-from klmonitor.summary.tiles import tiles
+from klmonitor.summary.tiles import TileMask, tiles
 
 POSITIVE_TOLERANCE = 1e-3
 """Nats: a log-prob above it is positive for other reasons than rounding."""
-INTEGER = {8: torch.int64, 4: torch.int32, 2: torch.int16}
-"""Integer dtype by the size of a float, bytes."""
 
 
 def accumulate(
@@ -49,12 +47,12 @@ def accumulate(
     found = [PairSums.of(batch, pair, behaviour, buffers, by_row=by_row) for pair in pairs]
     counts = {name: torch.zeros_like(state.policies[0]) for name in policies}
     for number, tile in enumerate(tiles(batch)):
-        mask = None if batch.mask is None else tile.of(batch.mask)
-        log_probs = {name: _masked(tile.of(batch.log_probs[name]), mask) for name in needed}
+        mask = TileMask.of(tile, batch)
+        log_probs = {name: mask.apply(tile.of(batch.log_probs[name])) for name in needed}
         for name in policies:
             counts[name] += _policy_counts(log_probs[name], mask, precision=number == 0)
         for sums in found:
-            sums.add(tile, log_probs, mask)
+            sums.add(mask, log_probs)
     for name in policies:
         state.policies[POLICIES.index(name)] += counts[name]
     for sums in found:
@@ -62,26 +60,19 @@ def accumulate(
             sums.finish(state, place, groups, (centres or {}).get(sums.pair.name, 0.0))
 
 
-def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    """X with +0.0 where masked, whatever lies there: an AND of bits, cheaper than a choice."""
-    if mask is None:
-        return x
-    integer = INTEGER[x.element_size()]
-    ones = mask.contiguous().view(torch.int8).neg().to(integer)  # -1: all bits set
-    return x.view(integer).bitwise_and(ones).view(x.dtype)
-
-
-def _policy_counts(x: Tensor, mask: Tensor | None, *, precision: bool) -> Tensor:
+def _policy_counts(x: Tensor, mask: TileMask, *, precision: bool) -> Tensor:
     """[POLICY_COUNTS] of a tile; the bits are looked at in the first tile of a batch only."""
+    n = mask.total
+    nothing = torch.zeros_like(n)
+    if not precision and not x.is_cuda and bool(x.amax() < 0):  # neither zeros nor positives
+        return torch.stack([n, n, nothing, nothing, nothing, nothing])
     x = x.float()
-    nonzero = x.count_nonzero()
-    nothing = torch.zeros_like(nonzero)
-    n = nothing + x.numel() if mask is None else mask.sum()
-    quiet = not x.is_cuda and bool(x.amax() <= POSITIVE_TOLERANCE)
-    positive = nothing if quiet else (x > POSITIVE_TOLERANCE).sum()
+    nonzero = n - x.numel() + x.count_nonzero()  # masked values are not zero
+    positive = (x > POSITIVE_TOLERANCE).sum()
     checked = bf16 = fp16 = nothing
     if precision:
-        bits = x.contiguous().view(torch.int32)
+        counted = x if mask.mask is None else torch.where(mask.mask, x, 0.0)
+        bits = counted.contiguous().view(torch.int32)
         checked = nonzero
         bf16, fp16 = (nonzero - (bits & low).count_nonzero() for low in (0xFFFF, 0x1FFF))
     return torch.stack([n, nonzero, positive, checked, bf16, fp16])

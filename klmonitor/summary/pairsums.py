@@ -35,7 +35,7 @@ from klmonitor.summary.layout import (
     WEIGHTED,
 )
 from klmonitor.summary.state import Summary, first_of
-from klmonitor.summary.tiles import Tile, tiles
+from klmonitor.summary.tiles import Tile, TileMask, tiles
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 """2^64 over the golden ratio, as a signed integer."""
@@ -107,29 +107,34 @@ class PairSums:
         histogram = torch.zeros(HISTOGRAM, **options)  # type: ignore[arg-type]
         return cls(batch, pair, behaviour, rows, histogram, buffers, by_row)
 
-    def add(self, tile: Tile, log_probs: Mapping[str, Tensor], mask: Tensor | None) -> None:
+    def add(self, mask: TileMask, log_probs: Mapping[str, Tensor]) -> None:
         """Add a tile.
 
         Args:
-            tile: which.
-            log_probs: policy -> its log-probs in the tile, 0 where masked.
-            mask: which tokens of the tile count; None: all.
+            mask: the tile, and which of its tokens count.
+            log_probs: policy -> its log-probs in the tile, `tiles.MASKED` where masked.
         """
+        tile = mask.tile
         d, *scratch = self.buffers.take(tile)
         d.copy_(log_probs[self.pair.p]).sub_(log_probs[self.pair.q]).add_(0.0)  # -0 becomes 0
-        valid, core = mask, d
         high, low = d.amax(1), d.amin(1)
-        if d.is_cuda or not _ordinary(high, low):
-            d, valid, core = self._careful(tile, d, mask)
+        ordinary = not d.is_cuda and _ordinary(high, low)
+        valid, core = mask.mask, d
+        if not ordinary:
+            d, valid, core = self._careful(tile, d, mask.mask)
             high, low = d.amax(1), d.amin(1)
-        self._n(tile, "core/n", valid if core is d else _near(d, valid))
+        if ordinary and tile.rows is not None:
+            self.rows[tile.rows, COLUMN["core/n"]] += mask.by_row
+        else:
+            self._sum(tile, "core/n", _near(d, valid))
+        total = mask.total if valid is mask.mask or valid is None else valid.count_nonzero()
         self._moments(tile, "core", core, scratch)
-        self._count(tile, "zero", valid)
-        self._count(tile, "zero", d, sign=-1)
         if self.behaviour != self.pair.q:
             log_weight = log_probs[self.pair.q].double() - log_probs[self.behaviour]
             self._weights(tile, d, log_weight, valid)
-        self._count_buckets(tile, d, valid)
+        around_zero = self._count_buckets(tile, d, total)
+        if d.is_cuda or around_zero > 0:
+            self._zeros(tile, d, valid, total)
         self.extremes.add(tile, high, low)
 
     # --- sums into rows --------------------------------------------------------------------
@@ -145,37 +150,40 @@ class PairSums:
         assert self.batch.segments is not None  # packed input has them
         return self.batch.segments[tile.columns]
 
-    def _n(self, tile: Tile, column: str, which: Tensor | None) -> None:
-        """Count the True tokens of each sequence; None: all of them."""
-        if which is not None:
-            self._sum(tile, column, which)
-        elif tile.rows is not None:
-            self.rows[tile.rows, COLUMN[column]] += tile.shape[1]
-        else:
-            self._sum(tile, column, self.buffers.take(tile)[0].new_ones(tile.shape))
-
-    def _count(self, tile: Tile, column: str, values: Tensor | None, sign: int = 1) -> None:
-        """Count non-zero values (all tokens of the tile for None) without regard to sequences."""
+    def _count(self, tile: Tile, column: str, which: Tensor) -> None:
+        """Count True tokens, without regard to sequences unless `by_row`."""
         if self.by_row:
-            which = self.rows.new_ones(tile.shape) if values is None else (values != 0).double()
-            self._sum(tile, column, which.mul_(sign))
+            self._sum(tile, column, which)
         else:
-            number = tile.size if values is None else values.count_nonzero()
-            self.rows[0, COLUMN[column]] += sign * number
+            self.rows[0, COLUMN[column]] += which.count_nonzero()
+
+    def _zeros(self, tile: Tile, d: Tensor, valid: Tensor | None, total: Tensor) -> None:
+        """Count the tokens with d = 0; those that do not count are 0 as well."""
+        if self.by_row:
+            self._sum(tile, "zero", d == 0 if valid is None else (d == 0) & valid)
+        else:
+            self.rows[0, COLUMN["zero"]] += total - d.count_nonzero()
 
     def _moments(self, tile: Tile, part: str, d: Tensor, scratch: list[Tensor]) -> None:
         d2, k3, product = scratch
         torch.mul(d, d, out=d2)
         torch.expm1(d.clamp(max=CLAMP) if part == "tail" else d, out=k3).sub_(d)
         features = {"d": d, "d2": d2, "k3": k3}
-        for moment in MOMENTS:
+        sums = d.new_empty(len(MOMENTS), tile.shape[0])
+        for moment, row_sums in zip(MOMENTS, sums, strict=True):
             if moment.left == "abs":
                 values = torch.abs(d, out=product)
             elif moment.right == "one":
                 values = features[moment.left]
             else:
                 values = torch.mul(features[moment.left], features[moment.right], out=product)
-            self._sum(tile, f"{part}/{moment.name}", values)
+            if tile.rows is None:
+                self._sum(tile, f"{part}/{moment.name}", values)
+            else:
+                torch.sum(values, 1, out=row_sums)
+        if tile.rows is not None:
+            first = COLUMN[f"{part}/{MOMENTS[0].name}"]
+            self.rows[tile.rows, first : first + len(MOMENTS)] += sums.T
 
     def _careful(self, tile: Tile, d: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Take out the non-finite tokens, sum those beyond `CORE_RADIUS` apart.
@@ -189,7 +197,7 @@ class PairSums:
         d = torch.where(finite, d, 0.0)
         self._count(tile, "clamped", d > CLAMP)
         far = d.abs() > CORE_RADIUS
-        self._n(tile, "tail/n", far)
+        self._sum(tile, "tail/n", far)
         scratch = [torch.empty_like(d) for _ in range(3)]
         self._moments(tile, "tail", torch.where(far, d, 0.0), scratch)
         return d, finite if mask is None else finite & mask, torch.where(far, 0.0, d)
@@ -197,10 +205,8 @@ class PairSums:
     def _weights(self, tile: Tile, d: Tensor, log_weight: Tensor, valid: Tensor | None) -> None:
         """Importance-weighted sums: w = q(x) / sampler(x), unclamped but for overflow."""
         usable = log_weight.isfinite()
-        if valid is not None:
-            usable &= valid
-        self._count(tile, "unweighted", valid)
-        self._count(tile, "unweighted", usable, sign=-1)
+        self._count(tile, "unweighted", ~usable if valid is None else valid & ~usable)
+        usable = usable if valid is None else usable & valid
         w = torch.where(usable, log_weight, -torch.inf).clamp_(max=CLAMP).exp_()
         features = {"w": w, "d": d, "k3": torch.expm1(d.clamp(max=CLAMP)).sub_(d)}
         for moment in WEIGHTED:
@@ -209,16 +215,22 @@ class PairSums:
                 tile, moment.name, w if one else features[moment.left] * features[moment.right]
             )
 
-    def _count_buckets(self, tile: Tile, d: Tensor, valid: Tensor | None) -> None:
-        """Count d by its leading bits; tokens that do not count lie at 0 and are taken out."""
+    def _count_buckets(self, tile: Tile, d: Tensor, total: Tensor) -> Tensor:
+        """Count d by its leading bits; tokens that do not count lie at 0 and are taken out.
+
+        Returns:
+            How many d are 0 or so small and positive that they share the bucket of 0.
+        """
         index, sign = (buffer[: tile.size] for buffer in self.buffers.bits)
         bucket = buckets(d.reshape(-1), index, sign)
         if d.is_cuda:  # bincount would synchronise; counts are exact in any order
-            self.histogram.index_add_(0, bucket, self.histogram.new_ones(bucket.shape))
+            counts = torch.zeros_like(self.histogram)
+            counts.index_add_(0, bucket, counts.new_ones(bucket.shape))
         else:
-            self.histogram.add_(torch.bincount(bucket, minlength=HISTOGRAM))
-        if valid is not None:
-            self.histogram[CENTRE].sub_(tile.size - valid.count_nonzero())
+            counts = torch.bincount(bucket, minlength=HISTOGRAM)
+        counts[CENTRE] -= tile.size - total
+        self.histogram.add_(counts)
+        return counts[CENTRE]
 
     # --- from the batch to the state -------------------------------------------------------
     def finish(self, state: Summary, place: Place, groups: int | Tensor, centre: float) -> None:

@@ -10,10 +10,16 @@ from torch import Tensor
 
 from klmonitor.batch import TokenBatch
 
-TILE = 32_768
-"""Tokens in a tile: five float64 buffers of it stay in a 2 MiB cache."""
+TILE = 131_072
+"""Tokens in a tile: a few float64 buffers of it stay in the shared cache, and the calls are few."""
 WIDTH = 4_096
 """Widest row of a tile: longer rows are cut, so that the search for extremes stays local."""
+
+
+MASKED = -1.0
+"""What a masked log-prob is read as: under both policies, so that d = 0, and unlike a zero."""
+INTEGER = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+"""Integer dtype by the size of a float, bytes."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,49 @@ class Tile:
     def row_starts(self, device: torch.device) -> Tensor:
         """Flat index of the first token of each of its rows, int64 [rows]."""
         return torch.arange(self.shape[0], device=device).mul_(self.stride).add_(self.start)
+
+
+@dataclass(frozen=True)
+class TileMask:
+    """Which tokens of a tile count, with what several pairs ask of it.
+
+    Attributes:
+        tile: the tile.
+        mask: bool [rows, columns]; None: all count.
+        bits: integer [rows, columns] with all bits set where a token counts; None with `mask`.
+        fill: the bits of `MASKED` where it does not count, else 0; None with `mask`.
+        by_row: counted tokens of each row, [rows].
+        total: counted tokens, a scalar tensor.
+    """
+
+    tile: Tile
+    mask: Tensor | None
+    bits: Tensor | None
+    fill: Tensor | None
+    by_row: Tensor
+    total: Tensor
+
+    @classmethod
+    def of(cls, tile: Tile, batch: TokenBatch) -> TileMask:
+        """The mask of one tile of a batch."""
+        if batch.mask is None:
+            by_row = torch.full((tile.shape[0],), tile.shape[1], device=batch.device)
+            return cls(tile, None, None, None, by_row, by_row.sum())
+        mask = tile.of(batch.mask)
+        log_probs = next(iter(batch.log_probs.values()))
+        bits = mask.view(torch.int8).to(INTEGER[log_probs.element_size()]).neg_()
+        masked = torch.full((), MASKED, dtype=log_probs.dtype).view(bits.dtype).item()
+        fill = torch.bitwise_not(bits).bitwise_and_(masked)
+        by_row = mask.sum(1)
+        return cls(tile, mask, bits, fill, by_row, by_row.sum())
+
+    def apply(self, x: Tensor) -> Tensor:
+        """X with `MASKED` where masked, whatever lies there; by bits, which is cheaper."""
+        if self.mask is None or self.bits is None or self.fill is None:
+            return x
+        if x.element_size() != self.bits.element_size() or x.dtype == torch.float16:
+            return torch.where(self.mask, x, MASKED)
+        return x.view(self.bits.dtype).bitwise_and(self.bits).bitwise_or_(self.fill).view(x.dtype)
 
 
 def tiles(batch: TokenBatch) -> Iterator[Tile]:
