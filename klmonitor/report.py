@@ -109,6 +109,7 @@ class Alert:
         since: the step at which the episode opened.
         values: the numbers behind the message.
         tokens: the extreme tokens named, if any (positions and ids; never text).
+        means: what this usually means.
     """
 
     step: int
@@ -123,16 +124,25 @@ class Alert:
     since: int = 0
     values: Mapping[str, float] = field(default_factory=dict)
     tokens: tuple[ExtremeToken, ...] = ()
+    means: str = ""
+
+    @property
+    def lines(self) -> list[tuple[str, str]]:
+        """What there is to say beside the message, as (label, sentence), in reading order."""
+        worse = f"step {self.since}, and got worse" if self.phase == "worse" else ""
+        labelled = (
+            ("since", worse),
+            ("usually", self.means),
+            ("believe", self.believe),
+            ("do first", self.action),
+            ("source", self.source),
+        )
+        return [(label, value) for label, value in labelled if value]
 
     def text(self) -> str:
         """The whole alert as plain text, one idea a line."""
         head = f"[{self.severity}] step {self.step}: {self.message}"
-        rest = [
-            f"  {label}: {value}"
-            for label, value in (("believe", self.believe), ("do first", self.action))
-            if value
-        ]
-        return "\n".join([head, *rest])
+        return "\n".join([head, *(f"  {label}: {value}" for label, value in self.lines)])
 
 
 @dataclass(frozen=True)

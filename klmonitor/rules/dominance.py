@@ -15,7 +15,15 @@ from __future__ import annotations
 
 from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
-from klmonitor.rules.words import believe, count, dominating, heaviest, name_tokens, nats
+from klmonitor.rules.words import (
+    READ_TOKENS,
+    believe,
+    count,
+    dominating,
+    heaviest,
+    name_tokens,
+    nats,
+)
 
 
 def dominance(reading: Reading, limits: Thresholds, estimator: str) -> Finding | None:
@@ -68,16 +76,14 @@ def dominance_k3(reading: Reading, limits: Thresholds) -> Finding | None:
     return dominance(reading, limits, "k3")
 
 
-READ_TOKENS = (
-    "look at the named tokens: padding or a tool's output that the mask lets through, a token that "
-    "the sampler cut (top-p, top-k), a number format that differs; if they are real, trust the "
-    "other estimator for this step"
-)
-
 DOMINANCE_K1 = Rule(
     kind="dominance_k1",
     judge=dominance_k1,
     thresholds={"level": 2, "j": 4.0, "own": 1.5},
+    means=(
+        "p finds a few sampled tokens nearly impossible: padding or tool output behind "
+        "the mask, a special token, another tokenizer or number format"
+    ),
     action=READ_TOKENS,
     source="docs/alerts.md#dominance: k1's variance and mean without its top tokens",
 )
@@ -85,6 +91,10 @@ DOMINANCE_K3 = Rule(
     kind="dominance_k3",
     judge=dominance_k3,
     thresholds={"level": 2, "j": 15.0, "own": 3.0},
+    means=(
+        "q finds a few sampled tokens far less likely than p does: an engine that "
+        "samples otherwise than it reports, or a token cut by top-p on one side"
+    ),
     action=READ_TOKENS,
     source="docs/alerts.md#dominance: k3's mean without its top tokens, and their distance",
 )

@@ -132,6 +132,10 @@ NONFINITE = Rule(
     kind="nonfinite",
     judge=nonfinite,
     thresholds={"critical_share": 0.01},
+    means=(
+        "a log-prob overflowed, a padding value leaked through the mask, or the "
+        "weights are already NaN"
+    ),
     action=(
         "find which of the two log-probs is not finite (loss, gradient norm and the sampler's "
         "log-probs of that batch), and stop before the optimizer spreads it; a masked-out token "
@@ -144,6 +148,10 @@ GAP = Rule(
     kind="gap",
     judge=gap,
     thresholds={"z": 5.0, "share": 0.1, "critical_share": 1.0, "rearm": 3.0},
+    means=(
+        "the sampler is not q (stale weights, top-p, top-k), or q has collapsed onto "
+        "tokens that p finds unlikely"
+    ),
     action=(
         "compare the sampler's settings (temperature, top-p, top-k, weights' version) with those "
         "of the log-probs; if they agree, look whether the policy has collapsed (entropy)"
@@ -156,6 +164,7 @@ LOW_PRECISION = Rule(
     kind="low_precision",
     judge=low_precision,
     thresholds={"nats": 1e-4},
+    means="the log-softmax was computed or stored in 16 bits",
     action="compute the log-softmax in float32 (upcast the logits) on both sides",
     source="docs/alerts.md#low-precision: low bits of the log-probs are zero",
     cooldown=1000,
@@ -165,6 +174,10 @@ OUTLIER_RATE = Rule(
     kind="outlier_rate",
     judge=outlier_rate,
     thresholds={"z": 6.0, "ratio": 3.0, "tokens": 10, "rearm": 3.0},
+    means=(
+        "many tokens at once that p and q see differently: a new kind of sample, a "
+        "template, a tool output"
+    ),
     action="look at the outliers' positions: one sequence, one prompt, one kind of token?",
     source="docs/alerts.md#outlier-rate: robust z of the root of the share",
 )

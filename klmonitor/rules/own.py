@@ -26,7 +26,14 @@ LEVELS = {"info": WARN, "warn": WARN, "critical": CRITICAL}
 def own_rule(name: str, function: OwnRule) -> tuple[Rule, OwnRule]:
     """The episode's terms of a user's rule, and the function."""
     return (
-        Rule(kind=name, judge=None, thresholds={}, action="", source=f"own rule {name}"),
+        Rule(
+            kind=name,
+            judge=None,
+            thresholds={},
+            means="",
+            action="",
+            source=f"your own rule {name}",
+        ),
         function,
     )
 
@@ -53,5 +60,6 @@ def judge_own(function: OwnRule, report: Report) -> Finding | None:
             tokens=said.tokens,
             pair=said.pair,
             action=said.action,
+            means=said.means,
         )
     return Finding(level=WARN, message=str(said))

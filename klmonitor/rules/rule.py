@@ -32,6 +32,7 @@ class Finding:
         tokens: the tokens to look at.
         pair: the pair, where the finding knows it and the rule does not (a user's own rule).
         action: what to do first, where it is not the rule's.
+        means: what it usually means, likewise.
     """
 
     level: int
@@ -42,6 +43,7 @@ class Finding:
     tokens: tuple[ExtremeToken, ...] = ()
     pair: str | None = None
     action: str = ""
+    means: str = ""
 
 
 SIMMERING = Finding(level=0)
@@ -60,6 +62,7 @@ class Rule:
         cooldown: steps after an opening in which the kind does not open again, unless at a higher
             level.
         calm_for: calm steps in a row that end an episode.
+        means: what it usually means.
         action: what to do first.
         source: where the rule and its thresholds come from.
         on: whether the presets switch it on.
@@ -69,6 +72,7 @@ class Rule:
     kind: str
     judge: Callable[[Reading, Thresholds], Finding | None] | None
     thresholds: Thresholds
+    means: str
     action: str
     source: str
     cooldown: int = 50

@@ -188,6 +188,7 @@ def _alert(step: int, rule: Rule, pair: str, finding: Finding, phase: str, since
         message=_named(pair, finding.message),
         believe=finding.believe,
         action=finding.action or rule.action,
+        means=finding.means or rule.means,
         source=rule.source,
         phase=phase,
         since=since,

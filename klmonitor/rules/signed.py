@@ -84,6 +84,7 @@ K1_EXCURSION = Rule(
     kind="k1_excursion",
     judge=k1_excursion,
     thresholds={"z": 8.0, "rearm": 4.0, "sequences": 30},
+    means=("a group of tokens that p and q see very differently, or a batch unlike the others"),
     action="look at the tokens of largest |d| of this step, and whether the batch was a usual one",
     source="docs/alerts.md#k1: robust z of k1, two-sided",
 )
@@ -91,6 +92,10 @@ K1_NEGATIVE = Rule(
     kind="k1_negative",
     judge=k1_negative,
     thresholds={"z": 4.0, "rearm": 2.0},
+    means=(
+        "the tokens were not drawn from q: a stale or truncated sampler, or a "
+        "temperature that one side lacks"
+    ),
     action=(
         "compare the sampler's settings (temperature, top-p, top-k, weights' version) with those "
         "that the trainer's log-probs are computed with"

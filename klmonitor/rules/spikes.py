@@ -13,7 +13,15 @@ import numpy as np
 from klmonitor.report import PairReport
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading, finite
-from klmonitor.rules.words import believe, count, dominating, heaviest, name_tokens, nats
+from klmonitor.rules.words import (
+    READ_TOKENS,
+    believe,
+    count,
+    dominating,
+    heaviest,
+    name_tokens,
+    nats,
+)
 
 LOOK_BACK, SKIP = 20, 5
 """A surge is measured against this many earlier steps, without the latest few."""
@@ -64,6 +72,7 @@ def _risen(reading: Reading, limits: Thresholds) -> Finding:
             "k3_without_top": rest,
         },
         tokens=tokens,
+        action=READ_TOKENS if by_tokens else "",
     )
 
 
@@ -123,6 +132,7 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
         believe=believe(reading.pair),
         values={"k3": k3, "largest_before": largest, "ratio": k3 / largest},
         tokens=tokens,
+        action=READ_TOKENS if by_tokens else "",
     )
 
 
@@ -141,6 +151,7 @@ SPIKE = Rule(
     kind="spike",
     judge=spike,
     thresholds={"z": 4.7, "ratio": 1.5, "critical_ratio": 8.0, "rearm": 2.0},
+    means=("the policy moved far from p in one update, or this batch holds unusual samples"),
     action=LOOK_FIRST,
     source="docs/alerts.md#spike: robust z of log k3 against a trend-following median",
 )
@@ -148,6 +159,10 @@ SHIFT = Rule(
     kind="shift",
     judge=shift,
     thresholds={"z": 3.3, "critical_ratio": 8.0, "rearm": 2.0},
+    means=(
+        "an update that was too large and was not taken back, or a change of data, "
+        "temperature or sampler"
+    ),
     action=LOOK_FIRST,
     source="docs/alerts.md#shift: median of five robust z of log k3",
 )
@@ -155,6 +170,10 @@ SURGE = Rule(
     kind="surge",
     judge=surge,
     thresholds={"ratio": 10.0, "nats": 0.05, "rearm": 0.5},
+    means=(
+        "an update broke the policy: a jump of the learning rate, an exploding "
+        "gradient, a wrong checkpoint"
+    ),
     action="stop or pause the run before the next checkpoint is overwritten; " + LOOK_FIRST,
     source="docs/alerts.md#surge: multiple of the largest k3 of the steps before",
 )

@@ -13,6 +13,13 @@ GAP_Z = 5.0
 GAP_SHARE = 0.1
 """k1 and k3 disagree where the gap is beyond both (in standard errors; as a share of k3)."""
 
+READ_TOKENS = (
+    "look at the named tokens: padding or a tool's output that the mask lets through, a token that "
+    "the sampler cut (top-p, top-k), a number format that differs; if they are real, trust the "
+    "other estimator for this step"
+)
+"""What to do first about a few odd tokens."""
+
 
 def nats(value: float) -> str:
     """A KL per token."""
