@@ -102,9 +102,9 @@ class PairSums:
         cls, batch: TokenBatch, pair: Pair, behaviour: str, buffers: Buffers, *, by_row: bool
     ) -> PairSums:
         """Nothing summed yet."""
-        options = {"dtype": torch.float64, "device": batch.device}
-        rows = torch.zeros(batch.n_sequences, N_TOKEN_COLUMNS, **options)  # type: ignore[arg-type]  # the checker cannot see through the dict
-        histogram = torch.zeros(HISTOGRAM, **options)  # type: ignore[arg-type]
+        like = torch.empty(0, dtype=torch.float64, device=batch.device)
+        rows = like.new_zeros(batch.n_sequences, N_TOKEN_COLUMNS)
+        histogram = like.new_zeros(HISTOGRAM)
         return cls(batch, pair, behaviour, rows, histogram, buffers, by_row)
 
     def add(self, mask: TileMask, log_probs: Mapping[str, Tensor]) -> None:

@@ -62,17 +62,12 @@ class Summary:
         """A summary of no tokens: the identity of `merge`."""
         size = sum(math.prod(shape) for shape in config.sum_shapes().values())
         pairs, top = len(PAIRS), config.top
-        like = {"dtype": torch.float64, "device": device}
-        tokens = torch.zeros(pairs, len(TAILS), top, len(TOKEN_FIELDS), **like)  # type: ignore[arg-type]  # the checker cannot see through the dict
-        sequences = torch.zeros(pairs, top, len(SEQUENCE_FIELDS), **like)  # type: ignore[arg-type]
+        like = torch.empty(0, dtype=torch.float64, device=device)
+        tokens = like.new_zeros(pairs, len(TAILS), top, len(TOKEN_FIELDS))
+        sequences = like.new_zeros(pairs, top, len(SEQUENCE_FIELDS))
         tokens[..., 0] = sequences[..., 0] = -math.inf
-        return cls(
-            config,
-            flat=torch.zeros(size, **like),  # type: ignore[arg-type]
-            maxima=torch.full((pairs, len(MAXIMA)), -math.inf, **like),  # type: ignore[arg-type]
-            tokens=tokens,
-            sequences=sequences,
-        )
+        maxima = like.new_full((pairs, len(MAXIMA)), -math.inf)
+        return cls(config, like.new_zeros(size), maxima, tokens, sequences)
 
     def merge(self, other: Summary) -> Summary:
         """The summary of the tokens of both, a new object.
