@@ -74,7 +74,11 @@ class Guard:
 
     def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
         """The call's result; None if it failed, or if the hook has been given up."""
-        return None if self.closed else self.always(call, *args, **kwargs)
+        if self.closed:
+            return None
+        result = self.always(call, *args, **kwargs)
+        self.closed = self._failures >= PATIENCE
+        return result
 
     def always(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
         """As `run`, but never given up: for what other ranks wait for."""
@@ -91,7 +95,6 @@ class Guard:
             raise error
         self._count()
         self._failures += 1
-        self.closed = self._failures >= PATIENCE
         if not self._warned:
             self._warned = True
             logger.warning(

@@ -96,8 +96,8 @@ def run_demo(
 
 
 def _train(run: Run, steps: int, event: int, plant: Plant | None, trackers: Sequence[str]) -> None:
+    from klmonitor import KLMonitorCallback
     from klmonitor.demo import tiny
-    from klmonitor_trl import KLMonitorCallback
 
     model = tiny.save_tiny_model(run.directory / "model")
     callback = KLMonitorCallback(run_dir=run.directory / "klmonitor")

@@ -44,12 +44,12 @@ def model_path(tmp_path_factory):
     return tiny.save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture
-def make_trainer(model_path, tmp_path):
+@pytest.fixture(scope="session")
+def make_trainer(model_path, tmp_path_factory):
     """A GRPO trainer of the tiny model; keyword arguments as `tiny.make_trainer` takes them."""
 
     def make(steps=4, **config):
-        return tiny.make_trainer(model_path, tmp_path / "out", steps=steps, **config)
+        return tiny.make_trainer(model_path, tmp_path_factory.mktemp("out"), steps=steps, **config)
 
     return make
 
@@ -106,7 +106,7 @@ class Watched:
         )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def watch(make_trainer):
     """Build, attach, train: ``watch(steps=4, options={...}, **config)``."""
 
@@ -133,7 +133,7 @@ def trl_kl(batches):
     return sum(means) / len(means)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def formulas():
     """The independent recomputations: `k3_mean` and `trl_kl`."""
     return {"k3_mean": k3_mean, "trl_kl": trl_kl}

@@ -97,7 +97,8 @@ def test_a_planted_token_is_named(tmp_path, capsys, scenario, log_ratio):
     assert f"Planted at step 30: d = {log_ratio:+g}, token id" in said
     token_id = int(said.partition("token id ")[2].partition(".")[0])
     alerts = rows(tmp_path / scenario / "klmonitor" / "alerts.jsonl")
-    (alert,) = [alert for alert in alerts if alert["kind"] == f"dominance_{scenario}"]
+    kind = f"dominance_{scenario}"
+    (alert,) = [one for one in alerts if one["kind"] == kind and one["phase"] == "open"]
     assert alert["step"] == 30
     assert f"{scenario} is dominated by 1 token of" in alert["message"]
     token = alert["tokens"][0]
@@ -113,7 +114,7 @@ def test_a_planted_token_is_named(tmp_path, capsys, scenario, log_ratio):
     assert said.count(f"{scenario} is dominated by 1 token") == 1
 
 
-def test_a_second_run_gets_a_directory_of_its_own(tmp_path, monkeypatch):
+def test_a_second_run_gets_a_directory_of_its_own(tmp_path):
     from klmonitor.demo import run
 
     assert run._fresh(tmp_path, "spike") == tmp_path / "spike"

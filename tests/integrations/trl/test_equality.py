@@ -9,9 +9,12 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_k3_is_trls_kl(watch, formulas, name):
-    run = watch(steps=8, beta=0.04, **CONFIGS[name])
+@pytest.fixture(scope="module", params=CONFIGS)
+def run(watch, request):
+    return watch(steps=8, beta=0.04, **CONFIGS[request.param])
+
+
+def test_k3_is_trls_kl(run, formulas):
     assert sorted(run.rows) == list(range(1, 9))
     for step, row in run.rows.items():
         kl = row["kl"]
@@ -21,10 +24,8 @@ def test_k3_is_trls_kl(watch, formulas, name):
     assert run.handle.monitor.errors == 0
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_k3_is_the_token_mean_in_float64(watch, formulas, name):
-    run = watch(steps=4, beta=0.04, **CONFIGS[name])
-    for step in range(1, 5):
+def test_k3_is_the_token_mean_in_float64(run, formulas):
+    for step in run.rows:
         expected = formulas["k3_mean"](run.log_ratios([step]))
         pair = run.reports["train", step].pairs["policy_ref"]
         assert pair.k3.mean == pytest.approx(expected, rel=0, abs=1e-9)
