@@ -9,9 +9,9 @@ k1 suffers on the left tail of d and can be pulled either way: o is the m tokens
 m = clip(N / 400, 1, 10), and V together with |J| decides. k3 is never negative and skewed even in
 clean data, so its J is always positive and its V always large; there the question is whether the
 tokens also stand *apart* from the next one. With x_1 >= x_2 >= ... the largest values of k3, o is
-the k <= clip(N / 400, 1, 5) tokens that maximise
+the k <= m tokens, m = clip(log_4(N / 64), 1, 5), that maximise
 
-    score = 2 ln J_k + sqrt(k) ln(x_k / x_{k+1}),   J_k >= 2.
+    score = 3 ln J_k + sqrt(k) ln(x_k / x_{k+1}),   J_k >= 2.
 
 Removing o leaves the standard error of the *rest* in J: dividing by the untrimmed one would let an
 outlier hide behind the spread that it makes itself. Rates, families and alternatives that were
@@ -21,31 +21,32 @@ measured and dropped: docs/dominance.md; `python benchmarks/dominance.py` measur
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
-T = TypeVar("T")
+from klmonitor.summary.layout import CORE_RADIUS
 
 WARN, SEVERE = 1.0, 2.0
-TOKENS_PER_TOP_TOKEN = 400
-MOST_TOKENS = {"k1": 10, "k3": 5}
-"""m = clip(N / 400, 1, MOST_TOKENS): more would hide in the clean tail, fewer miss a group."""
 
 K1_THRESHOLDS = {WARN: (0.3, 2.0), SEVERE: (0.5, 3.0)}
 """Level -> smallest V and smallest |J|."""
 
 K3_THRESHOLDS = {
-    #  N: (warn, severe) on the score
-    256: (3.9, 6.2),
-    1024: (3.9, 6.2),
-    4096: (4.5, 6.8),
-    16384: (3.7, 6.0),
-    65536: (3.6, 6.0),
+    #   N: (warn, severe) on the score
+    64: (6.7, 9.0),
+    128: (5.6, 8.2),
+    256: (4.9, 7.5),
+    512: (5.5, 7.8),
+    1024: (5.0, 7.4),
+    4096: (5.1, 7.2),
+    16384: (4.6, 6.9),
+    65536: (4.6, 8.0),
 }
-"""Tokens -> smallest score of the two levels, interpolated in ln N, constant beyond the ends."""
+"""Tokens -> smallest score of the two levels, interpolated in ln N, constant beyond the end."""
 K3_SMALLEST_J = 2.0
 
+FEWEST_TOKENS = 64
+"""With fewer no level is given: a largest token then always carries much."""
 SMALLEST_LOG_RATIO = 1e-3
 """Nats: a step whose largest |d| is smaller has no dominant token, whatever the shares of its
 rounding noise are (an on-policy step is all zeros but for a few last bits)."""
@@ -53,8 +54,6 @@ LARGEST_APART = 30.0
 """ln(x_k / x_{k+1}) is capped here; the next token may be exactly 0."""
 LARGEST_LOG_RATIO = 350.0
 """Nats: e^d is evaluated at most here, as in the sums."""
-CORE_RADIUS = 20.0
-"""Nats: beyond this |d| the sums are kept apart."""
 LARGEST_VARIANCE = 1e300
 """Squares near it overflow: only k3 of tokens with d > 345 gets there."""
 RESOLUTION = 1e-13
@@ -119,11 +118,9 @@ def dominance_k1(
         return replace(NOTHING, level=SEVERE)
     log_ratios = _log_ratios(left, right)
     values = [-d for d in sorted(log_ratios, key=abs, reverse=True)]
-    found = _without(_most(n, "k1"), values, n, mean, var, sum_abs)
-    level = _level(
-        log_ratios, lambda rung: found.v >= rung[0] and abs(found.j) >= rung[1], K1_THRESHOLDS
-    )
-    return replace(found, level=level)
+    found = _without(most_tokens(n, "k1"), values, n, mean, var, sum_abs)
+    reached = {level: found.v >= v and abs(found.j) >= j for level, (v, j) in K1_THRESHOLDS.items()}
+    return replace(found, level=_level(n, log_ratios, reached))
 
 
 def dominance_k3(
@@ -142,11 +139,12 @@ def dominance_k3(
         var: sample variance of k3, nats^2 (divisor N - 1).
         left: |d| of the tokens of smallest d < 0, any order; the largest 6 of them at least.
         right: d of the tokens of largest d > 0, likewise.
-        core: number and sum of k3 of the tokens with |d| <= `CORE_RADIUS`, if they are known:
+        core: number and sum of k3 of the tokens with |d| <= 20 nats, if they are known apart:
             then the mean without o is exact beside a token of any size.
 
     Returns:
-        The k tokens of the largest score, with the level that `K3_THRESHOLDS` gives it.
+        The k tokens of the largest score, with the level that `K3_THRESHOLDS` gives it; those of
+        the largest J if no J reaches 2.
     """
     if not n > 0:
         return NOTHING
@@ -154,10 +152,12 @@ def dominance_k3(
         return replace(NOTHING, level=SEVERE)
     log_ratios = sorted(_log_ratios(left, right), key=_k3, reverse=True)
     values = [_k3(d) for d in log_ratios]
-    sizes = range(1, _most(n, "k3") + 1)
-    found = max((_without(k, values, n, mean, var, n * mean) for k in sizes), key=_score)
-    score = _score(found)
-    found = replace(found, level=_level(log_ratios, lambda rung: score >= rung, k3_thresholds(n)))
+    sizes = range(1, most_tokens(n, "k3") + 1)
+    candidates = [_without(k, values, n, mean, var, n * mean) for k in sizes]
+    found = max(candidates, key=lambda o: (k3_score(o), o.j))
+    score = k3_score(found)
+    reached = {level: score >= least for level, least in k3_thresholds(n).items()}
+    found = replace(found, level=_level(n, log_ratios, reached))
     if core is not None and found.tokens > 0 and n - found.tokens >= 2:
         mean_of_rest = _mean_outside_core(log_ratios, int(found.tokens), n, *core)
         if not math.isnan(mean_of_rest):
@@ -178,17 +178,19 @@ def k3_thresholds(n: float) -> dict[float, float]:
     return {WARN: warn, SEVERE: severe}
 
 
-def _score(found: Dominance) -> float:
-    """2 ln J + sqrt(k) ln apart, or -inf below the smallest J."""
+def k3_score(found: Dominance) -> float:
+    """3 ln J + sqrt(k) ln apart, or -inf below the smallest J."""
     if not found.j >= K3_SMALLEST_J:
         return -math.inf
     apart = min(math.log(found.apart), LARGEST_APART)
-    return 2 * math.log(found.j) + math.sqrt(found.tokens) * apart
+    return 3 * math.log(found.j) + math.sqrt(found.tokens) * apart
 
 
-def _most(n: float, estimator: str) -> int:
-    """How many tokens o may have among N = n."""
-    return min(max(int(n // TOKENS_PER_TOP_TOKEN), 1), MOST_TOKENS[estimator])
+def most_tokens(n: float, estimator: str) -> int:
+    """How many tokens o may have among N = n: more would reach into the clean tail."""
+    if estimator == "k1":
+        return min(max(int(n // 400), 1), 10)
+    return min(max(round(math.log(n / 64, 4)), 1), 5)
 
 
 def _without(
@@ -239,13 +241,11 @@ def _share(part: float, whole: float) -> float:
     return min(part / whole, 1.0) if whole > 0 else 0.0
 
 
-def _level(
-    log_ratios: Sequence[float], reaches: Callable[[T], bool], thresholds: Mapping[float, T]
-) -> float:
-    """The highest level whose threshold is reached; 0 where every |d| is rounding noise."""
-    if max(map(abs, log_ratios), default=0.0) < SMALLEST_LOG_RATIO:
+def _level(n: float, log_ratios: Sequence[float], reached: Mapping[float, bool]) -> float:
+    """The highest level reached; 0 for too few tokens or where every |d| is rounding noise."""
+    if n < FEWEST_TOKENS or max(map(abs, log_ratios), default=0.0) < SMALLEST_LOG_RATIO:
         return 0.0
-    return max((level for level, rung in thresholds.items() if reaches(rung)), default=0.0)
+    return max((level for level, yes in reached.items() if yes), default=0.0)
 
 
 def _log_ratios(left: Iterable[float], right: Iterable[float]) -> list[float]:

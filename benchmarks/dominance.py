@@ -1,0 +1,253 @@
+"""False-positive and detection rates of the dominance rules, behind docs/dominance.md.
+
+    python benchmarks/dominance.py                    # 12 pools a case, about ten minutes
+    python benchmarks/dominance.py --pools 2          # a look
+    python benchmarks/dominance.py --scores           # quantiles of k3's score, for its thresholds
+
+Clean data: the families of `klmonitor.simulate.CLEAN_FAMILIES`. A pool is 2,500 contexts over 4,000
+tokens with 240 draws from each, shuffled; a batch is N of its tokens, disjoint from the others.
+
+Contamination of an estimator by z standard errors: one to three random tokens (no more than the
+rule may name) get a new d, such that the batch's mean of the estimator grows by z times its clean
+standard error s / sqrt(N), s being this batch's own before the change: t4 noise has no finite
+variance that a population could lend. The tokens share the shift unevenly (weights uniform in
+.5-1.5). For k1 the shift goes to the left or to the right with equal chances, for k3 to the right
+tail, where k3 explodes. A batch is detected at a level if the rule reaches it.
+
+Rates are means over the cases; the heaviest family, uneven noise, whose few loud contexts do carry
+the mean, is reported apart. Everything is seeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from klmonitor.dominance import (
+    SEVERE,
+    WARN,
+    Dominance,
+    dominance_k1,
+    dominance_k3,
+    k3_score,
+    most_tokens,
+)
+from klmonitor.simulate import CLEAN_FAMILIES, Case, sample
+
+Floats = NDArray[np.float64]
+
+VOCABULARY, CONTEXTS, TOKENS = 4000, 2500, 240
+SIZES = (256, 1024, 4096, 16384, 65536)
+SHIFTS = ((1, 2), (2, 3), (3, 5), (5, 8))
+"""Clean standard errors by which the mean is moved."""
+MOVED = (1, 3)
+"""Fewest and most tokens that are moved."""
+HEAVIEST = "uneven noise"
+LISTED = 16
+"""Extreme tokens of each tail that a summary keeps."""
+ESTIMATORS = ("k1", "k3")
+
+
+def k3(d: Floats) -> Floats:
+    """expm1(d) - d."""
+    return np.expm1(d) - d
+
+
+def judge(d: Floats, estimator: str) -> Dominance:
+    """One rule on a batch, from what a summary holds of it."""
+    n = len(d)
+    order = np.argpartition(d, (LISTED - 1, n - LISTED))
+    left, right = d[order[:LISTED]], d[order[-LISTED:]]
+    tails = (-left[left < 0], right[right > 0])
+    if estimator == "k1":
+        return dominance_k1(n, -d.mean(), d.var(ddof=1), np.abs(d).sum(), *tails)
+    x = k3(d)
+    return dominance_k3(n, x.mean(), x.var(ddof=1), *tails)
+
+
+def contaminate(
+    rng: np.random.Generator,
+    d: Floats,
+    estimator: str,
+    z: float,
+    moved: tuple[int, int] = MOVED,
+) -> Floats:
+    """A copy in which a few tokens shift the estimator's mean by z clean standard errors."""
+    x = -d if estimator == "k1" else k3(d)
+    most = min(moved[1], most_tokens(len(d), estimator))
+    count = int(rng.integers(min(moved[0], most), most + 1))
+    where = rng.choice(len(d), count, replace=False)
+    weights = rng.uniform(0.5, 1.5, count)
+    shift = z * x.std(ddof=1) * np.sqrt(len(d)) * weights / weights.sum()
+    out = d.copy()
+    if estimator == "k1":
+        out[where] -= shift * rng.choice((-1, 1))
+    else:
+        out[where] = right_tail(x[where] + shift)
+    return out
+
+
+def right_tail(value: Floats) -> Floats:
+    """The d > 0 of which k3 is `value`, by Newton's method from above."""
+    d = np.minimum(np.sqrt(2 * value), np.log1p(value + np.sqrt(2 * value)))
+    for _ in range(60):
+        d = d - (k3(d) - value) / np.expm1(d)
+    return d
+
+
+def pool(case: Case, seed: int) -> Floats:
+    """The d of one pool, shuffled."""
+    rng = np.random.default_rng((seed, *case.name.encode()))
+    drawn = sample(rng, case, sequences=CONTEXTS, tokens=TOKENS, vocabulary=VOCABULARY)
+    return np.asarray(rng.permutation(drawn.d.ravel()))
+
+
+def batches(tokens: Floats, size: int, most: int) -> Iterator[Floats]:
+    """Disjoint batches of a pool."""
+    for i in range(min(len(tokens) // size, most)):
+        yield tokens[i * size : (i + 1) * size]
+
+
+@dataclass
+class Rates:
+    """Levels and scores seen, by (size, case, what): what is "clean" or (estimator, z range)."""
+
+    levels: dict[tuple[object, ...], list[float]]
+    scores: dict[tuple[int, str], list[float]]
+
+    def share(
+        self, estimator: str, size: int, cases: list[str], what: object, level: float
+    ) -> float:
+        """Mean over cases of the share of batches that reach a level."""
+        found = [np.mean(np.array(self.levels[estimator, size, c, what]) >= level) for c in cases]
+        return float(np.mean(found))
+
+    def batches(self, size: int, cases: list[str]) -> int:
+        """Clean batches judged."""
+        return sum(len(self.levels["k1", size, case, "clean"]) for case in cases)
+
+
+def measure(
+    pools: int,
+    *,
+    sizes: tuple[int, ...] = SIZES,
+    clean: int = 100,
+    changed: int = 24,
+    moved: tuple[int, int] = MOVED,
+    seed: int = 0,
+) -> Rates:
+    """Judge clean and contaminated batches of every case.
+
+    Args:
+        pools: pools of tokens a case.
+        sizes: N, tokens a batch.
+        clean: most clean batches a pool and size.
+        changed: most of them that are contaminated, for every range of z and estimator.
+        moved: fewest and most tokens moved.
+        seed: of everything.
+    """
+    rates = Rates({}, {})
+    rng = np.random.default_rng(seed + 1)
+    for case in (case for family in CLEAN_FAMILIES.values() for case in family):
+        for number in range(pools):
+            tokens = pool(case, seed + number)
+            for size in sizes:
+                for i, d in enumerate(batches(tokens, size, clean)):
+                    found = {name: judge(d, name) for name in ESTIMATORS}
+                    for name in ESTIMATORS:
+                        key = (name, size, case.name, "clean")
+                        rates.levels.setdefault(key, []).append(found[name].level)
+                    rates.scores.setdefault((size, case.name), []).append(k3_score(found["k3"]))
+                    if i >= changed:
+                        continue
+                    for name in ESTIMATORS:
+                        for low, high in SHIFTS:
+                            other = contaminate(rng, d, name, rng.uniform(low, high), moved)
+                            key = (name, size, case.name, (low, high))
+                            rates.levels.setdefault(key, []).append(judge(other, name).level)
+    return rates
+
+
+def cases_of(*families: str) -> list[str]:
+    """Names of the cases of some families, all but the heaviest by default."""
+    chosen = families or tuple(name for name in CLEAN_FAMILIES if name != HEAVIEST)
+    return [case.name for family in chosen for case in CLEAN_FAMILIES[family]]
+
+
+def print_rates(rates: Rates) -> None:
+    """The tables of docs/dominance.md, in Markdown."""
+    ordinary, heaviest = cases_of(), cases_of(HEAVIEST)
+    sizes = sorted({key[1] for key in rates.levels})  # type: ignore[type-var]  # the second is N
+    for name in ESTIMATORS:
+        for level, label in ((WARN, "warn"), (SEVERE, "severe")):
+            print(f"\n### {name}, {label}\n")
+            print("| N | batches | false positives | worst case | heaviest family |", end="")
+            print("".join(f" {low}-{high} SE |" for low, high in SHIFTS), "worst at 3-5 SE |")
+            print("|---" * (6 + len(SHIFTS)) + "|")
+            for size in sizes:
+                false = {c: rates.share(name, size, [c], "clean", level) for c in ordinary}
+                worst = max(false, key=lambda c: false[c])
+                found = [rates.share(name, size, ordinary, shift, level) for shift in SHIFTS]
+                least = {c: rates.share(name, size, [c], (3, 5), level) for c in ordinary}
+                hardest = min(least, key=lambda c: least[c])
+                heavy = rates.share(name, size, heaviest, "clean", level)
+                print(
+                    f"| {size:,} | {rates.batches(size, ordinary):,} "
+                    f"| {np.mean(list(false.values())):.2%} | {false[worst]:.1%} ({worst}) "
+                    f"| {heavy:.1%} |",
+                    "".join(f" {share:.2f} |" for share in found),
+                    f"{least[hardest]:.2f} ({hardest}) |",
+                )
+
+
+def print_cases(rates: Rates) -> None:
+    """False-positive rates by case, level warn."""
+    sizes = sorted({size for size, _ in rates.scores})
+    for name in ESTIMATORS:
+        print(f"\n### {name}, warn, by case\n")
+        print("| case |", "".join(f" {size:,} |" for size in sizes))
+        print("|---" * (1 + len(sizes)) + "|")
+        for case in cases_of(*CLEAN_FAMILIES):
+            shares = [rates.share(name, size, [case], "clean", WARN) for size in sizes]
+            print(f"| {case} |", "".join(f" {share:.1%} |" for share in shares))
+
+
+def print_scores(rates: Rates) -> None:
+    """The scores of k3 that 3 to .25 % of clean batches exceed, every case counting alike."""
+    tails = (0.03, 0.02, 0.015, 0.01, 0.005, 0.0025)
+    print("| N |", "".join(f" {tail:.2%} |" for tail in tails))
+    for size in sorted({size for size, _ in rates.scores}):
+        scores = [np.array(rates.scores[size, case]) for case in cases_of()]
+        weights = np.concatenate([np.full(len(s), 1 / len(s) / len(scores)) for s in scores])
+        joined = np.concatenate(scores)
+        order = np.argsort(-joined)
+        reached = np.cumsum(weights[order])
+        print(f"| {size:,} |", "".join(
+            f" {joined[order][np.searchsorted(reached, tail)]:.2f} |" for tail in tails
+        ))  # fmt: skip
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pools", type=int, default=12, help="pools of 600,000 tokens a case")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--moved", type=int, nargs=2, default=MOVED, help="fewest, most tokens")
+    parser.add_argument("--scores", action="store_true", help="also quantiles of k3's score")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    rates = measure(args.pools, moved=tuple(args.moved), seed=args.seed)
+    print_rates(rates)
+    print_cases(rates)
+    if args.scores:
+        print_scores(rates)
+    print(f"\n{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
