@@ -13,7 +13,7 @@ verdict is said there (a spike that is gone without its tokens says so and is a 
 
 from __future__ import annotations
 
-from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
+from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
 from klmonitor.rules.words import (
     READ_TOKENS,
@@ -52,7 +52,7 @@ def dominance(reading: Reading, limits: Thresholds, estimator: str) -> Finding |
     if tokens:
         message += f"; {name_tokens(tokens)}"
     return Finding(
-        level=int(level),
+        level=CRITICAL if level >= 2 else WARN,
         message=message,
         believe=believe(pair),
         values={

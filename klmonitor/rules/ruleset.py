@@ -12,7 +12,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from klmonitor.report import Alert, Report
+from klmonitor.report import Alert, PairReport, Report
 from klmonitor.rules.episode import END, Episode
 from klmonitor.rules.own import judge_own, own_rule
 from klmonitor.rules.rule import Finding, Rule
@@ -21,6 +21,7 @@ from klmonitor.rules.silence import NO_DATA, Silence
 from klmonitor.rules.spikes import SHIFT
 from klmonitor.rules.table import RULES
 from klmonitor.rules.track import Track, has_data
+from klmonitor.rules.words import nats
 
 STATE_VERSION = 1
 RUN = ""
@@ -86,7 +87,7 @@ class RuleSet:
             reading = track.read(pair)
             findings = [(rule, judge(reading, limits)) for rule, judge, limits in self._judges]
             for rule, finding in findings:
-                said += self._announce(report.step, rule, name, finding)
+                said += self._announce(report.step, rule, name, finding, pair)
             scores[name] = reading.score.z
             track.take(reading, {rule.kind for rule, found in findings if found and found.level})
         said += self._silences(report.step, present)
@@ -102,6 +103,8 @@ class RuleSet:
         if NO_DATA.kind not in self._limits:
             return []
         said: list[Alert] = []
+        if self._tracks and self._silence.pop(RUN, None) is not None:
+            said += self._announce(step, NO_DATA, RUN, None)
         for name in self._tracks or (RUN,):
             silence = self._silence.setdefault(name, Silence())
             silence.advance(name in present)
@@ -124,7 +127,12 @@ class RuleSet:
         return self._tracks[name]
 
     def _announce(
-        self, step: int, rule: Rule, pair: str, finding: Finding | None
+        self,
+        step: int,
+        rule: Rule,
+        pair: str,
+        finding: Finding | None,
+        numbers: PairReport | None = None,
     ) -> tuple[Alert, ...]:
         """Advance the episode of one kind of one pair, and say what there is to say."""
         key = (rule.kind, pair)
@@ -137,7 +145,7 @@ class RuleSet:
         cooldown = self._limits.get(rule.kind, {}).get("cooldown", rule.cooldown)
         phase = episode.advance(step, level, cooldown, rule.calm_for)
         if phase == END:
-            return (_end(step, rule, pair, episode),)
+            return (_end(step, rule, pair, episode, numbers),)
         if phase is None or finding is None:
             return ()
         return (_alert(step, rule, pair, finding, phase, episode.since),)
@@ -197,13 +205,16 @@ def _alert(step: int, rule: Rule, pair: str, finding: Finding, phase: str, since
     )
 
 
-def _end(step: int, rule: Rule, pair: str, episode: Episode) -> Alert:
+def _end(step: int, rule: Rule, pair: str, episode: Episode, numbers: PairReport | None) -> Alert:
+    message = f"{rule.kind} over; it was open since step {episode.since}"
+    if numbers is not None and not math.isnan(numbers["k3/mean"]):
+        message += f"; k3 is now {nats(numbers['k3/mean'])} per token"
     return Alert(
         step=step,
         kind=rule.kind,
         severity="info",
         pair=pair or None,
-        message=_named(pair, f"{rule.kind} over; it was open since step {episode.since}"),
+        message=_named(pair, message),
         source=rule.source,
         phase=END,
         since=episode.since,

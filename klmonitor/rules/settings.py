@@ -103,14 +103,14 @@ def _changed(rule: Rule, current: Thresholds, value: Any) -> Thresholds | None:
     names = [*PAIR_INDEX, *known] if rule.per_pair else list(known)
     for name, number in value.items():
         if name not in names:
-            raise ValueError(unknown(f"threshold of rule {rule.kind!r}:", name, names))
+            raise ValueError(unknown(f"threshold of rule {rule.kind!r}", name, names))
         if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number):
             raise ValueError(f"threshold {rule.kind}.{name} is {number!r}: give a number")
     return {**(current or known), **{key: float(n) for key, n in value.items()}}
 
 
 def _own(functions: Any) -> dict[str, OwnRule]:
-    if callable(functions):
+    if callable(functions) or isinstance(functions, str):
         functions = [functions]
     named: dict[str, OwnRule] = {}
     for function in functions:

@@ -16,8 +16,10 @@ from klmonitor.rules.flat import FlatLevel, FlatScore
 from klmonitor.rules.trend import Score, TrendLevel
 from klmonitor.rules.window import Floats, Window
 
-LARGE = 1e300
-"""Beyond this a number is an infinity that was stored in a JSON file."""
+LARGE = 1e150
+"""Nats beyond which a number is no better than an infinity: its square is none of float64's."""
+LARGEST_RELATIVE_ERROR = 1e3
+"""A standard error beyond this many times its mean says no more than that."""
 ACCEPTED = 450
 """Accepted steps of log k3, what drift looks back on."""
 SEEN = 100
@@ -37,7 +39,7 @@ CLUSTERING = 5.0
 
 
 def finite(value: float) -> float:
-    """The value, or nan if it is infinite (or an infinity read back from a record)."""
+    """The value, or nan if it is infinite, or as good as (`LARGE`)."""
     return value if abs(value) < LARGE else math.nan
 
 
@@ -101,11 +103,12 @@ class Track:
         """One step against the past; changes nothing."""
         score = self._score(pair)
         share = finite(pair["outliers/rate"]) / 1e4
+        root = math.sqrt(share) if share >= 0 else math.nan
         return Reading(
             pair=pair,
             score=score,
             k1=self._k1.score(finite(pair["k1/mean"]), finite(pair["k1/se"]), _explained(score)),
-            outliers=self._outliers.score(math.sqrt(share), _share_error(pair.tokens)),
+            outliers=self._outliers.score(root, _share_error(pair.tokens)),
             history=self._history.last(ACCEPTED),
             seen=self._seen.last(SEEN),
             signs=(self._signs[0].last(SIGNED), self._signs[1].last(SIGNED)),
@@ -119,7 +122,8 @@ class Track:
         if not k3 > 0:
             return Score()
         se = finite(pair["k3/se"]) / k3
-        return self._trend.score(math.log(k3), se if math.isfinite(se) else 0.0)
+        known = 0.0 if math.isnan(se) else min(abs(se), LARGEST_RELATIVE_ERROR)
+        return self._trend.score(math.log(k3), known)
 
     def take(self, reading: Reading, flagged: Container[str]) -> None:
         """Learn from a step: what a rule flagged stays out, so does what is not a number."""
@@ -183,7 +187,7 @@ def gap_error(pair: PairReport) -> float:
     gap, z = finite(pair["gap"]), finite(pair["gap_z"])
     if gap == 0:
         return 0.0
-    return gap / z if z else math.nan
+    return finite(gap / z) if z else math.nan
 
 
 def _explained(score: Score) -> float:

@@ -38,9 +38,9 @@ def dominating(pair: PairReport, estimator: str) -> int:
     m = clip(N / 400, 1, 10) for k1, 5 for k3.
     """
     measured = pair[f"dominance/{estimator}/tokens"]
-    if measured >= 1:
-        return int(measured)
     most = 10 if estimator == "k1" else 5
+    if measured >= 1:
+        return int(min(measured, most))
     return int(min(max(pair.tokens / 400, 1), most)) if pair.tokens > 0 else 1
 
 
