@@ -10,18 +10,21 @@ from klmonitor.metrics import pair_values
 from klmonitor.pairs import PAIR_INDEX, PAIRS, POLICIES
 from klmonitor.report import ExtremeToken, PairReport
 from klmonitor.statistics import Array, PairTotals, coarse_histogram, from_arrays
-from klmonitor.summary.layout import MAXIMA, SEQUENCE_FIELDS, TAILS, TOKEN_FIELDS
+from klmonitor.summary.layout import COLUMN, MAXIMA, SEQUENCE_FIELDS, TAILS, TOKEN_FIELDS
 from klmonitor.summary.state import Summary
+
+SEEN = [COLUMN[name] for name in ("core/n", "tail/n", "nan", "inf")]
+"""Columns of which one is positive where a pair had tokens."""
 
 
 def pair_totals(summary: Summary) -> dict[str, PairTotals]:
     """The sums of each pair that has counted tokens or non-finite ones, by pair name."""
-    found = {}
-    for pair in PAIRS:
-        totals = _totals(summary, pair.name)
-        if totals.n > 0 or totals["nan"] + totals["inf"] > 0:
-            found[pair.name] = totals
-    return found
+    seen = summary.sums[:, :, SEEN].sum((1, 2)).tolist()
+    return {
+        pair.name: _totals(summary, pair.name)
+        for pair, tokens in zip(PAIRS, seen, strict=True)
+        if tokens > 0
+    }
 
 
 def _totals(summary: Summary, pair: str) -> PairTotals:
@@ -65,27 +68,39 @@ def extreme_tokens(summary: Summary, pair: str) -> tuple[ExtremeToken, ...]:
     """The kept tokens of both tails as host data, most extreme first, left tail first."""
     records = summary.tokens[PAIR_INDEX[pair]].tolist()
     return tuple(
-        _token(pair, tail, record)
+        _token(pair, tail, *record)
         for tail, kept in zip(TAILS, records, strict=True)
         for record in kept
         if record[0] > 0
     )
 
 
-def _token(pair: str, tail: str, record: list[float]) -> ExtremeToken:
-    of = dict(zip(TOKEN_FIELDS, record, strict=True))
+def _token(
+    pair: str,
+    tail: str,
+    key: float,
+    rank: float,
+    micro_batch: float,
+    sequence: float,
+    position: float,
+    log_q: float,
+    log_p: float,
+    token_id: float,
+    prompt_id: float,
+) -> ExtremeToken:
+    """A token from its record, whose fields are `TOKEN_FIELDS` in order."""
     return ExtremeToken(
-        pair=pair,
-        tail=tail,
-        log_ratio=of["key"] if tail == "right" else -of["key"],
-        log_q=of["log_q"],
-        log_p=of["log_p"],
-        rank=int(of["rank"]),
-        micro_batch=int(of["micro_batch"]),
-        sequence=int(of["sequence"]),
-        position=int(of["position"]),
-        token_id=int(of["token_id"]) if of["token_id"] >= 0 else None,
-        prompt_id=int(of["prompt_id"]) if of["prompt_id"] >= 0 else None,
+        pair,
+        tail,
+        key if tail == "right" else -key,
+        log_q,
+        log_p,
+        int(rank),
+        int(micro_batch),
+        int(sequence),
+        int(position),
+        int(token_id) if token_id >= 0 else None,
+        int(prompt_id) if prompt_id >= 0 else None,
     )
 
 

@@ -116,12 +116,13 @@ def _few(pair: PairReport) -> str:
     count = _clusters(pair)
     if not count < FEW_SEQUENCES:
         return ""
-    what = "sequences" if math.isnan(pair["prompts"]) else "prompts"
+    by_prompt = pair["prompts"] == count
+    what = "prompts" if by_prompt else "sequences"
     return f"standard errors are unreliable: {count:.0f} {what}, fewer than {FEW_SEQUENCES}"
 
 
 def _clusters(pair: PairReport) -> float:
-    return pair["sequences"] if math.isnan(pair["prompts"]) else pair["prompts"]
+    return pair["clusters"]
 
 
 def _nonfinite(pair: PairReport) -> str:

@@ -213,6 +213,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("tokens", "tokens", "N", "tokens counted", lambda c: c.totals.n),
     Metric("sequences", "sequences", "#(T_i > 0)", "sequences with a counted token",
            lambda c: c.totals["sequences"]),
+    Metric("clusters", "clusters", "B",
+           "what the standard errors count as independent: prompts if at least 8 are known, "
+           "else sequences", lambda c: c.totals.clusters.count),
     Metric("prompts", "prompts", "#(prompts with tokens)", "where every sequence has a prompt id",
            lambda c: c.totals.n_prompts),
     Metric("on_policy", "0 or 1", "whether q is the sampler",
@@ -240,7 +243,7 @@ METRICS: tuple[Metric, ...] = (
            lambda c: ratio(c.totals["zero"], c.totals.n)),
     Metric("clamped", "tokens", "#(d > 350)", "e^d was evaluated at 350",
            lambda c: c.totals["clamped"]),
-    Metric("low_precision", "0 or 1", ">= 99 % of non-zero log-probs are bf16 or fp16 values",
+    Metric("low_precision", "0 or 1", ">= 99 % of log-probs below -1/64 are bf16 or fp16 values",
            "k2 and k3 below 1e-4 cannot be resolved", lambda c: c.totals.low_precision),
     Metric("outliers/k1", "tokens", "#(d <= -2)", "tokens on k1's heavy side",
            lambda c: c.totals.beyond(-OUTLIER_THRESHOLD), core=True),

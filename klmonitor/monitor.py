@@ -117,7 +117,7 @@ class Monitor:
             raise ValueError(f"groups {names}: give distinct names, 'other' is taken")
         self.errors = 0
         self.active = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
-        self._config = SummaryConfig(groups=names, prompt_buckets=4096 if prompts else 0)
+        self._config = SummaryConfig(groups=names) if prompts else SummaryConfig(names, 0)
         self._pairs = None if pairs is None else parse_pairs(pairs)
         self._rules = RuleSet(rules)
         self._running = Running(half_life)

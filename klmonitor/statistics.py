@@ -37,6 +37,9 @@ K3 = (0.0, 0.0, 0.0, 1.0)
 GAP = (0.0, -1.0, 0.0, 1.0)
 """Weights on (T, S1, S2, S3): k3 - k1 = e^d - 1, whose expectation is 0 when x ~ q."""
 K2_BIAS = (0.0, -1.0, 1.0, 0.0)
+MIN_PROMPTS = 8
+"""With fewer prompts their spread cannot be told: the errors are by sequence then, conditional on
+these prompts."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,23 @@ class PairTotals:
 
     def __getitem__(self, column: str) -> float:
         """A sum by its column name, or of core and tail together by its moment name."""
-        return total(self.sums, column)
+        if column in self._named:
+            return self._named[column]
+        return self._named[f"core/{column}"] + self._named[f"tail/{column}"]
+
+    @cached_property
+    def _named(self) -> dict[str, float]:
+        return dict(zip(COLUMN, self.sums.tolist(), strict=True))
+
+    @cached_property
+    def _cumulative(self) -> Array:
+        """Tokens up to and including each bucket of d."""
+        return np.cumsum(self.histogram)
+
+    @cached_property
+    def _per_sequence(self) -> tuple[float, ...]:
+        """Totals of (T, S1, S2, S3)."""
+        return (self.n, -self["d"], 0.5 * self["d2"], self["k3"])
 
     # --- sizes -----------------------------------------------------------------------------
     @cached_property
@@ -101,18 +120,13 @@ class PairTotals:
 
     @cached_property
     def clusters(self) -> Clusters:
-        """Prompts where every sequence came with its prompt, else sequences."""
+        """Prompts where every sequence came with one and there are enough, else sequences."""
         return clusters(self.sums, list(self.prompts.values()))
 
     @property
-    def prompts_known(self) -> bool:
-        """Whether every counted sequence came with its prompt."""
-        return self["prompted"] > 0 and self["prompted"] == self["sequences"]
-
-    @property
     def n_prompts(self) -> float:
-        """Distinct prompts, nan where they are not known for every sequence."""
-        return self.clusters.count if self.prompts_known else math.nan
+        """Distinct prompts (as told apart by their buckets); nan where some are not known."""
+        return float(len(prompt_rows(self.sums, list(self.prompts.values())))) or math.nan
 
     @property
     def on_policy(self) -> bool:
@@ -122,7 +136,7 @@ class PairTotals:
     # --- moments ---------------------------------------------------------------------------
     def mean(self, weights: Sequence[float]) -> float:
         """Token mean of a combination of (T, k1, k2, k3)."""
-        return ratio(float(np.dot(weights, per_sequence_totals(self.sums))), self.n)
+        return ratio(sum(w * s for w, s in zip(weights, self._per_sequence, strict=True)), self.n)
 
     def se(self, weights: Sequence[float]) -> float:
         """Cluster standard error of `mean`."""
@@ -200,21 +214,21 @@ class PairTotals:
     def beyond(self, threshold: float) -> float:
         """Tokens with d >= threshold (or d <= threshold if it is negative); exact at edges."""
         index = edge_index(abs(threshold))
-        if threshold > 0:
-            return float(self.histogram[CENTRE + index :].sum())
-        return float(self.histogram[: CENTRE - index].sum())
+        below = float(self._cumulative[CENTRE + (index if threshold > 0 else -index) - 1])
+        return float(self._cumulative[-1]) - below if threshold > 0 else below
 
     @property
     def positive_d(self) -> float:
         """Tokens with d > 0, i.e. k1 < 0."""
-        return float(self.histogram[CENTRE:].sum()) - self["zero"]
+        not_negative = self._cumulative[-1] - self._cumulative[CENTRE - 1]
+        return float(not_negative) - self["zero"]
 
     def quantile(self, probability: float) -> float:
         """D at rank ceil(probability x N), to 0.8 % of its value (numpy's ``inverted_cdf``)."""
         if not self.n:
             return math.nan
         rank = max(math.ceil(probability * self.n), 1)
-        bucket = int(np.searchsorted(np.cumsum(self.histogram), rank - 0.5))
+        bucket = int(np.searchsorted(self._cumulative, rank - 0.5))
         return float(min(max(MIDDLES[bucket], -self.maxima[1]), self.maxima[0]))
 
     @property
@@ -245,7 +259,7 @@ class PairTotals:
 
     @property
     def low_precision(self) -> float:
-        """1 if >= 99 % of the non-zero log-probs of q or of p are bfloat16 or float16 values."""
+        """1 if >= 99 % of the log-probs of q or of p below -1/64 are bfloat16 or float16 values."""
         flagged = [self.low_precision_dtype(counts) != "" for counts in self.policy_counts]
         return float(any(flagged))
 
@@ -283,13 +297,20 @@ def gram(sums: Array) -> Array:
 
 
 def clusters(sums: Array, prompts: Sequence[Array]) -> Clusters:
-    """Clusters by prompt where every sequence has one, else by sequence."""
-    sequences, prompted = sums[COLUMN["sequences"]], sums[COLUMN["prompted"]]
-    if prompted > 0 and prompted == sequences and prompts:
-        rows = np.concatenate(prompts)
-        rows = rows[rows[:, 0] > 0]
+    """Clusters by prompt where every sequence has one and there are enough, else by sequence."""
+    rows = prompt_rows(sums, prompts)
+    if len(rows) >= MIN_PROMPTS:
         return Clusters(float(len(rows)), rows.T @ rows)
-    return Clusters(float(sequences), gram(sums))
+    return Clusters(float(sums[COLUMN["sequences"]]), gram(sums))
+
+
+def prompt_rows(sums: Array, prompts: Sequence[Array]) -> Array:
+    """[prompts, 4] sums by prompt; none unless every sequence came with its prompt."""
+    sequences, prompted = sums[COLUMN["sequences"]], sums[COLUMN["prompted"]]
+    if not prompts or not prompted > 0 or prompted != sequences:
+        return np.zeros((0, len(PER_SEQUENCE)))
+    rows = np.concatenate(prompts)
+    return rows[rows[:, 0] > 0]
 
 
 def group_values(totals: PairTotals, group: str) -> dict[str, float]:

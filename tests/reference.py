@@ -17,7 +17,8 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
     """
     n = len(d)
     k = {"k1": -d, "k2": d * d / 2, "k3": np.expm1(d) - d}
-    clusters = sequence if prompt is None else prompt
+    few = prompt is None or len(np.unique(prompt)) < 8
+    clusters = sequence if few else prompt
     index = np.unique(clusters, return_inverse=True)[1]
     sizes = np.bincount(index)
 
@@ -49,6 +50,7 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
         "cv/variance_ratio": k["k3"].var(ddof=1) / k["k1"].var(ddof=1),
         "tokens": n,
         "sequences": len(np.unique(sequence)),
+        "clusters": len(np.unique(clusters)),
         "prompts": np.nan if prompt is None else len(np.unique(prompt)),
         "on_policy": float(on_policy),
         "ess": r.sum() ** 2 / (n * (r * r).sum()),

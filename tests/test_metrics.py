@@ -17,7 +17,7 @@ from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import SummaryConfig
 from klmonitor.summary.state import Summary
 
-COUNTS = ("tokens", "sequences", "prompts", "outliers/k1", "outliers/k3", "clamped")
+COUNTS = ("tokens", "sequences", "clusters", "prompts", "outliers/k1", "outliers/k3", "clamped")
 QUANTILES = ("p0.1", "p1", "p50", "p99", "p99.9")
 ELSEWHERE = {
     # rules, running numbers and input checks have tests of their own
@@ -96,11 +96,13 @@ def test_every_metric_equals_its_formula(case):
     check(pair.values, plain_metrics(d, sequence), skip)
 
 
-def test_off_policy_and_prompts():
+@pytest.mark.parametrize("completions", [4, 8])
+def test_off_policy_and_prompts(completions):
+    """Ten prompts are clusters; of five, too few to tell their spread, sequences are."""
     q, p, mask = CASES["moderate"]
     generator = np.random.default_rng(9)
     sampler = (q + 0.2 * generator.normal(size=q.shape)).astype(np.float32)
-    prompts = np.arange(len(q)) // 4
+    prompts = np.arange(len(q)) // completions
     pairs = report_of(
         {"policy": torch.tensor(q), "ref": torch.tensor(p), "old": torch.tensor(sampler)},
         mask=torch.tensor(mask),
@@ -132,6 +134,13 @@ def test_lambda_is_numpys_covariance_on_a_small_vocabulary():
     assert pair["cv/lambda"] == pytest.approx(
         np.clip(-covariance[0, 1] / covariance[1, 1], 0, 1), rel=1e-10
     )
+
+
+def test_values_near_zero_do_not_look_like_low_precision():
+    """After a collapse log-probs are multiples of 2^-24 near 0: few bits, in any precision."""
+    q = -torch.randint(0, 200, (4, 64)) * 2.0**-24
+    (pair,) = report_of({"policy": q, "ref": q - 2.0**-23}).values()
+    assert pair["low_precision"] == 0
 
 
 def test_integrity_counts():

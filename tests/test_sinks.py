@@ -184,7 +184,7 @@ def test_an_alert_is_one_line_on_a_stream() -> None:
     sink(make_report(8, alerts=alerts))
     sink.close()
     assert stream.getvalue() == (
-        "klmonitor [warn] step 7 policy_ref spike: k3 is 12 x[31m its level\n"
+        "klmonitor [warn] step 7 spike: k3 is 12 x[31m its level\n"
         "klmonitor [critical] step 8 nonfinite (worse): k3 is 12 x its level\n"
     )
     assert not stream.closed

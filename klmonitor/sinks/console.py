@@ -37,8 +37,7 @@ class ConsoleSink:
 
 def line(alert: Alert) -> str:
     """An alert as one line without control characters."""
-    where = f" {alert.pair}" if alert.pair else ""
     worse = " (worse)" if alert.phase == "worse" else ""
-    head = f"klmonitor [{alert.severity}] step {alert.step}{where} {alert.kind}{worse}"
+    head = f"klmonitor [{alert.severity}] step {alert.step} {alert.kind}{worse}"
     text = f"{head}: {alert.message}"
     return "".join(c for c in " ".join(text.split()) if c.isprintable())

@@ -19,6 +19,8 @@ from klmonitor.summary.tiles import TileMask, tiles
 
 POSITIVE_TOLERANCE = 1e-3
 """Nats: a log-prob above it is positive for other reasons than rounding."""
+TELLING = 2.0**-6
+"""Nats: a log-prob nearer to 0 is a difference of larger numbers and has few bits anyway."""
 
 
 def accumulate(
@@ -71,8 +73,10 @@ def _policy_counts(x: Tensor, mask: TileMask, *, precision: bool) -> Tensor:
     positive = (x > POSITIVE_TOLERANCE).sum()
     checked = bf16 = fp16 = nothing
     if precision:
-        counted = x if mask.mask is None else torch.where(mask.mask, x, 0.0)
-        bits = counted.contiguous().view(torch.int32)
-        checked = nonzero
-        bf16, fp16 = (nonzero - (bits & low).count_nonzero() for low in (0xFFFF, 0x1FFF))
+        telling = x < -TELLING
+        if mask.mask is not None:
+            telling &= mask.mask
+        bits = torch.where(telling, x, 0.0).view(torch.int32)
+        checked = telling.sum()
+        bf16, fp16 = (checked - (bits & low).count_nonzero() for low in (0xFFFF, 0x1FFF))
     return torch.stack([n, nonzero, positive, checked, bf16, fp16])

@@ -82,9 +82,9 @@ N_TOKEN_COLUMNS = COLUMN["sequences"]
 """The leading columns are sums over tokens; from ``sequences`` on they are sums over sequences."""
 
 POLICY_COUNTS = ("n", "nonzero", "positive", "checked", "bf16", "fp16")
-"""Per policy: tokens, non-zero values, values > 0; and of the non-zero values in the first tile of
-a micro-batch, how many there are and how many bfloat16 or float16 would hold exactly (their low 16
-or 13 float32 bits are zero)."""
+"""Per policy: tokens, non-zero values, values > 0; and of the values below -1/64 in the first tile
+of a micro-batch, how many there are and how many bfloat16 or float16 would hold exactly (their low
+16 or 13 float32 bits are zero)."""
 
 MAXIMA = ("d", "-d")
 
@@ -130,7 +130,7 @@ class SummaryConfig:
     """
 
     groups: tuple[str, ...] = ()
-    prompt_buckets: int = 4096
+    prompt_buckets: int = 1024
     top: int = 16
 
     @property
