@@ -1,0 +1,110 @@
+"""How often the 95 % intervals of k1 and k3 cover the true KL on clustered tokens.
+
+    python benchmarks/coverage.py                     # 1,000 replications, a minute
+
+Two designs of `klmonitor.simulate.Clustering`, in which sequences differ in their KL:
+
+    64 sequences, each its own prompt;
+    64 prompts with 8 completions each, intra-class correlation of the sequences' mean k1 .3.
+
+Every replication draws one step's tokens, deals the sequences at random to 4 ranks, summarises each
+rank's part as a training process would, merges the four and reads the intervals: with the error by
+prompt, by sequence, and as if all tokens were independent. The truth is the design's KL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+
+import numpy as np
+import torch
+
+from klmonitor import batch
+from klmonitor.assemble import pair_totals
+from klmonitor.pairs import Pair
+from klmonitor.simulate import ClusteredTokens, Clustering
+from klmonitor.statistics import K1, K3, Clusters, PairTotals, gram, interval
+from klmonitor.summary.chunked import accumulate
+from klmonitor.summary.extremes import Place
+from klmonitor.summary.layout import SummaryConfig
+from klmonitor.summary.state import Summary, merge_all
+
+RANKS = 4
+PAIR = Pair("policy", "ref")
+ESTIMATORS = {"k1": K1, "k3": K3}
+DESIGNS = {
+    "64 sequences": Clustering(prompts=64),
+    "64 prompts x 8, correlation .3": Clustering(prompts=64, completions=8, icc=0.3),
+}
+
+
+def summarise(drawn: ClusteredTokens, sequences: np.ndarray, rank: int) -> Summary:
+    """The summary of a rank that got these sequences."""
+    part = batch.build(
+        {"policy": drawn.tokens.q[sequences], "ref": drawn.tokens.p[sequences]},
+        mask=drawn.mask[sequences],
+        prompt_ids=drawn.prompts[sequences],
+    )
+    state = Summary.empty(SummaryConfig())
+    accumulate(state, part, (PAIR,), place=Place(rank=rank))
+    return state
+
+
+def merged(rng: np.random.Generator, drawn: ClusteredTokens) -> PairTotals:
+    """The sums over ranks to which the sequences were dealt at random."""
+    hands = np.array_split(rng.permutation(len(drawn.prompts)), RANKS)
+    parts = [summarise(drawn, hand, rank) for rank, hand in enumerate(hands)]
+    return pair_totals(merge_all(parts))[PAIR.name]
+
+
+def intervals(totals: PairTotals, estimator: str) -> dict[str, tuple[float, float]]:
+    """95 % intervals of a mean by the kind of its error."""
+    weights, mean = ESTIMATORS[estimator], totals.mean(ESTIMATORS[estimator])
+    sequences = Clusters(totals["sequences"], gram(totals.sums))
+    iid = math.sqrt({"k1": totals.var_k1, "k3": totals.var_k3}[estimator] / totals.n)
+    return {
+        "iid": interval(mean, iid, totals.n),
+        "by sequence": interval(
+            mean, sequences.standard_error(weights, mean, totals.n), sequences.count
+        ),
+        "by prompt": interval(mean, totals.se(weights), totals.clusters.count),
+    }
+
+
+def coverage(design: Clustering, replications: int, seed: int = 0) -> dict[tuple[str, str], float]:
+    """(estimator, error) -> share of replications whose interval covers the truth."""
+    rng = np.random.default_rng(seed)
+    covered: dict[tuple[str, str], int] = {}
+    for _ in range(replications):
+        drawn = design.sample(rng)
+        totals = merged(rng, drawn)
+        for estimator in ESTIMATORS:
+            for error, (low, high) in intervals(totals, estimator).items():
+                key = (estimator, error)
+                covered[key] = covered.get(key, 0) + (low <= drawn.kl <= high)
+    return {key: count / replications for key, count in covered.items()}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--replications", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    errors = ("iid", "by sequence", "by prompt")
+    print("| design | estimator |", "".join(f" {error} |" for error in errors))
+    print("|---" * (2 + len(errors)) + "|")
+    for name, design in DESIGNS.items():
+        found = coverage(design, args.replications, args.seed)
+        for estimator in ESTIMATORS:
+            shares = "".join(f" {found[estimator, error]:.1%} |" for error in errors)
+            print(f"| {name} | {estimator} |{shares}")
+    print(f"\n{args.replications:,} replications, {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
