@@ -144,6 +144,9 @@ def _off_policy(pair: PairReport) -> str:
 def _believe(pair: PairReport) -> str:
     k1, k3 = (pair[f"dominance/{name}/level"] >= 1 for name in ("k1", "k3"))
     failed = abs(pair["gap_z"]) > GAP_Z and abs(pair["gap"]) > GAP_SHARE * pair.k3.mean
+    levels = [pair[f"dominance/{name}/level"] for name in ("k1", "k3")]
+    if k1 and k3 and levels[0] < levels[1]:
+        return "believe k1 before k3, whose mean is carried more by its tokens; both without them"
     if k1 and k3:
         return "believe neither mean: read both without their largest tokens"
     if failed:

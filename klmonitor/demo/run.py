@@ -213,9 +213,10 @@ def _fresh(parent: Path, name: str) -> Path:
 
 @contextmanager
 def _quiet(directory: Path) -> Iterator[None]:
-    """Trackers offline and in `directory`, and the libraries' chatter off."""
+    """Trackers offline and in `directory`, one thread, and the libraries' chatter off."""
     import warnings
 
+    import torch
     import transformers.integrations.integration_utils  # noqa: F401  # prints if WANDB_MODE is set
     from transformers.utils import logging
 
@@ -229,6 +230,8 @@ def _quiet(directory: Path) -> Iterator[None]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     before = {name: os.environ.get(name) for name in values}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model is slower with more
     os.environ.update(values)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -237,6 +240,7 @@ def _quiet(directory: Path) -> Iterator[None]:
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
+        torch.set_num_threads(threads)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
