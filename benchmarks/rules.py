@@ -315,8 +315,6 @@ def print_false_alarms(makers: dict[str, Callable[[], Detector]], series: int, s
             if family in NULLS:
                 pooled += found
             cells.append(f"{family} {found.rate():.1f}")
-            if family == "ramp":
-                cells.append(f"(first 150 steps: {found.early / found.runs:.3f} per run)")
         print(f"{name:14s} {'  '.join(cells)}")
         print(
             f"{'':14s} pooled over {', '.join(NULLS)}: {pooled.rate():.2f} <= {pooled.bound():.2f}"
@@ -350,7 +348,11 @@ def print_ramp(makers: dict[str, Callable[[], Detector]], series: int, seed: int
         for factor, at in ((30, 30), (4, 60), (10, 60)):
             share, before = on_the_ramp(make, factor, at, series, seed)
             cells.append(f"x{factor} at {at}: {share:.3f} ({before:.3f})")
-        print(f"{name:14s} {'   '.join(cells)}")
+        calm = false_alarms(make, null_runs("ramp", series, seed, steps=150))
+        print(
+            f"{name:14s} {'   '.join(cells)}   without a jump: {calm.early / calm.runs:.3f} alerts "
+            "per run in 150 steps"
+        )
 
 
 def print_tokens(runs: int, seed: int, steps: int = 1000) -> None:

@@ -90,7 +90,7 @@ DOMINANCE_K1 = Rule(
 DOMINANCE_K3 = Rule(
     kind="dominance_k3",
     judge=dominance_k3,
-    thresholds={"level": 2, "j": 15.0, "own": 3.0},
+    thresholds={"level": 2, "j": 20.0, "own": 4.0},
     means=(
         "q finds a few sampled tokens far less likely than p does: an engine that "
         "samples otherwise than it reports, or a token cut by top-p on one side"

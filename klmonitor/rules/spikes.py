@@ -154,6 +154,7 @@ SPIKE = Rule(
     means=("the policy moved far from p in one update, or this batch holds unusual samples"),
     action=LOOK_FIRST,
     source="docs/alerts.md#spike: robust z of log k3 against a trend-following median",
+    cooldown=20,
 )
 SHIFT = Rule(
     kind="shift",
