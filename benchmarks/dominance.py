@@ -3,6 +3,7 @@
     python benchmarks/dominance.py                    # 12 pools a case, about ten minutes
     python benchmarks/dominance.py --pools 2          # a look
     python benchmarks/dominance.py --scores           # quantiles of k3's score, for its thresholds
+    python benchmarks/dominance.py --alternatives     # other statistics for k3, at 2 % each
 
 Clean data: the families of `klmonitor.simulate.CLEAN_FAMILIES`. A pool is 2,500 contexts over 4,000
 tokens with 240 draws from each, shuffled; a batch is N of its tokens, disjoint from the others.
@@ -232,6 +233,53 @@ def print_scores(rates: Rates) -> None:
         ))  # fmt: skip
 
 
+def alternatives(d: Floats) -> dict[str, float]:
+    """Statistics on which a rule for k3 could stand; m as k3's rule has it."""
+    n, x = len(d), k3(d)
+    m = most_tokens(n, "k3")
+    ordered = np.sort(x)[::-1]
+    top, rest = ordered[:m], ordered[m:]
+    return {
+        "share of sum k3 in the top m": top.sum() / x.sum(),
+        "share in the largest token": ordered[0] / x.sum(),
+        "V of the top m": ((top - x.mean()) ** 2).sum() / ((x - x.mean()) ** 2).sum(),
+        "J of the top m": (x.mean() - rest.mean()) / (rest.std(ddof=1) / np.sqrt(n)),
+        "apart: x_m / x_{m+1}": ordered[m - 1] / ordered[m],
+        "largest d": float(d.max()),
+        "score of the rule": k3_score(judge(d, "k3")),
+    }
+
+
+def print_alternatives(pools: int, seed: int, clean: int = 40, changed: int = 16) -> None:
+    """Detection at 3-5 standard errors when 2 % of clean batches are flagged, by statistic."""
+    rng = np.random.default_rng(seed + 2)
+    columns: dict[str, list[float]] = {}
+    for size in SIZES:
+        values: dict[tuple[str, bool], list[Floats]] = {}
+        for case in (
+            c for name in CLEAN_FAMILIES if name != HEAVIEST for c in CLEAN_FAMILIES[name]
+        ):
+            found: dict[tuple[str, bool], list[float]] = {}
+            for number in range(pools):
+                for i, d in enumerate(batches(pool(case, seed + number), size, clean)):
+                    for name, value in alternatives(d).items():
+                        found.setdefault((name, False), []).append(value)
+                    if i < changed:
+                        other = contaminate(rng, d, "k3", rng.uniform(3, 5))
+                        for name, value in alternatives(other).items():
+                            found.setdefault((name, True), []).append(value)
+            for key, each in found.items():
+                values.setdefault(key, []).append(np.array(each))
+        for name in {name for name, _ in values}:
+            threshold = np.quantile(np.concatenate(values[name, False]), 0.98)
+            detected = np.mean([np.mean(each > threshold) for each in values[name, True]])
+            columns.setdefault(name, []).append(float(detected))
+    print("| statistic |", "".join(f" {size:,} |" for size in SIZES))
+    print("|---" * (1 + len(SIZES)) + "|")
+    for name, row in sorted(columns.items(), key=lambda item: sum(item[1])):
+        print(f"| {name} |", "".join(f" {share:.2f} |" for share in row))
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -239,7 +287,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--moved", type=int, nargs=2, default=MOVED, help="fewest, most tokens")
     parser.add_argument("--scores", action="store_true", help="also quantiles of k3's score")
+    parser.add_argument("--alternatives", action="store_true", help="only this comparison")
     args = parser.parse_args()
+    if args.alternatives:
+        print_alternatives(args.pools, args.seed)
+        return
     start = time.perf_counter()
     rates = measure(args.pools, moved=tuple(args.moved), seed=args.seed)
     print_rates(rates)
