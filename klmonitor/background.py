@@ -112,7 +112,7 @@ class Worker:
             with self._changed:
                 self.dropped += len(self._jobs)
                 self._jobs.clear()
-            self._report("stalled", "did not finish within %.3g s: giving up the rest", timeout)
+            self._report("stalled", "did not finish in time: giving up the rest")
         return done
 
     def _idle(self) -> bool:

@@ -183,7 +183,7 @@ def test_exit_is_not_held_by_stalled_jobs() -> None:
     )
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
-    assert done.stderr.count("did not finish within") == 2
+    assert done.stderr.count("did not finish in time") == 2
 
 
 def test_exit_after_a_close_that_gave_up_does_not_wait_again() -> None:
@@ -198,7 +198,7 @@ def test_exit_after_a_close_that_gave_up_does_not_wait_again() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.count("did not finish within") == 1
+    assert done.stderr.count("did not finish in time") == 1
 
 
 def test_exit_waits_for_jobs_that_do_run() -> None:

@@ -411,7 +411,7 @@ def test_exit_with_a_stalled_record_is_quiet_and_prompt(tmp_path: Path) -> None:
         check=True,
     )
     assert len(done.stderr.splitlines()) == 1
-    assert "did not finish within" in done.stderr
+    assert "did not finish in time" in done.stderr
 
 
 # --- wandb -----------------------------------------------------------------------------------
