@@ -1,0 +1,309 @@
+"""Time klmonitor beside what others do with the same tokens: `make bench`.
+
+Everything runs in one process, and within a size every contender runs once per round, so that a
+busy machine slows all of them alike; printed are medians with the middle half of the rounds.
+Writes `benchmarks/RESULTS.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from klmonitor import exact_kl
+from klmonitor.batch import build
+from klmonitor.pairs import default_pairs
+from klmonitor.summary.chunked import accumulate
+from klmonitor.summary.extremes import Place
+from klmonitor.summary.layout import SummaryConfig
+from klmonitor.summary.state import Summary
+
+TARGET = Path(__file__).parent / "RESULTS.md"
+SIZES = {4096: (16, 256), 65_536: (64, 1024), 1_048_576: (1024, 1024), 8_388_608: (8192, 1024)}
+Contender = Callable[[], object]
+
+
+def tokens(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probs of a policy and of a reference near it, and a mask of ragged responses."""
+    generator = torch.Generator().manual_seed(0)
+    q = -torch.empty(rows, columns).exponential_(0.7, generator=generator)
+    p = q + 0.1 * torch.randn(rows, columns, generator=generator)
+    lengths = torch.randint(columns // 4, columns + 1, (rows, 1), generator=generator)
+    return q, p, torch.arange(columns) < lengths
+
+
+def contenders(q: torch.Tensor, p: torch.Tensor, mask: torch.Tensor) -> dict[str, Contender]:
+    """Name -> what is timed."""
+    state = Summary.empty(SummaryConfig())
+
+    def ours() -> None:
+        batch = build({"policy": q, "ref": p}, mask=mask)
+        accumulate(state, batch, default_pairs(batch.log_probs), place=Place())
+
+    def floor() -> None:
+        q.sum(), p.sum(), mask.count_nonzero()
+
+    def trl() -> torch.Tensor:
+        d = p - q
+        return ((torch.exp(d) - d - 1) * mask).sum() / mask.sum()
+
+    def masked_mean(x: torch.Tensor) -> torch.Tensor:
+        return (x * mask).sum() / (mask.sum() + 1e-8)
+
+    def verl() -> list[torch.Tensor]:
+        d = p - q
+        ratio = torch.exp(d)
+        values = (-d, ratio - d - 1, d.abs(), ratio, ratio.square())
+        return [masked_mean(x) for x in values]
+
+    found: dict[str, Contender] = {
+        "memory floor: read q, p and the mask once": floor,
+        "klmonitor: the whole pass": ours,
+        "one k3 mean, as TRL computes it": trl,
+        "five masked means, as verl computes them": verl,
+    }
+    try:
+        from torchmetrics import MeanMetric
+
+        metrics = [MeanMetric() for _ in range(6)]
+
+        def torchmetrics_six() -> None:
+            d = (p - q)[mask]
+            ratio = torch.exp(d)
+            for metric, x in zip(
+                metrics, (-d, d * d / 2, ratio - d - 1, d.abs(), ratio, d), strict=True
+            ):
+                metric.update(x)
+
+        found["six torchmetrics MeanMetric"] = torchmetrics_six
+    except ImportError:
+        sys.stderr.write("torchmetrics is not installed: left out\n")
+    try:
+        from ddsketch import DDSketch
+
+        if q.numel() <= 65_536:
+            sketch = DDSketch(0.01)
+
+            def ddsketch_add() -> None:
+                for value in (p - q)[mask].tolist():
+                    sketch.add(value)
+
+            found["ddsketch, one add a token (quantiles alone)"] = ddsketch_add
+    except ImportError:
+        sys.stderr.write("ddsketch is not installed: left out\n")
+    return found
+
+
+def timed(found: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender, one per round, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    for number in range(rounds + 1):
+        for name, run in found.items():
+            started = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """First quartile, median, third quartile."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, median, high = statistics.quantiles(values, n=4)
+    return low, median, high
+
+
+def passes(threads: int, quick: bool) -> list[str]:
+    """The table of passes at one number of threads."""
+    torch.set_num_threads(threads)
+    lines = [
+        f"### {threads} thread{'s' if threads > 1 else ''}",
+        "",
+        "| tokens | what | median ms (middle half) | x floor | x one k3 mean |",
+        "|---|---|---|---|---|",
+    ]
+    for size, shape in SIZES.items():
+        if quick and size > 1_048_576:
+            continue
+        rounds = max(5, min(200, 20_000_000 // size))
+        results = timed(contenders(*tokens(*shape)), rounds)
+        medians = {name: spread(values)[1] for name, values in results.items()}
+        names = list(medians)
+        for name, values in results.items():
+            low, median, high = (1e3 * x for x in spread(values))
+            lines.append(
+                f"| {size:,} | {name} | {median:.3g} ({low:.3g}-{high:.3g}) "
+                f"| {medians[name] / medians[names[0]]:.3g} "
+                f"| {medians[name] / medians[names[2]]:.3g} |"
+            )
+    return [*lines, ""]
+
+
+def exact(quick: bool) -> list[str]:
+    """Exact KL beside sampled, at a vocabulary of 152k."""
+    torch.set_num_threads(1)
+    positions, vocabulary = (16 if quick else 64), 152_064
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randn(positions, vocabulary, generator=generator, dtype=torch.float32).bfloat16()
+    p = (q.float() + 0.1 * torch.randn(positions, vocabulary, generator=generator)).bfloat16()
+    log_q, log_p = q.float().log_softmax(-1), p.float().log_softmax(-1)
+    x = torch.distributions.Categorical(logits=log_q).sample()[:, None]
+    sampled_q, sampled_p = log_q.gather(1, x), log_p.gather(1, x)
+
+    def sampled() -> None:
+        batch = build({"policy": sampled_q, "ref": sampled_p})
+        state = Summary.empty(SummaryConfig())
+        accumulate(state, batch, default_pairs(batch.log_probs), place=Place())
+
+    results = timed({"exact_kl": lambda: exact_kl(q, p), "sampled": sampled}, 3)
+    per = {name: 1e6 * spread(values)[1] / positions for name, values in results.items()}
+    return [
+        f"## Exact KL, vocabulary {vocabulary:,} (bf16 logits, one thread)",
+        "",
+        f"{per['exact_kl']:,.0f} us a position, beside {per['sampled']:.1f} us a position for the "
+        f"sampled pass on {positions} tokens.",
+        "",
+    ]
+
+
+def overhead(quick: bool) -> list[str]:
+    """Our own part of a training step of the demo's model, and what attaching does to it."""
+    from klmonitor.attachment import attach
+    from klmonitor.demo import tiny
+    from klmonitor_trl.bindings import Guard
+
+    torch.set_num_threads(1)
+    steps, rounds = (12, 1) if quick else (40, 3)
+    spent: list[float] = []
+    original = Guard.always
+
+    def clocked(
+        self: Guard, call: Callable[..., object], *args: object, **kwargs: object
+    ) -> object:
+        started = time.perf_counter()
+        try:
+            return original(self, call, *args, **kwargs)
+        finally:
+            spent.append(time.perf_counter() - started)
+
+    plain: list[float] = []
+    watched: list[float] = []
+    own: list[float] = []
+    with tempfile.TemporaryDirectory() as directory:
+        model = tiny.save_tiny_model(Path(directory) / "model")
+        for number in range(2 * rounds):
+            out = Path(directory) / f"run-{number}"
+            trainer = tiny.make_trainer(model, out, steps=steps, beta=0.04, seed=number // 2)
+            clock: list[float] = []
+            trainer.add_callback(_clock(clock, spent))
+            handle = attach(trainer) if number % 2 else None
+            Guard.always = clocked  # type: ignore[method-assign]
+            spent.clear()
+            trainer.train()
+            Guard.always = original  # type: ignore[method-assign]
+            durations = clock[1::2]
+            (watched if handle else plain).extend(durations[3:])
+            if handle:
+                own.extend(clock[::2][3:])
+                handle.detach()
+    (_, before, _), (_, after, _), (low, mine, high) = spread(plain), spread(watched), spread(own)
+    return [
+        "## A training step of the demo (TRL GRPO, one pair, one thread, record and rules on)",
+        "",
+        f"Step without klmonitor {1e3 * before:.1f} ms, with it {1e3 * after:.1f} ms (medians of "
+        f"{len(plain)} and {len(watched)} steps of runs taken in turn). Inside our hooks: "
+        f"{1e3 * mine:.2f} ms ({1e3 * low:.2f}-{1e3 * high:.2f}), "
+        f"{100 * mine / before:.1f} % of a step.",
+        "",
+        *_reporters(),
+    ]
+
+
+def _clock(clock: list[float], spent: list[float]) -> object:
+    """A callback that notes, for each step, the time in our hooks and the whole time."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        """Takes the time between the ends of steps."""
+
+        last = math.nan
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            now = time.perf_counter()
+            if not math.isnan(self.last):
+                clock.extend((sum(spent), now - self.last))
+            spent.clear()
+            self.last = now
+
+    return Clock()
+
+
+def _reporters() -> list[str]:
+    """What the trainer's own reporters take for our series."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    series = 14
+    with tempfile.TemporaryDirectory() as directory:
+        writer = SummaryWriter(directory)
+        values = []
+        for step in range(200):
+            started = time.perf_counter()
+            for number in range(series):
+                writer.add_scalar(f"kl/{number}", 1.0, step)
+            values.append(time.perf_counter() - started)
+        writer.close()
+    low, median, high = (1e3 * x for x in spread(values))
+    return [
+        f"Apart from that, a TensorBoard reporter takes {median:.2f} ms ({low:.2f}-{high:.2f}) a "
+        f"row for the {series} series of one pair.",
+        "",
+    ]
+
+
+def machine() -> list[str]:
+    """What this ran on."""
+    model = platform.processor() or platform.machine()
+    for line in (
+        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ()
+    ):
+        if line.startswith("model name"):
+            model = line.split(":")[1].strip()
+            break
+    return [
+        f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, "
+        f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f} at the start; "
+        f"{time.strftime('%Y-%m-%d')}, klmonitor {version('klmonitor')}.",
+        "",
+    ]
+
+
+def main() -> int:
+    """Run all of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds, no file")
+    quick = parser.parse_args().quick
+    lines = ["# Timings", "", "Written by `make bench`.", "", *machine(), "## The pass", ""]
+    for threads in (1, 2):
+        lines += passes(threads, quick)
+    lines += exact(quick) + overhead(quick)
+    text = "\n".join(lines)
+    print(text)
+    if not quick:
+        TARGET.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
