@@ -40,6 +40,15 @@ format: install
 docs: install
 	$(BIN)/python -m klmonitor.docs
 
+bench: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[bench]"
+	$(BIN)/python benchmarks/speed.py $(ARGS)
+
+sim: install
+	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/dominance.py
+	$(BIN)/python benchmarks/rules.py
+
 demo: install
 	$(BIN)/klmonitor demo $(ARGS)
 

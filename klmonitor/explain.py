@@ -14,6 +14,7 @@ FEW_SEQUENCES = 30
 """Below it a cluster standard error is itself too noisy (docs/estimators.md)."""
 CANCELLING = 0.9
 GAP_Z, GAP_SHARE = 5.0, 0.1
+BIAS_Z, BIAS_SHARE = 3.0, 0.1
 
 
 def explain(report: Report) -> str:
@@ -32,6 +33,7 @@ def explain_pair(pair: PairReport, step: int) -> str:
         _gap(pair),
         _precision(pair),
         _cancellation(pair),
+        _biased(pair),
         _few(pair),
         _off_policy(pair),
     )
@@ -60,6 +62,7 @@ def _dominated(pair: PairReport, name: str) -> str:
         return ""
     tokens = top_tokens(pair, name)
     named = "; ".join(f"d = {token.log_ratio:+.3g} at {token.where}" for token in tokens[:2])
+    verb = "carries" if len(tokens) == 1 else "carry"
     carries = {
         "k1": f"{pair['dominance/k1/v']:.0%} of its variance",
         "k3": f"{pair['dominance/k3/top_share']:.0%} of its sum",
@@ -67,15 +70,16 @@ def _dominated(pair: PairReport, name: str) -> str:
     more = f" and {len(tokens) - 2} more" if len(tokens) > 2 else ""
     return (
         f"{name} is {'severely ' if level >= 2 else ''}dominated: {len(tokens)} of "
-        f"{pair.tokens:,.0f} tokens carry {carries} ({named}{more}); mean "
+        f"{pair.tokens:,.0f} tokens {verb} {carries} ({named}{more}); mean "
         f"{pair[f'{name}/mean']:.4g} with them, {pair[f'{name}/mean_without_top']:.4g} without "
         f"[docs/dominance.md]"
     )
 
 
 def top_tokens(pair: PairReport, name: str) -> list[ExtremeToken]:
-    """The m = clip(N/400, 1, 10) tokens that the dominance rule looks at, largest first."""
-    m = int(min(max(pair.tokens // 400, 1), 10))
+    """The tokens that the dominance rule of ``"k1"`` or ``"k3"`` takes together, largest first."""
+    count = pair[f"dominance/{name}/tokens"]
+    m = 0 if math.isnan(count) else int(count)
     size = {"k1": lambda token: abs(token.log_ratio), "k3": lambda token: token.k3}[name]
     return sorted(pair.extremes, key=size, reverse=True)[:m]
 
@@ -109,6 +113,16 @@ def _cancellation(pair: PairReport) -> str:
     return (
         f"k1 is mostly cancellation: {cancels:.0%} of sum |k1| cancels and its 95 % interval "
         f"[{low:.2g}, {high:.2g}] holds 0, so its sign says nothing [docs/estimators.md]"
+    )
+
+
+def _biased(pair: PairReport) -> str:
+    bias, z = pair["k2/bias"], pair["k2/bias_z"]
+    if not (abs(z) > BIAS_Z and abs(bias) > BIAS_SHARE * pair.k3.mean):
+        return ""
+    return (
+        f"k2 is biased here: mean(k2 - k1) = {bias:.3g}, {z:.1f} standard errors from 0; do not "
+        f"read k2 [docs/estimators.md]"
     )
 
 

@@ -150,6 +150,13 @@ def _dominance(name: str) -> list[Metric]:
             lambda c: of(c).level,
         ),
         Metric(
+            f"dominance/{name}/tokens",
+            "tokens",
+            "#o",
+            f"how many of the largest tokens the rule for {name} takes together",
+            lambda c: of(c).tokens,
+        ),
+        Metric(
             f"dominance/{name}/v",
             "share",
             "sum_o (x - mean)^2 / sum (x - mean)^2",
@@ -274,6 +281,14 @@ METRICS: tuple[Metric, ...] = (
            lambda c: ratio(c.totals["k3"], c.totals["sequences"])),
     Metric("spike/z", "scales", "(log k3 - level) / scale, docs/alerts.md",
            "how far above its recent level k3 is, without the current step", None),
+    Metric("penalty/mean", "nats", "beta mean(k)",
+           "what the trainer's objective pays a token: k is the estimator that it penalises with, "
+           "a mean over tokens; from adapters that know beta", None),
+    Metric("penalty/se", "nats", "beta SE(k)", "cluster standard error of penalty/mean", None),
+    Metric("clip/low", "share", "#(r < 1 - epsilon) / N",
+           "raw importance ratios below the range that the trainer clips to, whatever the sign of "
+           "the advantage; the edge to 0.8 %", None),
+    Metric("clip/high", "share", "#(r > 1 + epsilon) / N", "above it, likewise", None),
 )
 # fmt: on
 

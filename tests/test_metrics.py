@@ -22,9 +22,10 @@ QUANTILES = ("p0.1", "p1", "p50", "p99", "p99.9")
 ELSEWHERE = {
     # rules, running numbers and input checks have tests of their own
     "spike/z",
+    *("penalty/mean", "penalty/se", "clip/low", "clip/high"),
     *(f"{k}/running_{what}" for k in ("k1", "k2", "k3") for what in ("mean", "var")),
     *("nonfinite", "positive_logp", "zero_logp", "low_precision"),
-    *(f"dominance/{k}/{what}" for k in ("k1", "k3") for what in ("level", "v", "j")),
+    *(f"dominance/{k}/{what}" for k in ("k1", "k3") for what in ("level", "tokens", "v", "j")),
     "dominance/level",
     # the k3 rule chooses how many tokens it leaves out
     *("k3/mean_without_top", "dominance/k3/top_share"),
