@@ -51,6 +51,7 @@ def test_a_spike_that_is_one_token_is_a_warning_and_says_so():
     assert {alert.severity for alert in by_kind.values()} == {"warn"}
     assert "without 1 token it is 0.011 nats, no spike" in by_kind["spike"].message
     assert by_kind["spike"].believe.startswith("k1")
+    assert {alert.means.split()[0] for alert in by_kind.values()} == {"q"}
 
 
 def test_flagged_steps_stay_out_of_the_baseline():
@@ -192,6 +193,7 @@ def test_where_both_are_dominated_neither_is_believed():
     alerts = RuleSet().judge(report(5, extremes=[token(-40.0)], **both)).alerts
     assert {alert.kind for alert in alerts} == {"dominance_k1", "dominance_k3"}
     assert all(alert.believe.startswith("neither") for alert in alerts)
+    assert all(alert.means.startswith("p finds") for alert in alerts)
 
 
 def test_dominance_that_is_the_runs_own_habit_is_not_news():

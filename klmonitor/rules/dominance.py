@@ -16,13 +16,16 @@ from __future__ import annotations
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
 from klmonitor.rules.words import (
+    LEFT_TAIL,
     READ_TOKENS,
+    RIGHT_TAIL,
     believe,
     count,
     dominating,
     heaviest,
     name_tokens,
     nats,
+    odd_tokens,
 )
 
 
@@ -63,6 +66,7 @@ def dominance(reading: Reading, limits: Thresholds, estimator: str) -> Finding |
             "j": pair[f"dominance/{estimator}/j"],
         },
         tokens=tokens,
+        means=odd_tokens(tokens),
     )
 
 
@@ -80,10 +84,7 @@ DOMINANCE_K1 = Rule(
     kind="dominance_k1",
     judge=dominance_k1,
     thresholds={"level": 2, "j": 4.0, "own": 1.5},
-    means=(
-        "p finds a few sampled tokens nearly impossible: padding or tool output behind "
-        "the mask, a special token, another tokenizer or number format"
-    ),
+    means=LEFT_TAIL,
     action=READ_TOKENS,
     source="docs/alerts.md#dominance: k1's variance and mean without its top tokens",
 )
@@ -91,10 +92,7 @@ DOMINANCE_K3 = Rule(
     kind="dominance_k3",
     judge=dominance_k3,
     thresholds={"level": 2, "j": 20.0, "own": 4.0},
-    means=(
-        "q finds a few sampled tokens far less likely than p does: an engine that "
-        "samples otherwise than it reports, or a token cut by top-p on one side"
-    ),
+    means=RIGHT_TAIL,
     action=READ_TOKENS,
     source="docs/alerts.md#dominance: k3's mean without its top tokens, and their distance",
 )

@@ -21,6 +21,7 @@ from klmonitor.rules.words import (
     heaviest,
     name_tokens,
     nats,
+    odd_tokens,
 )
 
 LOOK_BACK, SKIP = 20, 5
@@ -73,6 +74,7 @@ def _risen(reading: Reading, limits: Thresholds) -> Finding:
         },
         tokens=tokens,
         action=READ_TOKENS if by_tokens else "",
+        means=odd_tokens(tokens) if by_tokens else "",
     )
 
 
@@ -133,6 +135,7 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
         values={"k3": k3, "largest_before": largest, "ratio": k3 / largest},
         tokens=tokens,
         action=READ_TOKENS if by_tokens else "",
+        means=odd_tokens(tokens) if by_tokens else "",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from klmonitor.report import ExtremeToken, PairReport
@@ -19,6 +19,15 @@ READ_TOKENS = (
     "other estimator for this step"
 )
 """What to do first about a few odd tokens."""
+LEFT_TAIL = (
+    "p finds a few sampled tokens nearly impossible: padding or tool output behind the mask, a "
+    "special token, another tokenizer or number format"
+)
+RIGHT_TAIL = (
+    "q finds a few sampled tokens far less likely than p does: an engine that samples otherwise "
+    "than it reports, or a token cut by top-p on one side"
+)
+"""What a few odd tokens usually mean, by the sign of their d."""
 
 
 def nats(value: float) -> str:
@@ -56,6 +65,13 @@ def name_tokens(tokens: Iterable[ExtremeToken]) -> str:
     return "; ".join(
         f"d = {token.log_ratio:+.3g} at {token.where}" for token in list(tokens)[:NAMED]
     )
+
+
+def odd_tokens(tokens: Sequence[ExtremeToken]) -> str:
+    """What it usually means that these tokens carry an estimate; empty if none is known."""
+    if not tokens:
+        return ""
+    return LEFT_TAIL if tokens[0].log_ratio < 0 else RIGHT_TAIL
 
 
 def disagree(pair: PairReport) -> bool:
