@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from klmonitor.attachment import Handle, attach
     from klmonitor.audit import exact_kl
-    from klmonitor.backtest import backtest
+    from klmonitor.replay import backtest
     from klmonitor.estimators import k1, k2, k3
     from klmonitor.monitor import Monitor
     from klmonitor.report import Alert, ExtremeToken, PairReport, Report
@@ -28,7 +28,7 @@ _HOME = {
     "PairReport": "klmonitor.report",
     "Report": "klmonitor.report",
     "attach": "klmonitor.attachment",
-    "backtest": "klmonitor.backtest",
+    "backtest": "klmonitor.replay",
     "exact_kl": "klmonitor.audit",
     "k1": "klmonitor.estimators",
     "k2": "klmonitor.estimators",

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from klmonitor.backtest import backtest, replay
+from klmonitor.replay import backtest, replay
 from klmonitor.record import RecordWriter, read_run
 from klmonitor.report import alert_to_row
 from klmonitor.rules import RuleSet
