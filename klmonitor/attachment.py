@@ -38,6 +38,9 @@ class Options:
         reference_every: a reference of ours is evaluated on every so many generation batches.
         half_life: of the running statistics, optimizer steps.
         sinks: more receivers of reports, as `Monitor` takes them.
+        notify: who is told of alerts, as `Monitor` takes it (see `klmonitor.notify`).
+        on_alert: what training does about alerts: ``"stop"``, ``"checkpoint"``, a function, or a
+            table of these by kind and severity (see `klmonitor.actions`).
         strict: raise errors of the monitor into training instead of counting them.
     """
 
@@ -51,6 +54,8 @@ class Options:
     reference_every: int = 10
     half_life: float = 100
     sinks: Collection[Any] = ()
+    notify: Any = None
+    on_alert: Any = None
     strict: bool = False
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor
 from klmonitor import assemble
 from klmonitor.batch import TensorLike, TokenBatch, build
 from klmonitor.logged import LoggedSteps
+from klmonitor.notify import Notify
 from klmonitor.outputs import make_sinks
 from klmonitor.pairs import Pair, default_pairs, parse_pairs
 from klmonitor.record import RecordWriter
@@ -79,6 +80,7 @@ class Monitor:
         metrics: Metrics = "core",
         rules: Any = "default",
         sinks: Collection[str | Sink | Callable[[Report], None]] = (),
+        notify: Notify = None,
         groups: Sequence[str] = (),
         pairs: Sequence[str] | None = None,
         prompts: bool = True,
@@ -95,7 +97,9 @@ class Monitor:
             run_dir: directory of the run's record; None keeps nothing on disk.
             metrics: what sinks send to trackers: ``"core"``, ``"full"`` or globs of metric names.
             rules: alert rules: a preset's name or a table of changes (`klmonitor.rules`).
-            sinks: ``"tensorboard"``, ``"wandb"``, sinks, or plain functions of a report.
+            sinks: ``"tensorboard"``, ``"wandb"``, ``"prometheus"``, sinks, or plain functions of a
+                report.
+            notify: who is told of alerts: ``"env:NAME"``, ``"file:/path"`` (`klmonitor.notify`).
             groups: names of data sets or environments to report apart; others are ``other``.
             pairs: names of the pairs to watch; None: those that the observed policies allow.
             prompts: keep sums by prompt, for standard errors when `prompt_ids` are given.
@@ -137,7 +141,7 @@ class Monitor:
         if self.active and rank_of(process_group or default_group()) == 0:
             if run_dir is not None:
                 self._record = RecordWriter(Path(run_dir), {"groups": list(names), **(meta or {})})
-            self._sinks = make_sinks(sinks, run_dir, metrics)
+            self._sinks = make_sinks(sinks, run_dir, metrics, notify)
 
     # --- in ----------------------------------------------------------------------------------
     def observe(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from klmonitor.notify import Notifier, Notify, parse_targets
 from klmonitor.report import Report
 from klmonitor.sinks import ConsoleSink, FanOut, Sink, TensorBoardSink, WandbSink, as_sink
 
@@ -16,6 +17,7 @@ def make_sinks(
     wanted: Collection[str | Sink | Callable[[Report], None]],
     run_dir: str | os.PathLike[str] | None,
     metrics: str | Sequence[str],
+    notify: Notify = None,
 ) -> FanOut:
     """The sinks of a run behind one boundary, the console (for alerts) first.
 
@@ -23,9 +25,10 @@ def make_sinks(
         wanted: names, sinks, or functions of a report.
         run_dir: TensorBoard files go to its ``tensorboard`` folder; None: ``runs/klmonitor``.
         metrics: which metrics the named sinks send.
+        notify: who is told of alerts (see `klmonitor.notify`).
 
     Raises:
-        ValueError: a name is not known.
+        ValueError: a name is not known, or a target cannot work.
         TypeError: something is neither a sink nor a function.
     """
     sinks: list[Sink] = [ConsoleSink()]
@@ -41,4 +44,7 @@ def make_sinks(
             raise ValueError(
                 f"unknown sink {sink!r}: name {' or '.join(NAMES)}, or pass a function"
             )
+    targets = parse_targets(notify)
+    if targets:
+        sinks.append(Notifier(targets, run="" if run_dir is None else str(run_dir)))
     return FanOut(sinks)
