@@ -36,6 +36,7 @@ class Options:
         reference: ``"auto"`` (the trainer's own; with adapters and no reference of its own, the
             model without its adapters), a model, or None for no other than the trainer's own.
         reference_every: a reference of ours is evaluated on every so many generation batches.
+        recompute: where the loss computes no log-probs (Liger), compute the policy's once more.
         half_life: of the running statistics, optimizer steps.
         sinks: more receivers of reports, as `Monitor` takes them.
         notify: who is told of alerts, as `Monitor` takes it (see `klmonitor.notify`).
@@ -52,6 +53,7 @@ class Options:
     log_tokens: str | bool = "local"
     reference: Any = "auto"
     reference_every: int = 10
+    recompute: bool = False
     half_life: float = 100
     sinks: Collection[Any] = ()
     notify: Any = None

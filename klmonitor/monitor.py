@@ -39,6 +39,7 @@ from klmonitor.report import Alert, ExtremeToken, PairReport, Report
 from klmonitor.rules import RuleSet
 from klmonitor.running import Running
 from klmonitor.sinks import FanOut, Metrics, Sink
+from klmonitor.statistics import PairTotals
 from klmonitor.summary.chunked import accumulate
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import SEQUENCE_FIELDS, TOKEN_FIELDS, SummaryConfig
@@ -46,6 +47,8 @@ from klmonitor.summary.state import Summary
 
 logger = logging.getLogger("klmonitor")
 T = TypeVar("T")
+ExtraValues = Callable[[str, PairTotals], Mapping[str, float]]
+Annotate = Callable[[Sequence[ExtremeToken], str], Sequence[ExtremeToken]]
 
 PATIENCE = 5
 """Failures in a row after which `observe` gives up."""
@@ -71,6 +74,8 @@ class Monitor:
     Attributes:
         errors: failures that were caught so far, on this rank.
         active: False once `observe` has given up, or where KLMONITOR_DISABLE is set.
+        impaired: an adapter sets it where one of its hooks was given up; any rank's makes
+            ``klmonitor/active`` 0 on all.
     """
 
     def __init__(
@@ -90,6 +95,8 @@ class Monitor:
         strict: bool = False,
         merge_rows: bool = False,
         meta: Mapping[str, Any] | None = None,
+        extra_values: ExtraValues | None = None,
+        annotate: Annotate | None = None,
     ) -> None:
         """Set up; nothing is collective yet.
 
@@ -109,6 +116,8 @@ class Monitor:
             strict: raise instead of counting failures.
             merge_rows: keep what `take_logged` needs.
             meta: written into the record's ``run.json``.
+            extra_values: an adapter's own numbers of a pair, from its name and its sums.
+            annotate: gives extreme tokens, seen in a phase, their text for the record.
 
         Raises:
             ValueError: a setting cannot work; the message names it and the remedy.
@@ -120,7 +129,9 @@ class Monitor:
         if len(set(names)) < len(names) or "other" in names:
             raise ValueError(f"groups {names}: give distinct names, 'other' is taken")
         self.errors = 0
-        self.active = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
+        self._enabled = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
+        self.active = self._enabled
+        self.impaired = False
         self._config = SummaryConfig(groups=names) if prompts else SummaryConfig(names, 0)
         self._pairs = None if pairs is None else parse_pairs(pairs)
         self._rules = RuleSet(rules)
@@ -128,6 +139,8 @@ class Monitor:
         self._group = process_group
         self._strict = strict
         self._log_tokens = log_tokens
+        self._extra_values = extra_values
+        self._annotate = annotate
         self._states: dict[str, Summary] = {}
         self._micro_batches = dict.fromkeys(PHASES, 0)
         self._centres: dict[str, float] = {}
@@ -295,7 +308,7 @@ class Monitor:
         Returns:
             The report (the same on every rank); None where there is none yet, or on failure.
         """
-        if not self.active and not self._ranks():
+        if not self._enabled and not self._ranks():
             return None
         try:
             pending = self._begin(step, phase)
@@ -317,7 +330,8 @@ class Monitor:
             self._agreed = True
             agree(self._config, ranks)
         failures = self.errors + self._sinks.errors
-        flags = torch.tensor([failures, float(not self.active)], dtype=torch.float64)
+        lost = float(self.impaired or not self.active)
+        flags = torch.tensor([failures, lost], dtype=torch.float64)
         summary, flags = reduce_over(ranks, state, flags)
         return Pending(step, phase, HostCopy.start(summary, flags))
 
@@ -358,7 +372,10 @@ class Monitor:
         pairs = {}
         for name, totals in assemble.pair_totals(summary).items():
             running = self._running.update(name, totals) if update else self._running.values(name)
-            pairs[name] = assemble.pair_report(name, totals, summary, running)
+            pair = assemble.pair_report(name, totals, summary, running)
+            if self._extra_values is not None:
+                pair = replace(pair, values={**pair.values, **self._extra_values(name, totals)})
+            pairs[name] = pair
         return Report(step=step, first_step=step, phase=phase, time=time.time(), pairs=pairs)
 
     def _send(self, report: Report, ended: Sequence[Alert]) -> None:
@@ -372,6 +389,8 @@ class Monitor:
         self._record.step(report)
         if self._log_tokens is not False:
             kept = [token for pair in report.pairs.values() for token in recorded_tokens(pair)]
+            if self._annotate is not None:
+                kept = list(self._annotate(kept, report.phase))
             self._record.tokens(report.step, kept, report.phase)
         for alert in (*report.alerts, *ended):
             self._record.alert(alert)

@@ -59,16 +59,24 @@ class Wrap:
 class Guard:
     """The boundary of one hook: it catches, counts, warns once, and gives up after `PATIENCE`."""
 
-    def __init__(self, hook: str, count: Callable[[], None], strict: bool = False) -> None:
+    def __init__(
+        self,
+        hook: str,
+        count: Callable[[], None],
+        strict: bool = False,
+        given_up: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """A boundary that lets everything through until it fails.
 
         Args:
             hook: name for the warning.
             count: called at each failure.
             strict: raise instead.
+            given_up: called with `hook` once it is given up.
         """
         self.closed = False
         self._hook, self._count, self._strict = hook, count, strict
+        self._given_up = given_up
         self._failures = 0
         self._warned = False
 
@@ -77,7 +85,9 @@ class Guard:
         if self.closed:
             return None
         result = self.always(call, *args, **kwargs)
-        self.closed = self._failures >= PATIENCE
+        if self._failures >= PATIENCE:
+            self.closed = True
+            self._given_up(self._hook)
         return result
 
     def always(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:

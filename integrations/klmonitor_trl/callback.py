@@ -1,27 +1,35 @@
-"""The callback that binds a trainer and closes each optimizer step.
+"""The callback that binds a trainer, closes each optimizer step, and travels in checkpoints.
 
 Order of events in `transformers.Trainer`: the optimizer steps, ``global_step`` grows,
 ``on_step_end``, ``Trainer.log``. So a step is reduced in ``on_step_end``, once and on every rank,
 whether or not anything was captured there, and its numbers join the row that ``log`` is about
 to send.
+
+A checkpoint holds `state` in ``trainer_state.json``. A resumed trainer may replace this object by
+a new one of the same class (``restore_callback_states_from_checkpoint``), so nothing lives here:
+the new one takes over the trainer's watch, or the options that the old one was given.
 """
 
 from __future__ import annotations
 
 import sys
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
-from klmonitor.attachment import Handle, Options, disabled
+from klmonitor.attachment import Handle, Options
 from klmonitor.report import Report
-from klmonitor_trl.watch import Watch, log_prob_function
+from klmonitor_trl.watch import Watch, watch_of
 
 DEPTH = 32
 """Frames above an event in which its trainer is looked for."""
+_given: WeakKeyDictionary[Any, Options] = WeakKeyDictionary()
+"""Trainer -> the options of the callback that it was built with."""
 
 
-class KLMonitorCallback(TrainerCallback):  # type: ignore[misc]
+class KLMonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Watch the trainer that this callback is given to: ``callbacks=[KLMonitorCallback()]``.
 
     Takes the options of `klmonitor.attach`. It binds when training begins, so an evaluation
@@ -48,37 +56,71 @@ class KLMonitorCallback(TrainerCallback):  # type: ignore[misc]
         """The report of the last optimizer step, None before the first."""
         return None if self._watch is None else self._watch.report
 
-    def bind(self, trainer: Any) -> None:
-        """Watch a trainer.
-
-        Raises:
-            TypeError: the trainer has not the functions that hold log-probs.
-            ValueError: it is watched already, or an option cannot work with it.
-        """
-        log_probs = log_prob_function(trainer)
-        bound = [self, *trainer.callback_handler.callbacks]
-        if any(isinstance(one, KLMonitorCallback) and one.active for one in bound):
-            raise ValueError(
-                f"this {type(trainer).__name__} is watched already: use the handle that attach() "
-                "returned, or call its detach() first"
-            )
-        self._watch = Watch(trainer, log_probs, self.options, enabled=not disabled())
-        self._watch.on_detach = lambda: trainer.remove_callback(self)
-
     @property
     def active(self) -> bool:
         """Whether a trainer is being watched."""
         return self._watch is not None and self._watch.active
 
+    def bind(self, trainer: Any) -> None:
+        """Watch a trainer; in a distributed run call it on every rank.
+
+        Raises:
+            TypeError: the trainer cannot be watched.
+            ValueError: it is watched already, or an option cannot work with it.
+        """
+        self._take(Watch(trainer, self.options))
+
+    def _take(self, watch: Watch) -> None:
+        """Close the steps of a watch from now on."""
+        self._watch = watch
+        watch.on_detach = lambda: watch.trainer.remove_callback(self)
+
+    # --- checkpoints -------------------------------------------------------------------------
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the monitor's running numbers and episodes."""
+        monitor = self._watch.state() if self.active and self._watch is not None else {}
+        return {"args": {}, "attributes": {"saved": monitor}}
+
+    def _resume(self, state: Any) -> None:
+        """Continue from the checkpoint that the trainer has just loaded, if it knows us."""
+        name = type(self).__name__
+        kept = state.stateful_callbacks.get(name)
+        if isinstance(kept, list):  # one a callback of the class; only one of them was ever bound
+            kept = next((one for one in kept if one["attributes"].get("saved")), None)
+        saved = (kept or {}).get("attributes", {}).get("saved")
+        if saved and state.global_step and self._watch is not None:
+            self._watch.resume(saved)
+        # A checkpoint of an unwatched run has no entry for us, and saving one needs it.
+        state.stateful_callbacks.setdefault(name, self.state())
+
+    # --- events ------------------------------------------------------------------------------
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remember the options, should this object be replaced."""
+        trainer = self._find_trainer()
+        if trainer is not None:
+            _given[trainer] = self.options
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Bind, if `attach` has not done so."""
+        """Bind, if that was not done; continue a resumed run."""
         if self._watch is None:
-            self.bind(self._find_trainer())
+            trainer = self._find_trainer()
+            if trainer is None:
+                raise RuntimeError(
+                    "KLMonitorCallback did not find its trainer: use klmonitor.attach(trainer)"
+                )
+            watch = watch_of(trainer)
+            if watch is not None:
+                self._take(watch)
+            else:
+                self.options = _given.get(trainer, self.options)
+                self.bind(trainer)
+        if self.active:
+            self._resume(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the step: reduce, judge, record."""
         if self.active and self._watch is not None:
-            self._watch.finish_step(state.global_step)
+            self._watch.end_step(state.global_step)
 
     def on_predict(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
@@ -103,6 +145,4 @@ class KLMonitorCallback(TrainerCallback):  # type: ignore[misc]
             if frame.f_back is None:
                 break
             frame = frame.f_back
-        raise RuntimeError(
-            "KLMonitorCallback did not find its trainer: use klmonitor.attach(trainer) instead"
-        )
+        return None

@@ -1,10 +1,14 @@
-"""From a trainer's calls to `Monitor.observe`: who computed which log-probs, on which tokens.
+"""GRPO, RLOO and their subclasses: from the trainer's calls to `Monitor.observe`.
 
 Three functions of the trainer are wrapped. The one that computes log-probs tells us the policy's
 (within the loss) and, while a batch is generated, the sampler's and the reference's. The one that
 generates a batch gets our riders: tensors with one row per completion that TRL shuffles and splits
 with its own, so that they arrive at the loss aligned. The loss ends a micro-batch: there all
 log-probs meet the mask and go to the monitor.
+
+Two of the three are private names of TRL. Without the first, the policy's log-probs are taken from
+the outputs of the model (`outputs`); without the second nothing rides along, and what TRL itself
+passes to the loss is compared.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klmonitor.monitor import Monitor
-from klmonitor.pairs import default_pairs
-from klmonitor_trl.bindings import Guard
+from klmonitor_trl import describe
+from klmonitor_trl.feed import Around, Capture, Feed, argument
+from klmonitor_trl.names import GENERATE, LOG_PROBS, is_rloo, log_prob_function
+from klmonitor_trl.outputs import ModelOutputs
 from klmonitor_trl.prompts import prompt_keys
-from klmonitor_trl.reference import Reference
+from klmonitor_trl.reference import Reference, kept_random_state, unchanged
 
 RIDER = "_klm_"
 """Prefix of the keys that ride along in TRL's batches."""
@@ -33,51 +38,85 @@ HELD_BY_TRL = {
 """Policy -> key of its log-probs in the batch, where TRL keeps them."""
 
 
-class Capture:
-    """The state between two wrapped calls: at most one tensor per policy.
-
-    Attributes:
-        seen: policy -> micro-batches in which its log-probs were observed.
-    """
+class GroupCapture(Capture):
+    """The state between two wrapped calls: at most one tensor per policy."""
 
     def __init__(
         self,
-        trainer: Any,
-        monitor: Monitor,
-        guards: Mapping[str, Guard],
+        feed: Feed,
         reference: Reference | None = None,
         groups: Collection[str] = (),
         group_column: str = "group",
+        recompute: bool = False,
     ) -> None:
         """A capture for one trainer.
 
         Args:
-            trainer: the trainer, for its models and its mode.
-            monitor: what receives the micro-batches.
-            guards: boundaries named ``log-probs``, ``generation`` and ``loss``.
+            feed: the trainer and where its log-probs go.
             reference: evaluated on generation batches; None if TRL's own or none.
             groups: the declared groups.
             group_column: the column that names a prompt's group.
+            recompute: compute the policy's log-probs once more where the loss does without.
         """
-        self.seen: dict[str, int] = {}
-        self._trainer, self._monitor, self._guards = trainer, monitor, guards
+        self.feed = feed
+        self._trainer = feed.trainer
         self._reference = reference
         self._groups = {name: index for index, name in enumerate(groups)}
         self._group_column = group_column
-        self._inner = trainer.accelerator.unwrap_model(trainer.model)
+        self._recompute = recompute
         self._place: str | None = None
         self._caught: dict[str, Tensor] = {}
+        self._name = log_prob_function(self._trainer)
+        self._generates = callable(getattr(self._trainer, GENERATE, None))
+        self._outputs = None if self._name else ModelOutputs(feed.model)
+        self._log_probs = getattr(self._trainer, self._name) if self._name else None
 
-    @property
-    def phase(self) -> str:
-        """``"train"`` or ``"eval"``, by the mode of the model, as TRL tells them apart."""
-        return "train" if self._trainer.model.training else "eval"
+    # --- what is bound -----------------------------------------------------------------------
+    def wraps(self) -> dict[str, Around]:
+        """Three functions, less those that this TRL lacks."""
+        wanted: dict[str, Around] = {"compute_loss": self.loss}
+        if self._name:
+            wanted[self._name] = self.log_probs
+        if self._generates:
+            wanted[GENERATE] = self.generation
+        return wanted
 
+    def sources(self) -> dict[str, str]:
+        """Policy -> where its log-probs come from."""
+        where = f"{self._name} in compute_loss" if self._name else "the model's outputs"
+        found = {"policy": where, **describe.sources(self._trainer, self._reference)}
+        if is_rloo(self._trainer) and not (self._name and self._generates):
+            del found["old"]  # TRL does not pass them to the loss
+            found.pop("ref", None)
+        return found
+
+    def missing(self) -> dict[str, str]:
+        """Policy -> why TRL does not hold its log-probs, and how to get them."""
+        return describe.missing(self._trainer)
+
+    def absent(self) -> dict[str, str]:
+        """Private name -> what is done without it."""
+        without = {}
+        if not self._name:
+            without[LOG_PROBS[0]] = "log-probs are taken from the model's outputs"
+        if not self._generates:
+            without[GENERATE] = "prompts are told apart in the loss, groups are not"
+        if without and is_rloo(self._trainer):
+            name = next(iter(without))
+            without = {name: "RLOO passes no token's log-probs to its loss"}
+        return without
+
+    def close(self) -> None:
+        """Take the forward hook off."""
+        if self._outputs is not None:
+            self._outputs.close()
+
+    # --- around the trainer's functions ------------------------------------------------------
     def log_probs(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Around the function that computes log-probs of sampled tokens."""
         result = original(*args, **kwargs)
         if self._place is not None:
-            self._guards["log-probs"].run(self._catch, result, args, kwargs)
+            self.feed.guards["log-probs"].run(self._catch, result, args, kwargs)
         return result
 
     def generation(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -85,15 +124,19 @@ class Capture:
         started = time.perf_counter()
         output = self._within("generation", original, args, kwargs)
         seconds = time.perf_counter() - started
-        self._guards["generation"].run(self._send_along, output, args, seconds)
+        self.feed.guards["generation"].run(self._send_along, output, args, kwargs, seconds)
         self._caught.clear()
         return output
 
     def loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Around the loss of one micro-batch."""
+        if self._outputs is not None:
+            self._outputs.listen()
         result = self._within("loss", original, args, kwargs)
-        self._guards["loss"].run(self._observe, args, kwargs)
+        self.feed.guards["loss"].run(self._observe, args, kwargs)
         self._caught.clear()
+        if self._outputs is not None:
+            self._outputs.forget()
         return result
 
     def _within(self, place: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -104,34 +147,32 @@ class Capture:
             return original(*args, **kwargs)
         finally:
             self._place = None
+            if self._outputs is not None:
+                self._outputs.stop()
 
     def _catch(self, result: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         log_probs = result[0] if isinstance(result, tuple) else result
-        model = kwargs["model"] if "model" in kwargs else args[0]
-        self._caught.setdefault(self._role(model), log_probs.detach())
+        model = argument(args, kwargs, 0, "model")
+        if self.feed.is_reference(model):
+            role = "ref"
+        else:
+            role = "policy" if self._place == "loss" else "old"
+        self._caught.setdefault(role, log_probs.detach())
 
-    def _role(self, model: Any) -> str:
-        """Whose log-probs a model gives, here and now."""
-        if model is getattr(self._trainer, "ref_model", None):
-            return "ref"
-        if getattr(self._inner, "_adapters_disabled", False):
-            return "ref"
-        if _active_adapter(self._inner) == "ref":
-            return "ref"
-        return "policy" if self._place == "loss" else "old"
-
-    def _send_along(self, output: Any, args: Sequence[Any], seconds: float) -> None:
+    # --- generation --------------------------------------------------------------------------
+    def _send_along(
+        self, output: Any, args: Sequence[Any], kwargs: Mapping[str, Any], seconds: float
+    ) -> None:
         """Add our riders to a generation batch."""
-        riders: dict[str, Tensor] = {
-            "prompt": prompt_keys(output["prompt_ids"], output["prompt_mask"])
-        }
+        riders = {"prompt": prompt_keys(output["prompt_ids"], output["prompt_mask"])}
         for policy in ("old", "ref"):
             if policy in self._caught and output.get(HELD_BY_TRL[policy]) is None:
                 riders[policy] = self._caught[policy]
         if self._groups:
-            riders["group"] = self._group_of(args[0], output["prompt_ids"].device)
+            rows = argument(args, kwargs, 0, "inputs")
+            riders["group"] = self._group_of(rows, output["prompt_ids"].device)
         if self._reference is not None:
-            found = self._reference.evaluate(output, self.phase, seconds)
+            found = self._reference.evaluate(output, self.feed.phase, seconds)
             if found is not None:
                 riders["ref"] = found
         output.update({RIDER + name: tensor for name, tensor in riders.items()})
@@ -142,40 +183,60 @@ class Capture:
         indices = [self._groups.get(row.get(self._group_column, ""), other) for row in rows]
         return torch.tensor(indices, device=device)
 
+    # --- loss --------------------------------------------------------------------------------
     def _observe(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Hand one micro-batch to the monitor."""
-        inputs = kwargs["inputs"] if "inputs" in kwargs else args[1]
-        if "policy" not in self._caught:
-            raise LookupError(
-                "the loss ran and the trainer's log-prob function was not called in it "
-                "(a fused loss computes no log-probs)"
-            )
-        policies = {"policy": self._caught["policy"]}
+        inputs = argument(args, kwargs, 1, "inputs")
+        policies = {"policy": self._policy(inputs)}
         for name, key in HELD_BY_TRL.items():
             tensor = inputs.get(key)
             tensor = inputs.get(RIDER + name) if tensor is None else tensor
             if tensor is not None:
                 policies[name] = tensor.detach()
-        for name in policies:
-            self.seen[name] = self.seen.get(name, 0) + 1
-        if not default_pairs(policies):
-            return
         mask = inputs["completion_mask"]
         if inputs.get("tool_mask") is not None:
             mask = mask * inputs["tool_mask"]
-        self._monitor.observe(
-            **policies,
+        prompts = inputs.get(RIDER + "prompt")
+        if prompts is None and "prompt_mask" in inputs:
+            prompts = prompt_keys(inputs["prompt_ids"], inputs["prompt_mask"])
+        self.feed.observe(
+            policies,
             mask=mask,
             token_ids=inputs["completion_ids"],
-            prompt_ids=inputs.get(RIDER + "prompt"),
+            prompt_ids=prompts,
             group=inputs.get(RIDER + "group"),
-            phase=self.phase,
         )
 
+    def _policy(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The policy's log-probs of a micro-batch.
 
-def _active_adapter(model: Any) -> str | None:
-    """The adapter in use, None without PEFT or where several are active."""
-    if not hasattr(model, "peft_config"):
-        return None
-    active = model.active_adapter
-    return active if isinstance(active, str) else None
+        Raises:
+            LookupError: the loss computed none.
+        """
+        if "policy" in self._caught:
+            return self._caught["policy"]
+        if self._outputs is not None:
+            temperature = float(getattr(self._trainer, "temperature", 1.0))
+            found = self._outputs.log_probs(inputs["completion_ids"], temperature)
+            if found is not None:
+                return found
+            raise LookupError("the model returned neither log_probs nor logits in the loss")
+        if self._recompute:
+            return self._compute(inputs)
+        raise LookupError(
+            "the loss ran and the trainer's log-prob function was not called in it "
+            "(a fused loss, as Liger's, computes no log-probs): attach with recompute=True to "
+            "have them computed once more"
+        )
+
+    @torch.no_grad()
+    def _compute(self, inputs: Mapping[str, Any]) -> Tensor:
+        """One more forward pass over a micro-batch."""
+        assert self._log_probs is not None  # else there would be outputs
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        with kept_random_state(ids.device), unchanged(self.feed.model):
+            found = self._log_probs(
+                self._trainer.model, ids, mask, inputs["completion_ids"].shape[1]
+            )
+        return (found[0] if isinstance(found, tuple) else found).detach()  # type: ignore[no-any-return]

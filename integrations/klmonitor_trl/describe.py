@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from klmonitor_trl.reference import Reference
 
 
-def sources(trainer: Any, log_probs: str, reference: Reference | None) -> dict[str, str]:
-    """Policy -> where its log-probs come from, for the policies that are to be had.
+def sources(trainer: Any, reference: Reference | None) -> dict[str, str]:
+    """Policy -> where its log-probs come from, for those beside the policy that are to be had.
 
     Args:
         trainer: a TRL trainer.
-        log_probs: name of its log-prob function.
         reference: ours, None if TRL's own or none.
     """
-    found = {"policy": f"{log_probs} in compute_loss"}
+    found = {}
     if reference is not None:
         found["ref"] = f"{reference.name}, one generation batch in {reference.every}"
     elif _beta(trainer):
@@ -28,14 +26,13 @@ def sources(trainer: Any, log_probs: str, reference: Reference | None) -> dict[s
     return found
 
 
-def missing(trainer: Any, found: Mapping[str, str]) -> dict[str, str]:
+def missing(trainer: Any) -> dict[str, str]:
     """Policy -> why TRL does not hold its log-probs, and how to get them."""
-    reasons = {
+    return {
         "ref": f"TRL computes none at beta = 0; {remedy(trainer)}",
         "old": "every step trains on fresh samples, so it equals policy",
         "rollout": "the policy itself samples (no vLLM)",
     }
-    return {name: why for name, why in reasons.items() if name not in found}
 
 
 def remedy(trainer: Any) -> str:

@@ -16,6 +16,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from klmonitor.attachment import Options
+from klmonitor_trl.names import log_prob_function
+
 Source: TypeAlias = Callable[[Mapping[str, Any], int], Tensor]
 """(generation batch, rows per forward pass) -> log-probs of its completions, [B, T]."""
 
@@ -76,6 +79,69 @@ class Reference:
     def start_evaluation(self) -> None:
         """The next evaluation's first batch has its turn."""
         self._batches["eval"] = 0
+
+
+def choose_reference(
+    trainer: Any, kind: str, options: Options, say: Callable[[str], None]
+) -> Reference | None:
+    """The reference of ours that the options ask for, None if TRL's own or none.
+
+    Args:
+        trainer: the trainer.
+        kind: of `kinds`; only ``"group"`` generates in a way that a reference can be added to.
+        options: what the user asked for.
+        say: gets the line that tells its cost.
+
+    Raises:
+        TypeError: `reference` is of a kind that cannot be evaluated.
+        ValueError: it cannot work with this trainer.
+    """
+    wanted, beta = options.reference, getattr(trainer, "beta", 0.0)
+    if wanted is None or wanted is False:
+        return None
+    name = log_prob_function(trainer)
+    if wanted == "auto":
+        if beta or kind != "group" or name is None or not has_adapters(trainer):
+            return None
+        source, label = adapters_off(trainer, getattr(trainer, name)), "adapters off"
+    elif not isinstance(wanted, nn.Module) and not callable(wanted):
+        raise TypeError(
+            f"reference is a {type(wanted).__name__}: give 'auto', a model, a function of "
+            "(input_ids, attention_mask, completion length) or None"
+        )
+    elif kind != "group":
+        raise ValueError(f"reference= is of no use to a {type(trainer).__name__}: leave it 'auto'")
+    elif beta:
+        raise ValueError(
+            f"reference=<{'model' if isinstance(wanted, nn.Module) else 'function'}> but TRL holds "
+            f"a reference already (beta = {beta:g}): leave reference='auto'"
+        )
+    elif isinstance(wanted, nn.Module):
+        source, label = given_model(trainer, wanted), type(wanted).__name__
+    else:
+        source, label = given_function(wanted), getattr(wanted, "__name__", "a function")
+    return Reference(label, source, options.reference_every, trainer, say)
+
+
+def given_function(function: Callable[[Tensor, Tensor, int], Tensor]) -> Source:
+    """A function of ids and attention mask [B, P + T] and T that gives log-probs [B, T]."""
+
+    def source(batch: Mapping[str, Any], rows: int) -> Tensor:
+        ids, mask, length = _sequences(batch)
+        found = torch.cat(
+            [
+                function(ids[row : row + rows], mask[row : row + rows], length)
+                for row in range(0, ids.shape[0], rows)
+            ]
+        )
+        if found.shape != batch["completion_ids"].shape:
+            raise ValueError(
+                f"the reference function gave {list(found.shape)}, the completions are "
+                f"{list(batch['completion_ids'].shape)}: return one log-prob a completion token"
+            )
+        return found
+
+    return source
 
 
 def adapters_off(trainer: Any, log_probs: Callable[..., Any]) -> Source:

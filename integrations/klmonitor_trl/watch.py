@@ -2,102 +2,136 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
+from weakref import WeakSet
 
-from torch import nn
+import torch
+import torch.distributed as dist
 
-from klmonitor.attachment import Handle, Options
+from klmonitor.attachment import Handle, Options, disabled
 from klmonitor.monitor import Monitor
-from klmonitor.pairs import default_pairs
-from klmonitor.report import Report
+from klmonitor.reduce import communication_device, default_group
+from klmonitor.report import ExtremeToken, Report
 from klmonitor.sinks import select
+from klmonitor.statistics import PairTotals
 from klmonitor_trl import describe
 from klmonitor_trl.alerts import with_alerts
 from klmonitor_trl.bindings import Guard, Wrap
-from klmonitor_trl.capture import Capture
-from klmonitor_trl.reference import Reference, adapters_off, given_model, has_adapters
+from klmonitor_trl.feed import Capture, Feed, held_pairs
+from klmonitor_trl.kinds import capture_for, kind_of, watched_pairs
+from klmonitor_trl.objective import objective_of
+from klmonitor_trl.reference import choose_reference
+from klmonitor_trl.text import TokenText
 
-LOG_PROBS = ("_get_per_token_logps_and_entropies", "_get_per_token_logps")
-"""Names of TRL's log-prob function, newest first."""
+CAPTURE = ("log-probs", "generation", "loss")
+"""Hooks without which numbers are missing or wrong: one given up makes klmonitor/active 0."""
 
-GENERATE = "_generate_and_score_completions"
+logger = logging.getLogger("klmonitor")
+_watches: WeakSet[Watch] = WeakSet()
+
+
+def watch_of(trainer: Any) -> Watch | None:
+    """The active watch of a trainer, None if it is not watched."""
+    return next((one for one in _watches if one.trainer is trainer and one.active), None)
 
 
 class Watch:
-    """Binds a trainer on construction.
+    """Binds a trainer on construction; in a distributed run, on every rank.
 
     Attributes:
+        trainer: the trainer.
         handle: what the user holds.
         report: the last optimizer step's report.
         active: whether anything is bound.
         on_detach: called when the trainer is let go.
     """
 
-    def __init__(
-        self, trainer: Any, log_probs: str, options: Options, enabled: bool = True
-    ) -> None:
-        """Wrap the trainer's functions.
-
-        Args:
-            trainer: the trainer.
-            log_probs: name of its log-prob function.
-            options: what the user asked for.
-            enabled: False binds nothing.
+    def __init__(self, trainer: Any, options: Options) -> None:
+        """Wrap the trainer's functions, unless KLMONITOR_DISABLE is set on any rank.
 
         Raises:
-            TypeError: `reference` is of a kind that cannot be evaluated.
-            ValueError: an option cannot work with this trainer.
+            TypeError: the trainer cannot be watched, or `reference` is of a wrong kind.
+            ValueError: it is watched already, or an option cannot work with it.
         """
+        kind = kind_of(trainer)
+        if watch_of(trainer) is not None:
+            raise ValueError(
+                f"this {type(trainer).__name__} is watched already: use the handle that attach() "
+                "returned, or call its detach() first"
+            )
+        self.trainer = trainer
         self.report: Report | None = None
-        self.active = enabled
         self.on_detach: Callable[[], None] = lambda: None
-        self._trainer, self._options = trainer, options
-        self._log_probs = log_probs
-        self._reference = self._choose_reference()
-        directory = options.directory(trainer.args.output_dir) if enabled else None
+        self._options = options
+        self._reference = choose_reference(trainer, kind, options, self._say)
+        self.active = everywhere(not disabled())
+        self._pairs = watched_pairs(trainer, kind)
+        self._text = self._token_text()
+        self._objective = objective_of(trainer, kind)
+        directory = options.directory(trainer.args.output_dir) if self.active else None
         self._monitor = Monitor(
             run_dir=directory,
             metrics=options.metrics,
             rules=options.rules,
             groups=options.groups,
+            pairs=self._pairs,
             log_tokens=options.log_tokens,
             strict=options.strict,
             sinks=with_alerts(options.sinks),
             half_life=options.half_life,
             merge_rows=True,
             meta={"trainer": type(trainer).__name__, "trl": version("trl")},
+            extra_values=self._objective_values,
+            annotate=self._annotate if self._text else None,
         )
         self._guards = {
-            name: Guard(name, self._count_error, options.strict)
-            for name in ("log-probs", "generation", "loss", "log", "step")
+            name: Guard(name, self._count_error, options.strict, self._given_up)
+            for name in (*CAPTURE, "log", "step", "text", "objective")
         }
-        self._capture = Capture(
-            trainer,
-            self._monitor,
-            self._guards,
-            self._reference,
-            options.groups,
-            options.group_column,
-        )
         self.handle = Handle(self._monitor, self.detach, self.describe)
-        self._sources = describe.sources(trainer, self._log_probs, self._reference)
         self._wraps: list[Wrap] = []
-        if enabled:
-            self._wrap()
+        self._capture: Capture | None = None
+        if self.active:
+            feed = Feed(trainer, self._monitor, self._guards, self._text, pairs=self._pairs)
+            self._capture = capture_for(trainer, kind, feed, options, self._reference)
+            self._sources = self._capture.sources()
+            wanted = {**self._capture.wraps(), "log": self._log}
+            self._wraps = [Wrap(trainer, name, around) for name, around in wanted.items()]
+            self._warn_of_absent()
             self._announce(directory)
+        _watches.add(self)
 
-    def finish_step(self, step: int) -> None:
-        """Close an optimizer step; collective."""
+    # --- steps -------------------------------------------------------------------------------
+    def end_step(self, step: int) -> None:
+        """The optimizer has stepped; collective."""
+        if self._capture is not None and not self._capture.closes_in_log:
+            self._finish_step(step)
+
+    def _finish_step(self, step: int) -> None:
         self.report = self._guards["step"].always(self._monitor.step, step)
+        if self._text is not None:
+            self._text.forget("train")
 
     def finish_evaluation(self, step: int) -> Report | None:
         """Close an evaluation; collective."""
         if self._reference is not None:
             self._reference.start_evaluation()
-        return self._guards["step"].always(self._monitor.step, step, phase="eval")
+        report = self._guards["step"].always(self._monitor.step, step, phase="eval")
+        if self._text is not None:
+            self._text.forget("eval")
+        return report
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run continues from."""
+        return self._guards["step"].always(self._monitor.state_dict) or {}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state of a checkpoint."""
+        self._guards["step"].always(self._monitor.load_state_dict, state)
 
     def detach(self) -> None:
         """Leave the trainer as it was, and close the monitor."""
@@ -106,25 +140,28 @@ class Watch:
         self.active = False
         for wrap in reversed(self._wraps):
             wrap.undo()
+        if self._capture is not None:
+            self._capture.close()
         self.on_detach()
         self._monitor.close()
 
+    # --- words -------------------------------------------------------------------------------
     def describe(self) -> str:
         """What was bound, what was not and why, and what has been seen."""
-        if not self._wraps:
+        if self._capture is None:
             return "klmonitor is off (KLMONITOR_DISABLE is set): nothing is bound"
-        kind = type(self._trainer).__name__
+        kind = type(self.trainer).__name__
         state = "watches" if self.active else "was detached from"
         lines = [f"klmonitor {state} {kind} (TRL {version('trl')})"]
-        missing = describe.missing(self._trainer, self._sources)
+        missing = self._capture.missing()
         for policy in ("policy", "old", "rollout", "ref"):
-            seen = self._capture.seen.get(policy, 0)
+            seen = self._capture.feed.seen.get(policy, 0)
             if policy in self._sources:
                 lines.append(f"  {policy:8}{self._sources[policy]} ({seen} micro-batches so far)")
             else:
                 lines.append(f"  {policy:8}not held: {missing[policy]}")
-        pairs = ", ".join(pair.name for pair in default_pairs(self._sources)) or "none"
-        lines.append(f"  pairs   {pairs}")
+        lines.append(f"  pairs   {', '.join(held_pairs(self._pairs, self._sources)) or 'none'}")
+        lines += [f"  absent: {name}: {what}" for name, what in self._capture.absent().items()]
         lines += [f"  given up: {name}" for name, guard in self._guards.items() if guard.closed]
         if self._reference is not None and self._reference.passes:
             mean = self._reference.seconds / self._reference.passes
@@ -136,66 +173,10 @@ class Watch:
         if self._monitor.errors:
             self._say(f"{self._monitor.errors} errors of the monitor were caught; see describe()")
 
-    def _wrap(self) -> None:
-        capture = self._capture
-        wanted = {
-            self._log_probs: capture.log_probs,
-            GENERATE: capture.generation,
-            "compute_loss": capture.loss,
-            "log": self._log,
-        }
-        self._wraps = [Wrap(self._trainer, name, around) for name, around in wanted.items()]
-
-    def _choose_reference(self) -> Reference | None:
-        """The reference of ours that the options ask for, None if TRL's own or none."""
-        wanted, trainer = self._options.reference, self._trainer
-        if wanted is None or wanted is False:
-            return None
-        beta = getattr(trainer, "beta", 0.0)
-        if isinstance(wanted, nn.Module):
-            if beta:
-                raise ValueError(
-                    f"reference=<model> but TRL holds a reference already (beta = {beta:g}): "
-                    "leave reference='auto'"
-                )
-            source, name = given_model(trainer, wanted), type(wanted).__name__
-        elif wanted == "auto":
-            if beta or not has_adapters(trainer):
-                return None
-            source = adapters_off(trainer, getattr(trainer, self._log_probs))
-            name = "adapters off"
-        else:
-            raise TypeError(f"reference is a {type(wanted).__name__}: give 'auto', a model or None")
-        return Reference(name, source, self._options.reference_every, trainer, self._say)
-
-    def _log(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Around the trainer's `log`: our numbers join the row before it is sent."""
-        logs = kwargs["logs"] if "logs" in kwargs else (args[0] if args else None)
-        if isinstance(logs, dict):
-            prefix = evaluation_prefix(logs)
-            if prefix is None:
-                self._guards["log"].run(self._join_row, logs)
-            else:
-                report = self.finish_evaluation(self._trainer.state.global_step)
-                self._guards["log"].run(self._join_evaluation, logs, prefix, report)
-        return original(*args, **kwargs)
-
-    def _join_row(self, logs: dict[str, Any]) -> None:
-        """The summary of the steps since the last row."""
-        report = self._monitor.take_logged()
-        if report is not None:
-            logs.update(select(self._options.metrics, report))
-
-    def _join_evaluation(self, logs: dict[str, Any], prefix: str, report: Report | None) -> None:
-        """The evaluation's means and errors, under its own name."""
-        if report is not None:
-            values = select(self._options.metrics, report)
-            logs.update({f"{prefix}_{name.removeprefix('eval/')}": x for name, x in values.items()})
-
     def _announce(self, directory: Any) -> None:
         """One line: what is bound, where the record is, the next command."""
-        pairs = [pair.name for pair in default_pairs(self._sources)]
-        kind = type(self._trainer).__name__
+        pairs = held_pairs(self._pairs, self._sources)
+        kind = type(self.trainer).__name__
         record = "no record" if directory is None else f"record in {directory}"
         look = "" if directory is None else f"; look: tail -F {directory}/alerts.jsonl"
         bound = ", ".join(self._sources)
@@ -203,22 +184,100 @@ class Watch:
             f"watching {kind} (TRL {version('trl')}): {bound}; "
             f"pairs {', '.join(pairs) or 'none'}; {record}{look}"
         )
-        if not pairs:
+        if not pairs and not self._monitor.impaired:
             self._say(
                 f"{kind} holds no second distribution to compare the policy with (beta = 0, no "
-                f"adapters). To get one, {describe.remedy(self._trainer)}"
+                f"adapters). To get one, {describe.remedy(self.trainer)}"
             )
+
+    def _warn_of_absent(self) -> None:
+        """One warning that names the private functions which this TRL lacks."""
+        assert self._capture is not None  # the only caller has made it
+        absent = self._capture.absent()
+        if not absent:
+            return
+        self._monitor.impaired = not held_pairs(self._pairs, self._sources)
+        result = "; ".join(f"no {name}: {what}" for name, what in absent.items())
+        off = ", so klmonitor is off" if self._monitor.impaired else ""
+        logger.warning(
+            "klmonitor: %s of TRL %s has %s%s", type(self.trainer).__name__, version("trl"), result,
+            off,
+        )  # fmt: skip
 
     def _say(self, line: str) -> None:
         """A line on the console of the main process."""
-        if self._trainer.is_world_process_zero():
+        if self.trainer.is_world_process_zero():
             sys.stderr.write(f"klmonitor: {line}\n")
+
+    # --- the trainer's log -------------------------------------------------------------------
+    def _log(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Around the trainer's `log`: our numbers join the row before it is sent."""
+        logs = kwargs["logs"] if "logs" in kwargs else (args[0] if args else None)
+        if isinstance(logs, dict):
+            prefix = evaluation_prefix(logs)
+            step = self.trainer.state.global_step
+            if prefix is not None:
+                report = self.finish_evaluation(step)
+                self._guards["log"].run(self._join_evaluation, logs, prefix, report)
+            else:
+                if self._capture is not None and self._capture.closes_in_log:
+                    self._capture.in_log()
+                    self._finish_step(step)
+                self._guards["log"].run(self._join_row, logs)
+        return original(*args, **kwargs)
+
+    def _join_row(self, logs: dict[str, Any]) -> None:
+        """The summary of the steps since the last row."""
+        report = self._monitor.take_logged()
+        if report is not None:
+            logs.update(select(self._options.metrics, report))
+            logs["klmonitor/active"] = report.run_values["klmonitor/active"]
+
+    def _join_evaluation(self, logs: dict[str, Any], prefix: str, report: Report | None) -> None:
+        """The evaluation's means and errors, under its own name."""
+        if report is not None:
+            values = select(self._options.metrics, report)
+            logs.update({f"{prefix}_{name.removeprefix('eval/')}": x for name, x in values.items()})
+
+    # --- helpers -----------------------------------------------------------------------------
+    def _token_text(self) -> TokenText | None:
+        """What decodes extreme tokens: on the process that writes the record, if it may."""
+        trainer = self.trainer
+        tokenizer = getattr(trainer, "processing_class", None)
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        wanted = self._options.log_tokens is not False and self.active
+        if not wanted or not hasattr(tokenizer, "decode") or not trainer.is_world_process_zero():
+            return None
+        return TokenText(tokenizer, rank=0)
+
+    def _annotate(self, tokens: Sequence[ExtremeToken], phase: str) -> Sequence[ExtremeToken]:
+        """The tokens with their text, or as they are if that fails."""
+        assert self._text is not None  # else the monitor is not given this
+        return self._guards["text"].run(self._text.annotate, tokens, phase) or tokens
+
+    def _objective_values(self, pair: str, totals: PairTotals) -> Mapping[str, float]:
+        """Penalty and clip range, nothing if that fails."""
+        return self._guards["objective"].run(self._objective.values, pair, totals) or {}
 
     def _count_error(self) -> None:
         self._monitor.errors += 1
 
+    def _given_up(self, hook: str) -> None:
+        if hook in CAPTURE:
+            self._monitor.impaired = True
 
-def evaluation_prefix(logs: Mapping[str, Any]) -> str | None:
+
+def everywhere(mine: bool) -> bool:
+    """Whether something holds on every rank: a collective in a distributed run."""
+    group = default_group()
+    if group is None:
+        return mine
+    flag = torch.tensor(float(mine), device=communication_device(group))
+    dist.all_reduce(flag, dist.ReduceOp.MIN, group=group)
+    return bool(flag)
+
+
+def evaluation_prefix(logs: Iterable[str]) -> str | None:
     """``"eval"`` (or what the user called it) for an evaluation's row, None for training's.
 
     `Trainer.evaluate` adds ``{prefix}_runtime`` to its row; the summary at the end of training is
@@ -229,20 +288,3 @@ def evaluation_prefix(logs: Mapping[str, Any]) -> str | None:
         if found and prefix != "train":
             return prefix
     return None
-
-
-def log_prob_function(trainer: Any) -> str:
-    """Name of the trainer's log-prob function.
-
-    Raises:
-        TypeError: it has none, or does not generate; the message names what is missing.
-    """
-    found = [name for name in LOG_PROBS if callable(getattr(trainer, name, None))]
-    absent = [name for name in ("compute_loss", GENERATE) if not hasattr(trainer, name)]
-    if found and not absent:
-        return found[0]
-    raise TypeError(
-        f"klmonitor cannot watch a {type(trainer).__name__} of TRL {version('trl')}: it has no "
-        f"{absent[0] if absent else ' or '.join(LOG_PROBS)}; call Monitor.observe(policy=..., "
-        "ref=...) per micro-batch and Monitor.step(n) per step yourself"
-    )

@@ -87,5 +87,5 @@ def test_a_model_beside_trls_reference_is_refused(make_trainer, model_path):
 def test_a_reference_of_another_kind_is_refused(make_trainer):
     from klmonitor.attachment import attach
 
-    with pytest.raises(TypeError, match="give 'auto', a model or None"):
+    with pytest.raises(TypeError, match="give 'auto', a model, a function"):
         attach(make_trainer(), reference="Qwen/Qwen2-0.5B")

@@ -1,0 +1,24 @@
+"""The names by which this package knows TRL: its private functions, and its classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LOG_PROBS = ("_get_per_token_logps_and_entropies", "_get_per_token_logps")
+"""TRL's log-prob function, newest first."""
+GENERATE = "_generate_and_score_completions"
+
+
+def log_prob_function(trainer: Any) -> str | None:
+    """Name of the trainer's log-prob function, None if it has none of those that are known."""
+    return next((name for name in LOG_PROBS if callable(getattr(trainer, name, None))), None)
+
+
+def derives_from(trainer: Any, *classes: str) -> bool:
+    """Whether a trainer is, or derives from, one of TRL's classes of these names."""
+    return any(base.__name__ in classes for base in type(trainer).__mro__)
+
+
+def is_rloo(trainer: Any) -> bool:
+    """Whether a trainer is TRL's `RLOOTrainer` or derives from it."""
+    return derives_from(trainer, "RLOOTrainer")

@@ -1,0 +1,79 @@
+"""The text of extreme tokens: decoded on the machine that trains, for its record.
+
+The ids of a step's micro-batches stay where they are until the step is closed; then those around
+the few extreme tokens are copied to the host at once and decoded. Only this process's own tokens
+have their context; of another rank's, which come with their id alone, the token is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klmonitor.report import ExtremeToken
+
+BEFORE = 12
+"""Tokens of context before the extreme one."""
+LIMIT = 1024
+"""Micro-batches of a step that are kept; tokens of later ones come without context."""
+MARK = "⟦{}⟧"
+"""The token within its context."""
+
+
+class TokenText:
+    """Decodes extreme tokens of the step that is being closed.
+
+    Args:
+        tokenizer: anything with ``decode(ids)``.
+        rank: of this process.
+    """
+
+    def __init__(self, tokenizer: Any, rank: int) -> None:
+        """Nothing kept."""
+        self._tokenizer, self._rank = tokenizer, rank
+        self._ids: dict[str, list[Tensor | None]] = {}
+
+    def keep(self, phase: str, ids: Tensor | None) -> None:
+        """Keep the ids of one micro-batch, [B, T] or packed [N]."""
+        kept = self._ids.setdefault(phase, [])
+        if len(kept) < LIMIT:
+            kept.append(ids if ids is not None and ids.dim() == 2 else None)
+
+    def forget(self, phase: str) -> None:
+        """A step is over."""
+        self._ids.pop(phase, None)
+
+    def annotate(self, tokens: Sequence[ExtremeToken], phase: str) -> list[ExtremeToken]:
+        """The tokens with their text."""
+        contexts = self._contexts(tokens, self._ids.get(phase, []))
+        return [
+            replace(token, text=self._text(token, context))
+            for token, context in zip(tokens, contexts, strict=True)
+        ]
+
+    def _text(self, token: ExtremeToken, context: Sequence[int]) -> str | None:
+        if token.token_id is None:
+            return None
+        marked = MARK.format(self._tokenizer.decode([token.token_id]))
+        return self._tokenizer.decode(list(context)) + marked if context else marked
+
+    def _contexts(
+        self, tokens: Sequence[ExtremeToken], kept: Sequence[Tensor | None]
+    ) -> list[list[int]]:
+        """Ids before each token, oldest first; one copy to the host for all of them."""
+        windows, lengths = [], []
+        for token in tokens:
+            ids = kept[token.micro_batch] if token.micro_batch < len(kept) else None
+            length = 0
+            if ids is not None and token.rank == self._rank:
+                length = min(token.position, BEFORE)
+                start = token.position - length
+                windows.append(ids[token.sequence, start : token.position].long())
+            lengths.append(length)
+        flat = torch.cat(windows).tolist() if windows else []
+        ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
+        return [flat[end - length : end] for end, length in zip(ends, lengths, strict=True)]
