@@ -40,7 +40,7 @@ K3_THRESHOLDS = {
     1024: (5.0, 7.4),
     4096: (5.1, 7.2),
     16384: (4.6, 6.9),
-    65536: (4.6, 8.0),
+    65536: (4.8, 8.0),
 }
 """Tokens -> smallest score of the two levels, interpolated in ln N, constant beyond the end."""
 K3_SMALLEST_J = 2.0

@@ -225,22 +225,22 @@ def test_the_benchmark_inverts_k3(value):
 
 @pytest.fixture(scope="module")
 def rates():
-    """A tenth of the benchmark: one pool a case where it makes 24, other seeds."""
-    return measure(1, sizes=(256, 4096, 16_384), clean=60, changed=12, seed=900)
+    """A small part of the benchmark: one pool a case, other seeds."""
+    return measure(1, sizes=(256, 4096), clean=60, changed=12, more_pools={}, seed=900)
 
 
-@pytest.mark.parametrize("size", [256, 4096, 16_384])
+@pytest.mark.parametrize("size", [256, 4096])
 @pytest.mark.parametrize(("estimator", "most"), [("k1", 0.02), ("k3", 0.04)])
 def test_clean_batches_are_rarely_flagged(rates, estimator, most, size):
-    """docs/dominance.md measures <= 1.3 % (k1) and <= 2 % (k3) over 24 pools; one pool is one draw
-    of 2,500 contexts a case, whose batches share them, so the rate of this test scatters."""
+    """docs/dominance.md measures at most 2 % over many pools; this one draw of 2,500 contexts a case,
+    which all its batches share, scatters."""
     assert rates.share(estimator, size, cases_of(), "clean", WARN) <= most
     light = cases_of("Gaussian noise", "temperature")
     assert rates.share(estimator, size, light, "clean", WARN) <= 0.02
     assert rates.share(estimator, size, cases_of(), "clean", SEVERE) <= 0.015
 
 
-@pytest.mark.parametrize("size", [256, 4096, 16_384])
+@pytest.mark.parametrize("size", [256, 4096])
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_contamination_is_found(rates, estimator, size):
     """One to three tokens that move the mean by 3-5 clean standard errors; more at 5-8."""
