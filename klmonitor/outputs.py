@@ -1,4 +1,4 @@
-"""From what a user names to sinks: ``"tensorboard"``, ``"wandb"``, a sink, a plain function."""
+"""From what a user names to sinks: ``"tensorboard"``, ``"wandb"``, a sink, a function."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from pathlib import Path
 
 from klmonitor.notify import Notifier, Notify, parse_targets
 from klmonitor.report import Report
-from klmonitor.sinks import ConsoleSink, FanOut, Sink, TensorBoardSink, WandbSink, as_sink
+from klmonitor.sinks import (
+    ConsoleSink,
+    FanOut,
+    PrometheusSink,
+    Sink,
+    TensorBoardSink,
+    WandbSink,
+    as_sink,
+)
 
-NAMES = ("tensorboard", "wandb")
+NAMES = ("tensorboard", "wandb", "prometheus")
 
 
 def make_sinks(
@@ -40,10 +48,10 @@ def make_sinks(
             sinks.append(TensorBoardSink(log_dir, metrics=metrics))
         elif sink == "wandb":
             sinks.append(WandbSink(metrics=metrics))
+        elif sink == "prometheus":
+            sinks.append(PrometheusSink(metrics=metrics))
         else:
-            raise ValueError(
-                f"unknown sink {sink!r}: name {' or '.join(NAMES)}, or pass a function"
-            )
+            raise ValueError(f"unknown sink {sink!r}: name {', '.join(NAMES)}, or pass a function")
     targets = parse_targets(notify)
     if targets:
         sinks.append(Notifier(targets, run="" if run_dir is None else str(run_dir)))

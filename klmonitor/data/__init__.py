@@ -1,0 +1,1 @@
+"""Files for other programs: alert rules for Prometheus, a dashboard for Grafana."""
