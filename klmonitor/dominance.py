@@ -58,7 +58,7 @@ LARGEST_VARIANCE = 1e300
 """Squares near it overflow: only k3 of tokens with d > 345 gets there."""
 RESOLUTION = 1e-13
 """What float64 sums resolve of themselves. A rest smaller than this share is not known from them:
-its spread is taken as this share of the whole, so that J is a lower bound."""
+its spread is taken as this share of the whole, so that J is a lower bound (and 0 for constants)."""
 NEGLIGIBLE = 1e-9
 """Nats: an uncertainty of the mean without o that nobody minds; where it is larger, and above
 0.1 % of that mean, the mean is nan."""
@@ -209,7 +209,8 @@ def _without(
     squares = (n - 1) * var
     between = k * rest / n * (mean_of_top - mean_of_rest) ** 2
     squares_of_rest = squares - between - sum((x - mean_of_top) ** 2 for x in top)
-    spread = math.sqrt(max(squares_of_rest, RESOLUTION * squares) / (rest - 1))
+    unresolved = RESOLUTION * (squares + n * mean**2)
+    spread = math.sqrt(max(squares_of_rest, unresolved) / (rest - 1))
     uncertainty = RESOLUTION * sum_abs / rest
     known = uncertainty <= max(1e-3 * abs(mean_of_rest), NEGLIGIBLE)
     return Dominance(
