@@ -137,3 +137,9 @@ def trl_kl(batches):
 def formulas():
     """The independent recomputations: `k3_mean` and `trl_kl`."""
     return {"k3_mean": k3_mean, "trl_kl": trl_kl}
+
+
+@pytest.fixture(scope="session")
+def watched_class():
+    """`Watched`, for trainers that a test builds and runs itself."""
+    return Watched
