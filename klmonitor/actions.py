@@ -29,6 +29,10 @@ Action = str | Callable[[Alert], Any]
 OnAlert = Action | Sequence[Action] | Mapping[str, Action | Sequence[Action] | None] | None
 
 
+def _plainly(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
 class Actions:
     """Says what is to be done about a step's alerts.
 
@@ -53,18 +57,23 @@ class Actions:
         for key in self._table:
             _check_key(key, kinds)
 
-    def __call__(self, alerts: Iterable[Alert]) -> frozenset[str]:
-        """The actions that alerts ask for, after the functions among them were called."""
-        return frozenset(action for alert in alerts for action in self._about(alert))
+    def __call__(
+        self, alerts: Iterable[Alert], guarded: Callable[..., Any] = _plainly
+    ) -> frozenset[str]:
+        """The actions that alerts ask for, after the functions among them were called.
 
-    def _about(self, alert: Alert) -> Iterator[str]:
+        Args:
+            alerts: of one step.
+            guarded: calls a function: ``guarded(function, alert)``; None where it failed.
+        """
+        return frozenset(action for alert in alerts for action in self._about(alert, guarded))
+
+    def _about(self, alert: Alert, guarded: Callable[..., Any]) -> Iterator[str]:
         for action in self._chosen(alert):
             if isinstance(action, str):
                 yield action
             else:
-                said = action(alert)
-                if said is not None:
-                    yield from _names(said)
+                yield from guarded(_answer, action, alert) or ()
 
     def _chosen(self, alert: Alert) -> Sequence[Action]:
         for key in (f"{alert.kind}:{alert.severity}", alert.kind, alert.severity, EVERY):
@@ -94,13 +103,14 @@ def _actions(key: str, value: Any) -> tuple[Action, ...]:
     return tuple(several)
 
 
-def _names(said: Any) -> list[str]:
-    """What a user's function returned.
+def _answer(function: Callable[[Alert], Any], alert: Alert) -> list[str]:
+    """The actions that a user's function returns.
 
     Raises:
-        ValueError: it is no action.
+        ValueError: it returned something else.
     """
-    names = [said] if isinstance(said, str) else list(said)
+    said = function(alert)
+    names = [said] if isinstance(said, str) else list(said or ())
     for name in names:
         if name not in ACTIONS:
             raise ValueError(f"a function of on_alert returned {name!r}: choose from {ACTIONS}")

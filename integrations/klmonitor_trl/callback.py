@@ -118,9 +118,9 @@ class KLMonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self._resume(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the step: reduce, judge, record."""
+        """Close the step: reduce, judge, record, and do what `on_alert` asks for."""
         if self.active and self._watch is not None:
-            self._watch.end_step(state.global_step)
+            self._watch.end_step(state.global_step, control)
 
     def on_predict(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any

@@ -12,6 +12,7 @@ from weakref import WeakSet
 import torch
 import torch.distributed as dist
 
+from klmonitor.actions import CHECKPOINT, STOP, Actions
 from klmonitor.attachment import Handle, Options, disabled
 from klmonitor.monitor import Monitor
 from klmonitor.reduce import communication_device, default_group
@@ -67,6 +68,8 @@ class Watch:
         self.report: Report | None = None
         self.on_detach: Callable[[], None] = lambda: None
         self._options = options
+        self._actions = Actions(options.on_alert, options.rules)
+        self._wanted: set[str] = set()
         self._reference = choose_reference(trainer, kind, options, self._say)
         self.active = everywhere(not disabled())
         self._pairs = watched_pairs(trainer, kind)
@@ -82,6 +85,7 @@ class Watch:
             log_tokens=options.log_tokens,
             strict=options.strict,
             sinks=with_alerts(options.sinks),
+            notify=options.notify,
             half_life=options.half_life,
             merge_rows=True,
             meta={"trainer": type(trainer).__name__, "trl": version("trl")},
@@ -90,7 +94,7 @@ class Watch:
         )
         self._guards = {
             name: Guard(name, self._count_error, options.strict, self._given_up)
-            for name in (*CAPTURE, "log", "step", "text", "objective")
+            for name in (*CAPTURE, "log", "step", "action", "text", "objective")
         }
         self.handle = Handle(self._monitor, self.detach, self.describe)
         self._wraps: list[Wrap] = []
@@ -106,13 +110,23 @@ class Watch:
         _watches.add(self)
 
     # --- steps -------------------------------------------------------------------------------
-    def end_step(self, step: int) -> None:
-        """The optimizer has stepped; collective."""
+    def end_step(self, step: int, control: Any) -> None:
+        """The optimizer has stepped; collective. `control` takes what alerts ask for."""
         if self._capture is not None and not self._capture.closes_in_log:
             self._finish_step(step)
+        wanted, self._wanted = self._wanted, set()
+        if CHECKPOINT in wanted:
+            control.should_save = True
+        if STOP in wanted:
+            control.should_training_stop = True
 
     def _finish_step(self, step: int) -> None:
         self.report = self._guards["step"].always(self._monitor.step, step)
+        if self.report is not None and self.report.alerts:
+            wanted = self._actions(self.report.alerts, self._guards["action"].always)
+            self._wanted |= wanted
+            for action in sorted(wanted):
+                self._say(f"on_alert: {action}, as step {step} asks for it")
         if self._text is not None:
             self._text.forget("train")
 

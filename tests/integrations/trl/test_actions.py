@@ -16,7 +16,7 @@ def alarm(step):
 
 @pytest.fixture(scope="module")
 def run(make_trainer):
-    """``run(on_alert, steps=6, at=3)``: train with a rule that fires once; the trainer and handle."""
+    """``run(on_alert, steps=6, at=3)``: train with a rule that fires once."""
     from klmonitor import attach
 
     def train(on_alert, steps=6, at=3):
