@@ -15,12 +15,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,14 +29,14 @@ from klmonitor import assemble
 from klmonitor.batch import TensorLike, TokenBatch, build
 from klmonitor.logged import LoggedSteps
 from klmonitor.notify import Notify
-from klmonitor.outputs import make_sinks
+from klmonitor.outputs import Annotate, Outputs, make_sinks
 from klmonitor.pairs import Pair, default_pairs, parse_pairs
 from klmonitor.record import RecordWriter
 from klmonitor.reduce import Group, HostCopy, agree, default_group, rank_of, reduce_over
-from klmonitor.report import Alert, ExtremeToken, PairReport, Report
+from klmonitor.report import Report
 from klmonitor.rules import RuleSet
 from klmonitor.running import Running
-from klmonitor.sinks import FanOut, Metrics, Sink
+from klmonitor.sinks import Metrics, Sink
 from klmonitor.statistics import PairTotals
 from klmonitor.summary.chunked import accumulate
 from klmonitor.summary.extremes import Place
@@ -48,15 +46,10 @@ from klmonitor.summary.state import Summary
 logger = logging.getLogger("klmonitor")
 T = TypeVar("T")
 ExtraValues = Callable[[str, PairTotals], Mapping[str, float]]
-Annotate = Callable[[Sequence[ExtremeToken], str], Sequence[ExtremeToken]]
 
 PATIENCE = 5
 """Failures in a row after which `observe` gives up."""
 PHASES = ("train", "eval")
-CLOSE_SECONDS = 5.0
-"""What `close` may wait for all outputs together, seconds."""
-RECORDED_TOKENS = 4
-"""Extreme tokens of each tail that are recorded at a step that is not dominated by any."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +131,7 @@ class Monitor:
         self._running = Running(half_life)
         self._group = process_group
         self._strict = strict
-        self._log_tokens = log_tokens
         self._extra_values = extra_values
-        self._annotate = annotate
         self._states: dict[str, Summary] = {}
         self._micro_batches = dict.fromkeys(PHASES, 0)
         self._centres: dict[str, float] = {}
@@ -149,12 +140,18 @@ class Monitor:
         self._observed = self._agreed = self._closed = False
         self._failures = 0
         self._warned: set[str] = set()
-        self._record: RecordWriter | None = None
-        self._sinks = FanOut([])
+        self._outputs = Outputs()
         if self.active and rank_of(process_group or default_group()) == 0:
+            record = None
             if run_dir is not None:
-                self._record = RecordWriter(Path(run_dir), {"groups": list(names), **(meta or {})})
-            self._sinks = make_sinks(sinks, run_dir, metrics, notify)
+                record = RecordWriter(Path(run_dir), {"groups": list(names), **(meta or {})})
+            self._outputs = Outputs(
+                record,
+                make_sinks(sinks, run_dir, metrics, notify),
+                annotate=annotate,
+                keep_tokens=log_tokens is not False,
+                failed=self._caught,
+            )
 
     # --- in ----------------------------------------------------------------------------------
     def observe(
@@ -329,7 +326,7 @@ class Monitor:
         if not self._agreed:
             self._agreed = True
             agree(self._config, ranks)
-        failures = self.errors + self._sinks.errors
+        failures = self.errors + self._outputs.errors
         lost = float(self.impaired or not self.active)
         flags = torch.tensor([failures, lost], dtype=torch.float64)
         summary, flags = reduce_over(ranks, state, flags)
@@ -353,7 +350,7 @@ class Monitor:
         }
         if not train:
             report = replace(report, run_values=run_values)
-            self._send(report, ())
+            self._outputs.send(report)
             return report
         judged = self._rules.judge(report)
         pairs = {
@@ -365,7 +362,7 @@ class Monitor:
         self._centres = self._running.mean_k1()
         if self._rows is not None:
             self._rows.keep(summary, report)
-        self._send(report, judged.ended)
+        self._outputs.send(report, judged.ended)
         return report
 
     def _assemble(self, summary: Summary, step: int, phase: str, *, update: bool) -> Report:
@@ -377,23 +374,6 @@ class Monitor:
                 pair = replace(pair, values={**pair.values, **self._extra_values(name, totals)})
             pairs[name] = pair
         return Report(step=step, first_step=step, phase=phase, time=time.time(), pairs=pairs)
-
-    def _send(self, report: Report, ended: Sequence[Alert]) -> None:
-        """Record first, then the sinks, which have a boundary of their own."""
-        if self._record is not None:
-            self._guarded("record", self._write, report, ended)
-        self._sinks(report)
-
-    def _write(self, report: Report, ended: Sequence[Alert]) -> None:
-        assert self._record is not None  # the only caller has looked
-        self._record.step(report)
-        if self._log_tokens is not False:
-            kept = [token for pair in report.pairs.values() for token in recorded_tokens(pair)]
-            if self._annotate is not None:
-                kept = list(self._annotate(kept, report.phase))
-            self._record.tokens(report.step, kept, report.phase)
-        for alert in (*report.alerts, *ended):
-            self._record.alert(alert)
 
     def take_logged(self) -> Report | None:
         """One report over all training steps since the last call, as if they were one step.
@@ -430,8 +410,7 @@ class Monitor:
 
     def flush(self, timeout: float = 5.0) -> None:
         """Wait until the record is written, at most `timeout` seconds."""
-        if self._record is not None:
-            self._record.flush(timeout)
+        self._outputs.flush(timeout)
 
     def close(self) -> None:
         """Deliver the last report, write what is queued (at most 5 s), close the sinks."""
@@ -441,18 +420,7 @@ class Monitor:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._finish(pending)
-        outputs: list[Callable[[], object]] = [self._sinks.close]
-        if self._record is not None:
-            outputs.append(partial(self._record.close, CLOSE_SECONDS))
-        threads = [
-            threading.Thread(target=self._guarded, args=("close", close), daemon=True)
-            for close in outputs
-        ]
-        for thread in threads:
-            thread.start()
-        deadline = time.monotonic() + CLOSE_SECONDS
-        for thread in threads:
-            thread.join(max(deadline - time.monotonic(), 0.0))
+        self._outputs.close()
 
     # --- helpers -----------------------------------------------------------------------------
     def _ranks(self) -> Group | None:
@@ -480,13 +448,3 @@ class Monitor:
                     type(error).__name__,
                     error,
                 )
-
-
-def recorded_tokens(pair: PairReport) -> list[ExtremeToken]:
-    """The extreme tokens worth a line on disk: all of a dominated step, else a few of each tail."""
-    if pair["dominance/level"] >= 1:
-        return list(pair.extremes)
-    tails: dict[str, list[ExtremeToken]] = {}
-    for token in pair.extremes:
-        tails.setdefault(token.tail, []).append(token)
-    return [token for tail in tails.values() for token in tail[:RECORDED_TOKENS]]

@@ -1,13 +1,20 @@
-"""From what a user names to sinks: ``"tensorboard"``, ``"wandb"``, a sink, a function."""
+"""Where a report goes: the run's record first, then the sinks, on the main rank only.
+
+What stalls costs its own rows; closing waits for all of them together, `CLOSE_SECONDS` at most.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from klmonitor.notify import Notifier, Notify, parse_targets
-from klmonitor.report import Report
+from klmonitor.record import RecordWriter
+from klmonitor.report import Alert, ExtremeToken, PairReport, Report
 from klmonitor.sinks import (
     ConsoleSink,
     FanOut,
@@ -19,6 +26,91 @@ from klmonitor.sinks import (
 )
 
 NAMES = ("tensorboard", "wandb", "prometheus")
+CLOSE_SECONDS = 5.0
+"""What closing may wait for all outputs together, seconds."""
+RECORDED_TOKENS = 4
+"""Extreme tokens of each tail that are recorded at a step that is not dominated by any."""
+
+Annotate = Callable[[Sequence[ExtremeToken], str], Sequence[ExtremeToken]]
+"""Gives extreme tokens, seen in a phase, their text for the record."""
+
+
+class Outputs:
+    """A run's record and sinks; what fails is reported to `failed` and stops nothing.
+
+    Args:
+        record: None keeps nothing on disk.
+        sinks: everything else.
+        annotate: gives tokens their text before they are recorded.
+        keep_tokens: whether extreme tokens are recorded.
+        failed: told of a failure of the record, with its name and the cause.
+    """
+
+    def __init__(
+        self,
+        record: RecordWriter | None = None,
+        sinks: FanOut | None = None,
+        *,
+        annotate: Annotate | None = None,
+        keep_tokens: bool = True,
+        failed: Callable[[str, Exception], None] = lambda name, error: None,
+    ) -> None:
+        self._record = record
+        self._sinks = sinks or FanOut([])
+        self._annotate = annotate
+        self._keep_tokens = keep_tokens
+        self._failed = failed
+
+    @property
+    def errors(self) -> int:
+        """Calls of sinks that raised."""
+        return self._sinks.errors
+
+    def send(self, report: Report, ended: Sequence[Alert] = ()) -> None:
+        """Write a report with its alerts, and episodes that ended; then the sinks."""
+        if self._record is not None:
+            try:
+                self._write(self._record, report, ended)
+            except Exception as error:  # noqa: BLE001  # a record must not stop training
+                self._failed("record", error)
+        self._sinks(report)
+
+    def _write(self, record: RecordWriter, report: Report, ended: Sequence[Alert]) -> None:
+        record.step(report)
+        for alert in (*report.alerts, *ended):
+            record.alert(alert)
+        if self._keep_tokens:
+            kept = [token for pair in report.pairs.values() for token in recorded_tokens(pair)]
+            if self._annotate is not None:
+                kept = list(self._annotate(kept, report.phase))
+            record.tokens(report.step, kept, report.phase)
+
+    def flush(self, timeout: float) -> None:
+        """Wait until the record is written, at most `timeout` seconds."""
+        if self._record is not None:
+            self._record.flush(timeout)
+
+    def close(self) -> None:
+        """Write what is queued and close everything, side by side; safe to call again."""
+        closers: list[Callable[[], object]] = [self._sinks.close]
+        if self._record is not None:
+            closers.append(partial(self._record.close, CLOSE_SECONDS))
+        threads = [threading.Thread(target=close, daemon=True) for close in closers]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+
+
+def recorded_tokens(pair: PairReport) -> list[ExtremeToken]:
+    """The extreme tokens worth a line on disk: all of a dominated step, else a few of each tail."""
+    if pair["dominance/level"] >= 1:
+        return list(pair.extremes)
+    tails: dict[str, list[ExtremeToken]] = {}
+    for token in pair.extremes:
+        tails.setdefault(token.tail, []).append(token)
+    return [token for tail in tails.values() for token in tail[:RECORDED_TOKENS]]
 
 
 def make_sinks(
