@@ -1,0 +1,218 @@
+"""The other online trainers: each with its true pair, against TRL's own number."""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import suppress
+
+import pytest
+import torch
+
+from klmonitor.attachment import attach
+from klmonitor.demo import tiny
+
+
+def from_experimental(folder, *names):
+    """Classes of `trl.experimental` (or, before it, of `trl`), or a skip."""
+    for module in (f"trl.experimental.{folder}", "trl"):
+        with suppress(ImportError, AttributeError, RuntimeError):
+            found = importlib.import_module(module)
+            return [getattr(found, name) for name in names]
+    pytest.skip(f"this TRL has no {names[0]}")
+
+
+@pytest.fixture
+def experimental(monkeypatch):
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    return from_experimental
+
+
+def test_gmpo(watch, formulas, experimental):
+    trainer, config = experimental("gmpo", "GMPOTrainer", "GMPOConfig")
+    options = {"beta": 0.04, "num_iterations": 2, "trainer_class": trainer, "config_class": config}
+    run = watch(steps=4, **options)
+    for step, row in run.rows.items():
+        kl = formulas["trl_kl"](run.batches["train", step])
+        assert kl == pytest.approx(row["kl"], rel=0, abs=1e-6 * max(row["kl"], 1e-2))
+        assert set(run.reports["train", step].pairs) == {"policy_ref", "old_policy"}
+    assert run.rows[4]["kl"] > 1e-4
+    pair = run.reports["train", 4].pairs["old_policy"]
+    d = run.log_ratios([4], q="old", p="policy")
+    assert pair["clip/low"] == (d < -run.trainer.epsilon_low).double().mean().item()
+    assert pair["clip/high"] == (d > run.trainer.epsilon_high).double().mean().item()
+
+
+@pytest.fixture
+def pairwise(model_path, tmp_path):
+    """Trainers with the arguments of OnlineDPO."""
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
+
+    def make(trainer_class, config_class, reward_model=False, **config):
+        tokenizer = AutoTokenizer.from_pretrained(model_path)
+        reward = {"reward_funcs": tiny.letter_reward}
+        if reward_model:
+            model = AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=1)
+            reward = {"reward_funcs": model, "reward_processing_classes": tokenizer}
+        defaults = {
+            "output_dir": str(tmp_path),
+            "max_steps": 3,
+            "per_device_train_batch_size": 8,
+            "max_new_tokens": 16,
+            "learning_rate": 3e-3,
+            "lr_scheduler_type": "constant",
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "seed": 0,
+        }
+        return trainer_class(
+            model=AutoModelForCausalLM.from_pretrained(model_path),
+            args=config_class(**(defaults | config)),
+            train_dataset=tiny.prompts(64),
+            processing_class=tokenizer,
+            **reward,
+        )
+
+    return make
+
+
+def test_online_dpo(experimental, pairwise, watched_class):
+    names = "OnlineDPOTrainer", "OnlineDPOConfig"
+    run = watched_class(pairwise(*experimental("online_dpo", *names)))
+    forward, raw = run.trainer._forward, []
+
+    def keep(*args, **kwargs):
+        raw.append(forward(*args, **kwargs))
+        return raw[-1]
+
+    run.trainer._forward = keep
+    run.trainer.train()
+    assert run.handle.monitor.errors == 0
+    assert sorted(step for _, step in run.batches) == [1, 2, 3]
+    padded, masked = [], []
+    for row in run.trainer.state.log_history:
+        if "objective/kl" not in row:
+            continue
+        step = row["step"]
+        (batch,) = run.batches["train", step]
+        policy, ref = (tensor.detach() for tensor in raw[2 * step - 2 : 2 * step])
+        with_padding = (policy - ref).sum(1).mean().item()
+        assert with_padding == pytest.approx(row["objective/kl"], abs=1e-5)
+        difference = ((policy - ref).double() * batch["mask"]).sum(1).mean().item()
+        pair = run.reports["train", step].pairs["policy_ref"]
+        assert pair["sequence/k1"] == pytest.approx(difference, abs=1e-9)
+        assert pair["on_policy"] == 1
+        assert row["kl/policy_ref/k1/mean"] == pair.k1.mean
+        padded.append(with_padding)
+        masked.append(difference)
+    assert len(padded) == 3
+    assert abs(padded[2]) > 1e-3
+    counts = [
+        int(batch["mask"].sum()) for step in (1, 2, 3) for batch in run.batches["train", step]
+    ]
+    assert min(counts) < 16 * 16, "some completion must have ended early, or nothing is padded"
+    assert padded != pytest.approx(masked, abs=1e-6)
+    run.handle.detach()
+
+
+def test_a_trainer_whose_log_probs_are_out_of_reach_is_refused_with_the_reason():
+    class OnlineDPOTrainer:
+        pass
+
+    OnlineDPOTrainer.__module__ = "trl.experimental.online_dpo"
+    trainer = OnlineDPOTrainer()
+    with pytest.raises(TypeError, match="because it has neither _forward nor _compute_logprobs"):
+        attach(trainer)
+
+
+@pytest.mark.parametrize("kind", ["nash_md", "xpo"])
+def test_nash_md_and_xpo(kind, experimental, pairwise, watched_class):
+    prefix = {"nash_md": "NashMD", "xpo": "XPO"}[kind]
+    classes = experimental(kind, f"{prefix}Trainer", f"{prefix}Config")
+    run = watched_class(pairwise(*classes, reward_model=True))
+    compute, raw = run.trainer._compute_logprobs, []
+
+    def keep(*args, **kwargs):
+        raw.append(compute(*args, **kwargs))
+        return raw[-1]
+
+    run.trainer._compute_logprobs = keep
+    run.trainer.train()
+    assert run.handle.monitor.errors == 0
+    rows = [row for row in run.trainer.state.log_history if "objective/kl" in row]
+    assert len(rows) == 3
+    for row, given in zip(rows, raw, strict=True):
+        pair = run.reports["train", row["step"]].pairs["policy_ref"]
+        expected = (given[0].detach() - given[-1]).sum(1).mean().item()
+        assert pair["sequence/k1"] == pytest.approx(expected, abs=1e-5)
+        if kind == "nash_md":
+            assert expected == pytest.approx(row["objective/kl"], abs=1e-5)
+        assert pair["on_policy"] == 1
+    assert rows[2]["kl/policy_ref/k1/mean"] != 0
+
+
+def test_ppo(experimental, model_path, tmp_path, watched_class):
+    trainer_class, config_class = experimental("ppo", "PPOTrainer", "PPOConfig")
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+    )
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    dataset = tiny.prompts(64).map(
+        lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"]}, remove_columns="prompt"
+    )
+    args = config_class(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=1,
+        num_mini_batches=1,
+        total_episodes=32,
+        response_length=16,
+        learning_rate=1e-2,
+        stop_token="eos",
+        num_sample_generations=0,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+    def classifier():
+        return AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=1)
+
+    trainer = trainer_class(
+        args=args,
+        processing_class=tokenizer,
+        model=AutoModelForCausalLM.from_pretrained(model_path),
+        ref_model=AutoModelForCausalLM.from_pretrained(model_path),
+        reward_model=classifier(),
+        value_model=classifier(),
+        train_dataset=dataset,
+        eval_dataset=dataset.select(range(8)),
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+    run = watched_class(trainer)
+    trainer.train()
+    assert run.handle.monitor.errors == 0
+    rows = [row for row in trainer.state.log_history if "objective/kl" in row]
+    assert len(rows) == 4
+    for row in rows:
+        pair = run.reports["train", row["step"]].pairs["old_ref"]
+        assert pair["sequence/k1"] == pytest.approx(row["objective/kl"], abs=1e-5)
+        assert row["kl/old_ref/k1/mean"] == pair.k1.mean
+        assert pair["penalty/mean"] == pytest.approx(args.kl_coef * pair.k1.mean)
+    assert abs(rows[3]["objective/kl"]) > 1e-3
+    assert torch.isfinite(torch.tensor(rows[3]["objective/kl"]))
