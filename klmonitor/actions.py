@@ -19,6 +19,7 @@ from klmonitor.report import Alert
 from klmonitor.rules import parse_rules
 from klmonitor.rules.settings import unknown
 from klmonitor.rules.table import RULES
+from klmonitor.rulesfile import load_rules
 
 STOP, CHECKPOINT = "stop", "checkpoint"
 ACTIONS = (CHECKPOINT, STOP)
@@ -53,7 +54,7 @@ class Actions:
         self._table = {key: _actions(key, value) for key, value in _table(on_alert).items()}
         kinds = [rule.kind for rule in RULES]
         if self._table:
-            kinds += parse_rules(rules).own
+            kinds += parse_rules(load_rules(rules)).own
         for key in self._table:
             _check_key(key, kinds)
 

@@ -1,0 +1,92 @@
+"""Arguments that several commands share: runs, rules, events."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from klmonitor.recorded import Recorded
+    from klmonitor.rules import Rules
+    from klmonitor.scoring import Event
+
+WHAT = ("step", "k3", "se", "k1", "tokens")
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """RUN..., --column, --pair, --since, --events."""
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run directory, or a KL series as CSV or JSON lines (wandb, TensorBoard)",
+    )
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="WHAT=NAME",
+        help=f"the column that holds WHAT ({', '.join(WHAT)}) in a CSV or JSON-lines file",
+    )
+    parser.add_argument(
+        "--pair", default="policy_ref", help="the pair of such a file (default: policy_ref)"
+    )
+    parser.add_argument(
+        "--since", type=int, metavar="STEP", help="count from this step on; earlier ones are learnt"
+    )
+    parser.add_argument(
+        "--events", metavar="FILE", help="what really happened: CSV or JSON: start, end, kind, run"
+    )
+
+
+def load_runs(args: argparse.Namespace) -> list[Recorded]:
+    """The runs that `add_runs` names.
+
+    Raises:
+        ValueError, OSError: one cannot be read.
+    """
+    from klmonitor.pairs import PAIR_INDEX
+    from klmonitor.recorded import load_run
+
+    if args.pair not in PAIR_INDEX:
+        raise ValueError(f"unknown pair {args.pair!r}: choose from {', '.join(PAIR_INDEX)}")
+    columns = _columns(args.column)
+    return [load_run(path, columns, args.pair) for path in args.runs]
+
+
+def load_labels(args: argparse.Namespace) -> list[Event]:
+    """The events that `add_runs` names; none where none are named."""
+    from klmonitor.scoring import load_events
+
+    return load_events(args.events) if args.events else []
+
+
+def chosen_rules(rules: str | None, preset: str | None) -> Rules:
+    """A file of rules, on top of a preset; both may be missing.
+
+    Raises:
+        ValueError: the file cannot be read, or something in it is unknown.
+    """
+    from klmonitor.rules import parse_rules
+    from klmonitor.rulesfile import load_rules
+
+    table: Rules = preset or "default"
+    if rules:
+        loaded = load_rules(rules)
+        if isinstance(loaded, Mapping):
+            table = {**loaded, "preset": preset} if preset else loaded
+        else:
+            raise ValueError(f"--rules {rules}: give a .toml or .json file; a preset is --preset")
+    parse_rules(table)
+    return table
+
+
+def _columns(given: list[str]) -> dict[str, str]:
+    columns = {}
+    for one in given:
+        what, equals, name = one.partition("=")
+        if not equals or what not in WHAT:
+            raise ValueError(f"--column {one}: give WHAT=NAME with one of {', '.join(WHAT)}")
+        columns[what] = name
+    return columns

@@ -1,0 +1,66 @@
+"""Rules in a file: the table of `klmonitor.rules.settings` as TOML or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from klmonitor.rules import Rules
+
+
+def load_rules(rules: Rules | os.PathLike[str]) -> Rules:
+    """Rules from a file where one is named, else as given.
+
+    Args:
+        rules: a preset's name, a table, or the path of a ``.toml`` or ``.json`` file.
+
+    Raises:
+        ValueError: the file cannot be read or understood; the message has the remedy.
+    """
+    if isinstance(rules, Mapping):
+        return rules
+    path = Path(rules)
+    if isinstance(rules, str) and path.suffix.lower() not in (".toml", ".json"):
+        return rules
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot read the rules in {path}: {error.strerror or error}") from None
+    try:
+        return _parse(path, text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _parse(path: Path, text: str) -> Mapping[str, Any]:
+    table = json.loads(text) if path.suffix.lower() == ".json" else _toml().loads(text)
+    if not isinstance(table, dict):
+        raise ValueError("rules are a table")
+    return table
+
+
+def _toml() -> Any:
+    for name in ("tomllib", "tomli"):  # the first is Python's from 3.11 on
+        if find_spec(name) is not None:
+            return import_module(name)
+    raise ValueError("this Python reads no TOML: pip install tomli, or write the rules as JSON")
+
+
+def rules_toml(table: Mapping[str, Any]) -> str:
+    """A table of rules as TOML.
+
+    Args:
+        table: ``preset``, and per kind False or a table of numbers.
+    """
+    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for kind, thresholds in table.items():
+        if isinstance(thresholds, Mapping):
+            numbers = [f"{key} = {value!r}" for key, value in thresholds.items()]
+            lines += ["", f"[{kind}]", *numbers]
+    return "\n".join(lines).strip() + "\n"
