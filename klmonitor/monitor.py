@@ -35,6 +35,7 @@ from klmonitor.record import RecordWriter
 from klmonitor.reduce import Group, HostCopy, agree, default_group, rank_of, reduce_over
 from klmonitor.report import Report
 from klmonitor.rules import RuleSet
+from klmonitor.rulesfile import load_rules
 from klmonitor.running import Running
 from klmonitor.sinks import Metrics, Sink
 from klmonitor.statistics import PairTotals
@@ -96,7 +97,8 @@ class Monitor:
         Args:
             run_dir: directory of the run's record; None keeps nothing on disk.
             metrics: what sinks send to trackers: ``"core"``, ``"full"`` or globs of metric names.
-            rules: alert rules: a preset's name or a table of changes (`klmonitor.rules`).
+            rules: alert rules: a preset's name, a table of changes (`klmonitor.rules`), or a
+                ``.toml`` or ``.json`` file of one.
             sinks: ``"tensorboard"``, ``"wandb"``, ``"prometheus"``, sinks, or plain functions of a
                 report.
             notify: who is told of alerts: ``"env:NAME"``, ``"file:/path"`` (`klmonitor.notify`).
@@ -127,7 +129,7 @@ class Monitor:
         self.impaired = False
         self._config = SummaryConfig(groups=names) if prompts else SummaryConfig(names, 0)
         self._pairs = None if pairs is None else parse_pairs(pairs)
-        self._rules = RuleSet(rules)
+        self._rules = RuleSet(load_rules(rules))
         self._running = Running(half_life)
         self._group = process_group
         self._strict = strict

@@ -405,3 +405,16 @@ def test_notify_test_says_who_took_it(say, monkeypatch):
     status, out = say("notify-test", f"slack://{CANARY}/x")
     assert status == 2
     assert CANARY not in out
+
+
+def test_the_monitor_takes_a_file_of_rules(tmp_path):
+    torch = pytest.importorskip("torch")
+    from klmonitor import Monitor
+
+    file = tmp_path / "rules.toml"
+    file.write_text("[limit]\npolicy_ref = 0.001\n")
+    monitor = Monitor(rules=str(file))
+    monitor.observe(policy=torch.full((4, 8), -1.5), ref=torch.full((4, 8), -1.0))
+    assert [alert.kind for alert in monitor.step(0).alerts] == ["limit"]
+    with pytest.raises(ValueError, match="cannot read the rules"):
+        Monitor(rules="no/such.toml")
