@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from contextlib import suppress
 
 import pytest
-import torch
+from trl import RLOOConfig, RLOOTrainer
 
 from klmonitor.attachment import attach
 from klmonitor.demo import tiny
+from klmonitor_trl.names import GENERATE
 
 
 def from_experimental(folder, *names):
@@ -53,10 +55,15 @@ def pairwise(model_path, tmp_path):
 
     def make(trainer_class, config_class, reward_model=False, **config):
         tokenizer = AutoTokenizer.from_pretrained(model_path)
+        accepted = inspect.signature(trainer_class).parameters
         reward = {"reward_funcs": tiny.letter_reward}
-        if reward_model:
+        if reward_model or "reward_funcs" not in accepted:
             model = AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=1)
-            reward = {"reward_funcs": model, "reward_processing_classes": tokenizer}
+            plural = "reward_funcs" in accepted
+            reward = {"reward_funcs" if plural else "reward_model": model}
+            processing = "reward_processing_classes" if plural else "reward_processing_class"
+            if processing in accepted:
+                reward[processing] = tokenizer
         defaults = {
             "output_dir": str(tmp_path),
             "max_steps": 3,
@@ -147,20 +154,22 @@ def test_nash_md_and_xpo(kind, experimental, pairwise, watched_class):
     run.trainer._compute_logprobs = keep
     run.trainer.train()
     assert run.handle.monitor.errors == 0
-    rows = [row for row in run.trainer.state.log_history if "objective/kl" in row]
+    key = "loss/kl" if kind == "nash_md" else "objective/kl"
+    rows = [row for row in run.trainer.state.log_history if key in row]
     assert len(rows) == 3
     for row, given in zip(rows, raw, strict=True):
         pair = run.reports["train", row["step"]].pairs["policy_ref"]
         expected = (given[0].detach() - given[-1]).sum(1).mean().item()
         assert pair["sequence/k1"] == pytest.approx(expected, abs=1e-5)
         if kind == "nash_md":
-            assert expected == pytest.approx(row["objective/kl"], abs=1e-5)
+            assert expected == pytest.approx(row[key], abs=1e-5)
         assert pair["on_policy"] == 1
     assert rows[2]["kl/policy_ref/k1/mean"] != 0
 
 
-def test_ppo(experimental, model_path, tmp_path, watched_class):
-    trainer_class, config_class = experimental("ppo", "PPOTrainer", "PPOConfig")
+@pytest.fixture
+def monolith(model_path, tmp_path):
+    """What PPO and the first RLOO are made of: models, data, arguments."""
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
@@ -172,47 +181,74 @@ def test_ppo(experimental, model_path, tmp_path, watched_class):
     dataset = tiny.prompts(64).map(
         lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"]}, remove_columns="prompt"
     )
-    args = config_class(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=1,
-        num_mini_batches=1,
-        total_episodes=32,
-        response_length=16,
-        learning_rate=1e-2,
-        stop_token="eos",
-        num_sample_generations=0,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        logging_steps=1,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
+
+    def config(config_class, **changes):
+        return config_class(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            num_mini_batches=1,
+            total_episodes=32,
+            response_length=16,
+            learning_rate=1e-2,
+            stop_token="eos",
+            num_sample_generations=0,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            logging_steps=1,
+            save_strategy="no",
+            disable_tqdm=True,
+            **changes,
+        )
 
     def classifier():
         return AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=1)
 
-    trainer = trainer_class(
-        args=args,
-        processing_class=tokenizer,
-        model=AutoModelForCausalLM.from_pretrained(model_path),
-        ref_model=AutoModelForCausalLM.from_pretrained(model_path),
-        reward_model=classifier(),
-        value_model=classifier(),
-        train_dataset=dataset,
-        eval_dataset=dataset.select(range(8)),
-        data_collator=DataCollatorWithPadding(tokenizer),
-    )
-    run = watched_class(trainer)
-    trainer.train()
+    data = {
+        "processing_class": tokenizer,
+        "train_dataset": dataset,
+        "eval_dataset": dataset.select(range(8)),
+        "data_collator": DataCollatorWithPadding(tokenizer),
+    }
+    return config, lambda: AutoModelForCausalLM.from_pretrained(model_path), classifier, data
+
+
+def check_monolith(run, kl_coef):
+    """Train, and compare with ``objective/kl``: sums of k1 over sequences."""
+    run.trainer.train()
     assert run.handle.monitor.errors == 0
-    rows = [row for row in trainer.state.log_history if "objective/kl" in row]
+    rows = [row for row in run.trainer.state.log_history if "objective/kl" in row]
     assert len(rows) == 4
+    largest = 0.0
     for row in rows:
         pair = run.reports["train", row["step"]].pairs["old_ref"]
+        largest = max(largest, abs(pair["sequence/k1"] - row["objective/kl"]))
         assert pair["sequence/k1"] == pytest.approx(row["objective/kl"], abs=1e-5)
         assert row["kl/old_ref/k1/mean"] == pair.k1.mean
-        assert pair["penalty/mean"] == pytest.approx(args.kl_coef * pair.k1.mean)
+        assert pair["penalty/mean"] == pytest.approx(kl_coef * pair.k1.mean)
     assert abs(rows[3]["objective/kl"]) > 1e-3
-    assert torch.isfinite(torch.tensor(rows[3]["objective/kl"]))
+    return largest
+
+
+def test_ppo(experimental, monolith, watched_class):
+    trainer_class, config_class = experimental("ppo", "PPOTrainer", "PPOConfig")
+    config, model, classifier, data = monolith
+    args = config(config_class)
+    models = {
+        "model": model(),
+        "ref_model": model(),
+        "reward_model": classifier(),
+        "value_model": classifier(),
+    }
+    check_monolith(watched_class(trainer_class(args=args, **models, **data)), args.kl_coef)
+
+
+@pytest.mark.skipif(hasattr(RLOOTrainer, GENERATE), reason="this RLOO is a GRPO trainer's sibling")
+def test_the_first_rloo(monolith, watched_class, record_property):
+    config, model, classifier, data = monolith
+    args = config(RLOOConfig, rloo_k=2)
+    trainer = RLOOTrainer(
+        config=args, policy=model(), ref_policy=model(), reward_model=classifier(), **data
+    )
+    record_property("RLOO", check_monolith(watched_class(trainer), args.kl_coef))
