@@ -1,0 +1,231 @@
+"""A run as columns of numbers: small enough to hold, quick to send, exact enough to explain."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import sys
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from klmonitor.dashboard.heat import ROWS, heat_column, quartile
+from klmonitor.explain import explain_pair
+from klmonitor.report import (
+    Alert,
+    ExtremeToken,
+    PairReport,
+    Row,
+    alert_to_row,
+    as_float,
+    finite_or_none,
+    token_from_row,
+    token_to_row,
+)
+
+ESTIMATORS = ("k1", "k2", "k3")
+SHOWN = frozenset(
+    (
+        *(f"{k}/{what}" for k in ESTIMATORS for what in ("mean", "se", "var", "running_var")),
+        *(f"log_ratio/{q}" for q in ("p0.1", "p1", "p25", "p50", "p75", "p99", "p99.9")),
+        *(f"dominance/{k}/{what}" for k in ("k1", "k3") for what in ("top_share", "level")),
+        *("outliers/k1", "outliers/k3", "outliers/rate", "spike/z"),
+        *("sequence/k1", "sequence/k3", "tokens", "sequences"),
+    )
+)
+"""Metrics that the page draws, beside ``group/*``."""
+QUARTILES = (("p25", 0.25), ("p75", 0.75))
+NAN = math.nan
+
+
+def is_shown(metric: str) -> bool:
+    """Whether the page draws a metric."""
+    return metric in SHOWN or metric.startswith("group/")
+
+
+@dataclass
+class PairColumns:
+    """One pair: every metric over the rows of the run, and its heat map."""
+
+    metrics: dict[str, array[float]] = field(default_factory=dict)
+    heat: bytearray = field(default_factory=bytearray)
+
+    def put(self, row: int, body: Row | None) -> None:
+        """Fill a row that exists in every column."""
+        values = {} if body is None else dict(body["values"])
+        histogram = (body or {}).get("histogram") or {"edges": (), "counts": ()}
+        edges, counts = histogram["edges"], histogram["counts"]
+        if edges:
+            for name, probability in QUARTILES:
+                values[f"log_ratio/{name}"] = quartile(edges, counts, probability)
+        self.heat[row * ROWS : (row + 1) * ROWS] = heat_column(edges, counts)
+        for name in values:
+            if name not in self.metrics:
+                self.metrics[name] = array("d", [NAN]) * (len(self.heat) // ROWS)
+        for name, column in self.metrics.items():
+            column[row] = as_float(values.get(name))
+
+    def insert(self, row: int) -> None:
+        """Make room for a row of nan."""
+        self.heat[row * ROWS : row * ROWS] = bytes(ROWS)
+        for column in self.metrics.values():
+            column.insert(row, NAN)
+
+
+class RunColumns:
+    """The training steps of a run, in their order.
+
+    Attributes:
+        name: what the page calls it.
+        meta: what ``run.json`` says was run.
+        starts: every start of it, with versions.
+        steps: one a row.
+        pairs: pair name -> columns.
+        alerts: rows of alerts, by arrival.
+        generation: grows when rows that may have been sent already have changed.
+    """
+
+    def __init__(self, name: str, tokens_text: bool = True) -> None:
+        self.name = name
+        self.meta: Mapping[str, Any] = {}
+        self.starts: tuple[Any, ...] = ()
+        self.steps: list[int] = []
+        self.pairs: dict[str, PairColumns] = {}
+        self.alerts: list[Row] = []
+        self.generation = 0
+        self._alert_keys: dict[tuple[Any, ...], int] = {}
+        self._tokens: dict[int, bytes] = {}
+        self._text = tokens_text
+
+    # --- filling -------------------------------------------------------------------------------
+    def add_row(self, row: Row) -> None:
+        """A row of ``steps.jsonl``; of a step that comes again, the later row counts."""
+        if row.get("phase", "train") != "train":
+            return
+        step = int(row["step"])
+        bodies: Row = row["pairs"]
+        at = bisect_left(self.steps, step)
+        again = at < len(self.steps) and self.steps[at] == step
+        if again or at < len(self.steps):
+            self.generation += 1
+        if not again:
+            self.steps.insert(at, step)
+            for pair in self.pairs.values():
+                pair.insert(at)
+        for name in bodies:
+            if name not in self.pairs:
+                self.pairs[name] = PairColumns(heat=bytearray(ROWS * len(self.steps)))
+        for name, pair in self.pairs.items():
+            pair.put(at, bodies.get(name))
+
+    def add_tokens(self, row: Row) -> None:
+        """A row of ``tokens.jsonl``."""
+        if row.get("phase", "train") != "train":
+            return
+        tokens = [token_from_row(token) for token in row["tokens"]]
+        if not self._text:
+            tokens = [replace(token, text=None) for token in tokens]
+        packed = json.dumps([token_to_row(token) for token in tokens], separators=(",", ":"))
+        self._tokens[int(row["step"])] = packed.encode()
+
+    def add_alert(self, alert: Alert) -> None:
+        """A row of ``alerts.jsonl``; the same finding of a resumed run replaces the earlier."""
+        key = (alert.step, alert.kind, alert.pair, alert.phase)
+        row = alert_to_row(alert) | {"lines": alert.lines}
+        if key in self._alert_keys:
+            self.alerts[self._alert_keys[key]] = row
+            self.generation += 1
+        else:
+            self._alert_keys[key] = len(self.alerts)
+            self.alerts.append(row)
+
+    # --- asking --------------------------------------------------------------------------------
+    def index_of(self, step: int) -> int | None:
+        """The row of a step."""
+        at = bisect_left(self.steps, step)
+        return at if at < len(self.steps) and self.steps[at] == step else None
+
+    def tokens_at(self, step: int) -> list[ExtremeToken]:
+        """The extreme tokens of a step."""
+        return [token_from_row(row) for row in json.loads(self._tokens.get(step, b"[]"))]
+
+    def report_at(self, pair: str, row: int) -> PairReport | None:
+        """A pair's numbers in a row, None where it has none."""
+        columns = self.pairs[pair].metrics
+        found = {name: column[row] for name, column in columns.items()}
+        values = {name: value for name, value in found.items() if not math.isnan(value)}
+        if not values:
+            return None
+        mine = tuple(token for token in self.tokens_at(self.steps[row]) if token.pair == pair)
+        return PairReport(pair, values, extremes=mine)
+
+    def details(self, step: int) -> Row:
+        """The verdict on a step and its extreme tokens, as the page shows them."""
+        row = self.index_of(step)
+        if row is None:
+            return {"explain": {}, "tokens": []}
+        reports = {name: self.report_at(name, row) for name in self.pairs}
+        return {
+            "explain": {
+                name: explain_pair(report, step) for name, report in reports.items() if report
+            },
+            "tokens": [_token_row(token) for token in self.tokens_at(step)],
+        }
+
+    def data(self, rows: int = 0, alerts: int = 0, generation: int | None = None) -> Row:
+        """What came after `rows` rows and `alerts` alerts; all of it for another generation."""
+        if generation != self.generation or rows > len(self.steps):
+            rows = alerts = 0
+        return {
+            "name": self.name,
+            "meta": {str(key): _text(value) for key, value in self.meta.items()},
+            "starts": self.starts,
+            "generation": self.generation,
+            "rows": rows,
+            "steps": pack("d", self.steps[rows:]),
+            "pairs": {
+                name: {
+                    "heat": base64.b64encode(pair.heat[rows * ROWS :]).decode(),
+                    "metrics": {
+                        metric: pack("f", (_single(value) for value in column[rows:]))
+                        for metric, column in pair.metrics.items()
+                        if is_shown(metric)
+                    },
+                }
+                for name, pair in self.pairs.items()
+            },
+            "alert_rows": alerts,
+            "alerts": self.alerts[alerts:],
+        }
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+SINGLE_MAX = 3.4e38
+
+
+def _single(value: float) -> float:
+    """A value in the range of four bytes, nan as it is."""
+    return value if value != value else max(-SINGLE_MAX, min(SINGLE_MAX, value))
+
+
+def pack(code: str, values: Iterable[float]) -> str:
+    """Numbers as little-endian bytes in base64: ``"d"`` eight each, ``"f"`` four."""
+    numbers = array(code, values)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return base64.b64encode(numbers.tobytes()).decode()
+
+
+def _token_row(token: ExtremeToken) -> Row:
+    """A token with what the table adds; ids as text, which no browser rounds."""
+    row = token_to_row(token) | {
+        "k1": finite_or_none(token.k1),
+        "k3": finite_or_none(token.k3),
+    }
+    return row | {key: str(row[key]) for key in ("token_id", "prompt_id") if key in row}

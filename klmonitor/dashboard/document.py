@@ -1,0 +1,122 @@
+"""The page as one HTML file that opens from disk, with a summary at its top.
+
+Every script is in the file and named by its hash in the policy, so that nothing else runs and
+nothing is fetched. Data are JSON in a block that no browser executes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from klmonitor.dashboard.answers import overview
+from klmonitor.dashboard.assets import SCRIPTS, STYLES, text_of
+from klmonitor.dashboard.columns import RunColumns
+from klmonitor.dashboard.source import Source
+
+DETAILED_STEPS = 2000
+"""Steps whose verdict and tokens a file carries, all runs together, beside those that matter."""
+WORST = 5
+LISTED_ALERTS = 12
+
+
+def document(source: Source) -> str:
+    """The page as HTML."""
+    runs = source.runs()
+    budget = DETAILED_STEPS // max(len(runs), 1)
+    body = {
+        "overview": overview(source),
+        "summary": "\n\n".join(summary(run) for run in runs),
+        "data": [run.data() for run in runs],
+        "steps": [
+            {str(step): run.details(step) for step in detailed_steps(run, budget)} for run in runs
+        ],
+    }
+    return _html(json.dumps(body, separators=(",", ":"), default=str))
+
+
+def summary(run: RunColumns) -> str:
+    """What there is to know first: verdict, alerts, worst steps, settings, versions."""
+    if not run.steps:
+        return f"{run.name}: no training step was recorded yet"
+    opened = [alert for alert in run.alerts if alert["phase"] != "end"]
+    last, worst = run.steps[-1], worst_steps(run)
+    lines = [
+        f"{run.name}: steps {run.steps[0]} to {last}, pairs {', '.join(run.pairs) or 'none'}",
+        "",
+        f"Verdict at the last step ({last}):",
+        *run.details(last)["explain"].values(),
+        "",
+        f"Alerts: {len(opened) or 'none'}",
+        *(f"  [{a['severity']}] {a['kind']}, {_message(a)}" for a in opened[:LISTED_ALERTS]),
+    ]
+    if len(opened) > LISTED_ALERTS:
+        lines.append(f"  and {len(opened) - LISTED_ALERTS} more, in the list")
+    lines += ["", "Worst steps, by mean k3 in nats per token:"]
+    lines += [f"  {pair}: step {step}, k3 {value:.4g}" for pair, step, value in worst]
+    settings = ", ".join(f"{key} = {value}" for key, value in run.meta.items())
+    lines += ["", f"Settings: {settings or 'none were recorded'}"]
+    if run.starts:
+        versions = run.starts[-1].get("versions", {})
+        lines.append("Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()))
+    return "\n".join(lines)
+
+
+def _message(alert: dict[str, Any]) -> str:
+    return f"step {alert['step']}: {' '.join(str(alert['message']).split())}"
+
+
+def worst_steps(run: RunColumns, count: int = WORST) -> list[tuple[str, int, float]]:
+    """(pair, step, mean k3) of each pair's largest mean k3, largest first; nan is no size."""
+    found = []
+    for name, pair in run.pairs.items():
+        k3 = pair.metrics.get("k3/mean", ())
+        sized = [(value, step) for value, step in zip(k3, run.steps, strict=False)]
+        sized = [one for one in sized if not math.isnan(one[0])]
+        found += [(name, step, value) for value, step in sorted(sized, reverse=True)[:count]]
+    return found
+
+
+def detailed_steps(run: RunColumns, budget: int) -> list[int]:
+    """Which steps a file explains: alerts, worst steps, the last one, then evenly spread ones."""
+    known = set(run.steps)
+    first = [alert["step"] for alert in run.alerts if alert["step"] in known]
+    first += [step for _, step, _ in worst_steps(run)] + run.steps[-1:]
+    stride = max(1, math.ceil(len(run.steps) / max(budget, 1)))
+    return sorted(dict.fromkeys([*first, *run.steps[::stride]]))
+
+
+def _html(data: str) -> str:
+    scripts = [text_of(name) for name in SCRIPTS] + [text_of("file.js")]
+    styles = [text_of(name) for name in STYLES]
+    policy = (
+        f"default-src 'none'; script-src {_hashes(scripts)}; style-src {_hashes(styles)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return "".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
+            '<title>klmonitor report</title>\n<link rel="icon" href="data:,">\n',
+            *(f"<style>{style}</style>\n" for style in styles),
+            "</head>\n<body>\n",
+            f'<script type="application/json" id="klm-data">{_inert(data)}</script>\n',
+            *(f"<script>{script}</script>\n" for script in scripts),
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+def _inert(data: str) -> str:
+    """JSON in which no tag can begin or end."""
+    return data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _hashes(texts: Sequence[str]) -> str:
+    digests = (hashlib.sha256(text.encode()).digest() for text in texts)
+    return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)

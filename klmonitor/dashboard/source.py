@@ -1,0 +1,97 @@
+"""Records as columns, read while they grow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from klmonitor.dashboard.columns import RunColumns
+from klmonitor.jsonl import LineReader
+from klmonitor.record import ALERTS, RUN, STEPS, TOKENS
+from klmonitor.report import Row, alert_from_row
+from klmonitor.runfile import read_run_file
+
+
+class Source(Protocol):
+    """Where runs come from."""
+
+    def runs(self) -> Sequence[RunColumns]:
+        """The runs as they are now, always in the same order, new ones last."""
+
+
+class RecordSource:
+    """The records in some directories.
+
+    Args:
+        paths: run directories, or directories in which they lie.
+        tokens_text: whether the text of tokens may be shown.
+
+    Raises:
+        FileNotFoundError: a path holds no record.
+    """
+
+    def __init__(self, paths: Iterable[str | os.PathLike[str]], tokens_text: bool = True) -> None:
+        directories = list(dict.fromkeys(d for path in paths for d in find_records(Path(path))))
+        names = run_names(directories)
+        self._readers = [
+            _Reader(directory, RunColumns(name, tokens_text))
+            for directory, name in zip(directories, names, strict=True)
+        ]
+
+    def runs(self) -> Sequence[RunColumns]:
+        """The runs, with all that has been written by now."""
+        return [reader.poll() for reader in self._readers]
+
+
+class _Reader:
+    def __init__(self, directory: Path, columns: RunColumns) -> None:
+        self._directory = directory
+        self._columns = columns
+        self._steps: LineReader[Row] = LineReader(directory / STEPS, lambda row: row)
+        self._tokens: LineReader[Row] = LineReader(directory / TOKENS, lambda row: row)
+        self._alerts = LineReader(directory / ALERTS, alert_from_row)
+
+    def poll(self) -> RunColumns:
+        columns = self._columns
+        run = read_run_file(self._directory / RUN)
+        columns.meta, columns.starts = run.get("meta", {}), tuple(run.get("starts", ()))
+        for row in self._tokens.poll():
+            columns.add_tokens(row)
+        for row in self._steps.poll():
+            columns.add_row(row)
+        for alert in self._alerts.poll():
+            columns.add_alert(alert)
+        return columns
+
+
+def find_records(path: Path) -> list[Path]:
+    """The record in a directory, or those below it.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if any((path / name).exists() for name in (RUN, STEPS)):
+        return [path]
+    found = sorted({file.parent for file in path.rglob(STEPS)}) if path.is_dir() else []
+    if not found:
+        raise FileNotFoundError(
+            f"no record in {path}: expected {RUN} or {STEPS}; "
+            "give the directory that was the run's run_dir"
+        )
+    return found
+
+
+def run_names(directories: Sequence[Path]) -> list[str]:
+    """Short names that tell runs apart: without a last ``klmonitor``, and what all begin with."""
+    whole = [path.absolute() for path in directories]
+    parts = [p.parts[:-1] if p.name == "klmonitor" else p.parts for p in whole]
+    shared = 0
+    while len(parts) > 1 and len({p[: shared + 1] for p in parts}) == 1:
+        shared += 1
+        if any(len(p) <= shared + 1 for p in parts):
+            break
+    if len(parts) == 1:
+        return [parts[0][-1]]
+    return ["/".join(p[shared:]) or p[-1] for p in parts]

@@ -1,0 +1,314 @@
+// The page: what is selected (kept in the address), the panels, and what came since.
+"use strict";
+
+(function () {
+  const { el } = KLM;
+  const KEYS = "← → step · Shift ten steps · n p next, previous alert · + - zoom · 0 all · l log x · d dark";
+
+  function readAddress() {
+    const q = new URLSearchParams(location.hash.slice(1));
+    const range = (q.get("x") || "").split(",").map(Number);
+    return {
+      runs: q.has("run") ? q.getAll("run") : null,
+      pair: q.get("pair"), group: q.get("group") || "", focus: q.get("focus") || "",
+      level: q.get("level") === "sequence" ? "sequence" : "token",
+      log: q.get("log") === "1",
+      step: q.has("step") && Number.isFinite(Number(q.get("step"))) ? Number(q.get("step")) : null,
+      range: range.length === 2 && range.every(Number.isFinite) && range[0] < range[1] ? range : null,
+      theme: ["dark", "light"].includes(q.get("theme")) ? q.get("theme") : "",
+    };
+  }
+
+  class App {
+    constructor(source) {
+      this.source = source;
+      this.state = readAddress();
+      this.names = [];
+      this.runs = [];
+      this.threshold = NaN;
+      this.pinned = this.state.step !== null;
+      this.charts = KLM.panels.map((panel) => new KLM.Chart(panel, this));
+      this.build();
+    }
+
+    // --- what the panels ask -----------------------------------------------------------------
+    shown() {
+      return this.runs.filter((_, i) => this.selected(i)).map((run) => ({ run, pair: run.pairs[this.state.pair] || null }));
+    }
+
+    // The run of the heat map, the verdict and the tokens: an alert's own, else the first shown.
+    focused() {
+      const shown = this.shown();
+      return shown.find((one) => one.run.name === this.state.focus) || shown.find((one) => one.pair) || shown[0];
+    }
+
+    selected(i) { return this.state.runs === null ? i === 0 : this.state.runs.includes(this.names[i]); }
+
+    full() {
+      const ends = this.shown().filter((one) => one.run.steps.length).map(({ run }) => [run.steps[0], run.steps[run.steps.length - 1]]);
+      if (!ends.length) return [0, 1];
+      const low = Math.min(...ends.map((e) => e[0])), high = Math.max(...ends.map((e) => e[1]));
+      const range = high > low ? [low, high] : [low - 0.5, high + 0.5];
+      return this.state.log ? [Math.max(range[0], 1), Math.max(range[1], 2)] : range;
+    }
+
+    range() {
+      const range = this.state.range || this.full();
+      return this.state.log ? [Math.max(range[0], 1), Math.max(range[1], 2)] : range;
+    }
+
+    alerts() {
+      const several = this.shown().length > 1;
+      return this.shown().flatMap(({ run }) => run.alerts
+        .filter((alert) => alert.phase !== "end" && (alert.pair === null || alert.pair === this.state.pair))
+        .map((alert) => ({ ...alert, run: run.name, runName: several ? run.name : "" })))
+        .sort((a, b) => a.step - b.step);
+    }
+
+    // --- what changes it ---------------------------------------------------------------------
+    seek(step, pin) {
+      if (!pin && this.pinned) return;
+      const one = this.shown().find((each) => each.run.steps.length);
+      if (!one) return;
+      const found = one.run.steps[KLM.nearestRow(one.run.steps, step)];
+      if (pin) this.pinned = this.state.step !== found || !this.pinned;
+      if (found === this.state.step && !pin) return;
+      this.state.step = found;
+      this.cursor();
+    }
+
+    // A step that is looked for: pinned, and in view.
+    goTo(step, run = this.state.focus) {
+      const [low, high] = this.range();
+      const inView = step >= low && step <= high && run === this.state.focus;
+      this.pinned = true;
+      Object.assign(this.state, { step, focus: run });
+      if (step < low || step > high) this.state.range = [step - (high - low) / 2, step + (high - low) / 2];
+      if (inView) this.cursor(); else this.draw();
+    }
+
+    zoom(range) {
+      const [low, high] = this.full();
+      const to = range && [Math.max(range[0], low), Math.min(range[1], high)];
+      this.state.range = to && to[1] - to[0] < high - low ? to : null;
+      if (this.state.range && this.state.range[1] - this.state.range[0] < 1) return;
+      this.draw();
+    }
+
+    zoomBy(factor) {
+      const [low, high] = this.range();
+      const middle = this.state.step !== null && this.state.step >= low && this.state.step <= high ? this.state.step : (low + high) / 2;
+      const half = Math.max(((high - low) / 2) * factor, 1);
+      this.zoom([middle - half, middle + half]);
+    }
+
+    move(by) {
+      const one = this.shown().find((each) => each.run.steps.length);
+      if (!one) return;
+      const { steps } = one.run;
+      const row = this.state.step === null ? steps.length - 1 : KLM.nearestRow(steps, this.state.step) + by;
+      this.goTo(steps[Math.min(Math.max(row, 0), steps.length - 1)]);
+    }
+
+    nextAlert(by) {
+      const alerts = this.alerts();
+      const from = this.state.step ?? -Infinity;
+      const next = by > 0 ? alerts.find((a) => a.step > from) : alerts.reverse().find((a) => a.step < from);
+      if (next) this.goTo(next.step, next.run);
+    }
+
+    key(event) {
+      if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+      const far = event.shiftKey ? 10 : 1;
+      const does = {
+        ArrowLeft: () => this.move(-far), ArrowRight: () => this.move(far),
+        n: () => this.nextAlert(1), p: () => this.nextAlert(-1),
+        "+": () => this.zoomBy(0.5), "=": () => this.zoomBy(0.5), "-": () => this.zoomBy(2), 0: () => this.zoom(null),
+        l: () => this.set({ log: !this.state.log }), d: () => this.flipTheme(),
+      }[event.key];
+      if (does) { event.preventDefault(); does(); }
+    }
+
+    set(change) {
+      Object.assign(this.state, change);
+      this.draw();
+    }
+
+    flipTheme() {
+      const dark = this.state.theme ? this.state.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+      this.set({ theme: dark ? "light" : "dark" });
+    }
+
+    // --- drawing -----------------------------------------------------------------------------
+    build() {
+      const control = (label, node) => el("label", {}, `${label} `, node);
+      const button = (text, label, does) => el("button", { type: "button", textContent: text, title: label, ariaLabel: label, onclick: does });
+      this.runBox = el("details", { className: "runs" }, el("summary", { textContent: "runs" }));
+      this.pairBox = el("select", { onchange: () => this.set({ pair: this.pairBox.value }) });
+      this.groupBox = el("select", { onchange: () => this.set({ group: this.groupBox.value }) });
+      this.levelBox = el("select", { onchange: () => this.set({ level: this.levelBox.value }) },
+        el("option", { value: "token", textContent: "per token" }), el("option", { value: "sequence", textContent: "per sequence" }));
+      this.logBox = el("input", { type: "checkbox", onchange: () => this.set({ log: this.logBox.checked }) });
+      this.status = el("span", { className: "status", role: "status" });
+      this.bar = el("header", { className: "bar" }, el("h1", { textContent: "KL" }), this.runBox,
+        control("pair", this.pairBox), control("group", this.groupBox), control("", this.levelBox), control("log x", this.logBox),
+        el("span", { className: "tools" },
+          button("◀", "previous alert", () => this.nextAlert(-1)), button("▶", "next alert", () => this.nextAlert(1)),
+          button("+", "zoom in", () => this.zoomBy(0.5)), button("−", "zoom out", () => this.zoomBy(2)),
+          button("all", "show all steps", () => this.zoom(null)), button("◐", "dark or light", () => this.flipTheme())),
+        this.status);
+      this.notes = el("div", { className: "notes" });
+      this.alertBox = el("ul", { className: "alerts" });
+      this.verdict = el("pre", { className: "verdict" });
+      this.tokenBox = el("div", {});
+      this.tokenTitle = el("h2", { textContent: "Extreme tokens" });
+      this.tip = el("div", { className: "tip", role: "tooltip", hidden: true });
+      const side = el("aside", {},
+        el("section", {}, el("h2", { textContent: "Alerts" }), this.alertBox),
+        el("section", {}, el("h2", { textContent: "Verdict at the cursor" }), this.verdict));
+      const table = el("section", { className: "panel wide", id: "panel-tokens" }, el("header", {}, this.tokenTitle), this.tokenBox);
+      table.setAttribute("aria-label", "Extreme tokens at the cursor");
+      document.body.append(el("div", { id: "klm" }, this.bar, this.notes,
+        el("main", {}, el("div", { className: "grid" }, ...this.charts.map((chart) => chart.node), table), side),
+        el("footer", { textContent: KEYS }), this.tip));
+      document.addEventListener("keydown", (event) => this.key(event));
+      addEventListener("hashchange", () => { this.state = readAddress(); this.pinned = this.state.step !== null; this.draw(); });
+      let width = innerWidth;
+      addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; this.draw(); } });
+      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+      if (this.source.summary) {
+        this.notes.append(el("details", { open: true }, el("summary", { textContent: "Summary" }),
+          el("pre", { className: "summary", textContent: this.source.summary.split("\n").map(KLM.visibleLong).join("\n") })));
+      }
+      if (typeof uPlot === "undefined") {
+        this.notes.append(el("p", { className: "why", textContent:
+          "The charts are not drawn: this installation lacks uPlot, which npm fetches when klmonitor is built. Install a wheel (pip install klmonitor), or install npm and build again (pip install .); alerts, verdicts and tokens are shown all the same." }));
+      }
+    }
+
+    selectors() {
+      const runs = this.shown();
+      const pairs = [...new Set(this.runs.flatMap((run) => Object.keys(run.pairs)))].sort();
+      if (!this.state.pair && pairs.length) this.state.pair = pairs.includes("policy_ref") ? "policy_ref" : pairs[0];
+      const options = (box, values, chosen, name = (v) => v) => {
+        const all = values.includes(chosen) || !chosen ? values : [...values, chosen];
+        box.replaceChildren(...all.map((v) => el("option", { value: v, textContent: KLM.visible(name(v)), selected: v === chosen })));
+      };
+      options(this.pairBox, pairs, this.state.pair);
+      const groups = new Set();
+      for (const { pair } of runs) for (const m of Object.keys(pair ? pair.metrics : {})) if (m.startsWith("group/")) groups.add(m.slice(6).replace(/\/k[13]\/(mean|se)$/, ""));
+      options(this.groupBox, ["", ...[...groups].sort()], this.state.group, (v) => v || "all");
+      this.groupBox.parentElement.hidden = !groups.size && !this.state.group;
+      this.levelBox.value = this.state.level;
+      this.logBox.checked = this.state.log;
+      this.runBox.hidden = this.names.length < 2;
+      this.runBox.replaceChildren(el("summary", { textContent: `runs: ${runs.length} of ${this.names.length}` }), ...this.names.map((name, i) =>
+        el("label", {}, el("input", { type: "checkbox", checked: this.selected(i), onchange: (event) => this.choose(i, event.target.checked) }), KLM.visible(name))));
+    }
+
+    async choose(i, on) {
+      const now = this.names.filter((_, j) => this.selected(j));
+      this.state.runs = on ? [...now, this.names[i]] : now.filter((name) => name !== this.names[i]);
+      await this.load();
+      this.draw();
+    }
+
+    draw() {
+      if (this.state.theme) document.documentElement.dataset.theme = this.state.theme;
+      else delete document.documentElement.dataset.theme;
+      this.selectors();
+      for (const chart of this.charts) chart.draw();
+      const items = this.alerts().map((alert) => KLM.alertItem(alert, () => this.goTo(alert.step, alert.run)));
+      this.alertBox.replaceChildren(...(items.length ? items : [el("li", { className: "why", textContent: "none at the selected runs and pair" })]));
+      this.cursor();
+    }
+
+    cursor() {
+      for (const chart of this.charts) { chart.moveCursor(); chart.values(); }
+      this.mark();
+      clearTimeout(this.waiting);
+      this.waiting = setTimeout(() => this.explain(), 40);
+    }
+
+    // The selection in the address, where the host lets us.
+    mark() {
+      const { state } = this;
+      const q = new URLSearchParams();
+      for (const name of state.runs || []) q.append("run", name);
+      for (const key of ["pair", "group", "focus", "theme"]) if (state[key]) q.set(key, state[key]);
+      if (state.level !== "token") q.set("level", state.level);
+      if (state.log) q.set("log", "1");
+      if (state.step !== null && this.pinned) q.set("step", state.step);
+      if (state.range) q.set("x", state.range.map((v) => Number(v.toFixed(2))).join(","));
+      clearTimeout(this.marking);
+      this.marking = setTimeout(() => { try { history.replaceState(null, "", `#${q}`); } catch { /* a host may refuse */ } }, 150);
+    }
+
+    async explain() {
+      const { step, pair } = this.state;
+      const focused = this.focused();
+      const i = focused ? this.runs.indexOf(focused.run) : -1;
+      if (step === null || i < 0) {
+        this.verdict.textContent = "move over a panel, or press an arrow key";
+        this.tokenBox.replaceChildren(el("p", { className: "why", textContent: "no step is under the cursor" }));
+        return;
+      }
+      let details = null;
+      try { details = await this.source.step(i, step); } catch (error) { this.status.textContent = `no answer: ${error.message}`; }
+      if (step !== this.state.step || pair !== this.state.pair) return;
+      const of = this.shown().length > 1 ? ` of ${KLM.visible(focused.run.name)}` : "";
+      this.tokenTitle.textContent = `Extreme tokens at step ${step}${of}`;
+      this.verdict.textContent = details ? details.explain[pair] || `step ${step}: no tokens of this pair were counted`
+        : `step ${step}: this file holds the verdicts on chosen steps only; klmonitor serve gives every step's`;
+      this.tokenBox.replaceChildren(KLM.tokenTable(details, pair));
+    }
+
+    hint(alerts, event) {
+      this.tip.hidden = !alerts;
+      if (!alerts) return;
+      this.tip.textContent = alerts.map(KLM.alertText).join("\n\n");
+      this.tip.style.left = `${Math.min(event.clientX + 14, innerWidth - 340)}px`;
+      this.tip.style.top = `${Math.min(event.clientY + 14, innerHeight - 160)}px`;
+    }
+
+    // --- data --------------------------------------------------------------------------------
+    async load() {
+      const overview = await this.source.overview();
+      this.threshold = overview.threshold;
+      let changed = overview.runs.length !== this.names.length;
+      this.names = overview.runs;
+      for (let i = 0; i < this.names.length; i++) {
+        const had = this.runs[i];
+        this.runs[i] = had || KLM.emptyRun(this.names[i]);
+        if (!this.selected(i)) continue;
+        this.runs[i] = await this.source.run(i, this.runs[i]);
+        changed = changed || !had || had.steps.length !== this.runs[i].steps.length || had.alerts.length !== this.runs[i].alerts.length || had.generation !== this.runs[i].generation;
+      }
+      return changed;
+    }
+
+    async poll() {
+      try {
+        if (!document.hidden && (await this.load())) this.draw();
+        this.status.textContent = `live, ${this.shown().map((one) => one.run.steps.length).join(" + ") || 0} steps`;
+      } catch (error) {
+        this.status.textContent = `the host does not answer: ${error.message}`;
+      }
+      setTimeout(() => this.poll(), this.source.every);
+    }
+
+    async begin() {
+      try { await this.load(); } catch (error) { this.status.textContent = `the host does not answer: ${error.message}`; }
+      this.selectors();
+      if (this.state.step === null && this.alerts().length) this.state.step = this.alerts()[0].step;
+      this.draw();
+      document.documentElement.dataset.ready = "1";
+      if (this.source.every) this.poll();
+    }
+  }
+
+  KLM.start = function (source) {
+    KLM.app = new App(source);
+    return KLM.app.begin();
+  };
+})();

@@ -1,0 +1,406 @@
+// One panel: a uPlot chart or the heat map, with rules for alerts and the shared cursor.
+"use strict";
+
+(function () {
+  const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
+
+  KLM.el = function (tag, props = {}, ...children) {
+    const node = document.createElement(tag);
+    for (const [key, value] of Object.entries(props)) {
+      if (key in node && key !== "list") node[key] = value; else node.setAttribute(key, value);
+    }
+    node.append(...children);
+    return node;
+  };
+
+  KLM.ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+  function faded(colour, alpha) {
+    const n = parseInt(colour.slice(1), 16);
+    return `rgba(${n >> 16},${(n >> 8) & 255},${n & 255},${alpha})`;
+  }
+
+  KLM.download = function (name, blob) {
+    const link = KLM.el("a", { href: URL.createObjectURL(blob), download: name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  };
+
+  // app: {state, shown(): [{run, pair}], range(): [x0, x1], seek(step), zoom(range), alerts()}.
+  KLM.Chart = class {
+    constructor(panel, app) {
+      this.panel = panel;
+      this.app = app;
+      this.plot = null;
+      this.legend = KLM.el("div", { className: "legend" });
+      this.body = KLM.el("div", { className: "plot" });
+      this.mark = KLM.el("div", { className: "mark" });
+      this.unit = KLM.el("span", { className: "unit" });
+      const button = (text, label, does) => KLM.el("button", { type: "button", textContent: text, title: label, ariaLabel: `${panel.title}: ${label}`, onclick: does });
+      this.node = KLM.el("section", { className: "panel", id: `panel-${panel.id}` },
+        KLM.el("header", {}, KLM.el("h2", { textContent: panel.title }), this.unit,
+          KLM.el("span", { className: "tools" },
+            button("PNG", "save as PNG", () => this.savePng()),
+            button("CSV", "save as CSV", () => this.saveCsv()))),
+        this.legend, this.body);
+      this.node.setAttribute("aria-label", panel.title);
+    }
+
+    // Every line of every shown run: {line, run, metrics, dash, label}.
+    lines() {
+      const shown = this.app.shown();
+      return shown.flatMap((one, at) => this.panel.lines(this.app.state).map((line) => ({
+        line, at, dash: DASHES[at % DASHES.length],
+        label: shown.length > 1 ? `${KLM.visible(one.run.name)}: ${line.name}` : line.name,
+        get: (how) => {
+          const of = how || line.get;
+          return one.pair && of ? of(one.pair.metrics) : null;
+        },
+      })));
+    }
+
+    empty() {
+      const shown = this.app.shown();
+      if (!shown.length) return "no run is selected";
+      if (!shown.some((one) => one.pair)) return KLM.whyNoPair(this.app.state.pair);
+      const has = this.panel.axis === "heat"
+        ? this.app.focused().pair !== null && this.app.focused().pair.heat.some((value) => value)
+        : this.lines().some((one) => {
+          const column = one.get(one.line.band ? one.line.low : null);
+          return column && shown[one.at].run.steps.some((_, row) => Number.isFinite(column(row)));
+        });
+      return has ? "" : this.panel.why(this.app.state);
+    }
+
+    draw() {
+      this.unit.textContent = this.panel.unit(this.app.state);
+      const why = this.empty();
+      if (this.plot) { this.plot.destroy(); this.plot = null; }
+      this.body.replaceChildren();
+      this.legend.replaceChildren();
+      this.node.classList.toggle("nodata", Boolean(why));
+      if (why) {
+        this.body.append(KLM.el("p", { className: "why", textContent: `no data because ${why}` }));
+        return;
+      }
+      if (typeof uPlot === "undefined") {
+        this.body.append(KLM.el("p", { className: "why", textContent: "not drawn: uPlot is missing, see above" }));
+        return;
+      }
+      this.plot = new uPlot(this.options(), this.data(), this.body);
+      this.plot.over.append(this.mark);
+      this.plot.over.addEventListener("mousemove", (event) => this.hover(event));
+      this.plot.over.addEventListener("mouseleave", () => this.app.hint(null));
+      this.plot.over.addEventListener("click", (event) => this.seek(event));
+      this.moveCursor();
+      this.values();
+    }
+
+    width() { return Math.max(280, Math.floor(this.body.clientWidth || this.node.clientWidth || 600)); }
+
+    data() {
+      const { state } = this.app;
+      const range = this.app.range();
+      const columns = Math.max(100, Math.floor(this.width() - 75));
+      const shown = this.app.shown();
+      this.sample = KLM.sample(shown.map((one) => one.run), range, columns, state.log);
+      if (this.panel.axis === "heat") {
+        const one = this.app.focused();
+        this.pixels = KLM.heatPixels(one.run, one.pair, range, columns, state.log);
+        this.columns = columns;
+        return [[range[0], range[1]], [null, null]];
+      }
+      const series = [];
+      for (const { line, at, get } of this.lines()) {
+        if (line.band) {
+          series.push(this.sample.pick(at, get(line.low), "low"), this.sample.pick(at, get(line.high), "high"));
+        } else {
+          series.push(this.sample.pick(at, get(), "line"));
+        }
+      }
+      const positive = this.panel.axis === "log" ? series.map((s) => s.map((v) => (v > 0 ? v : v === undefined ? v : null))) : series;
+      return [this.sample.x, ...positive];
+    }
+
+    options() {
+      const ink = KLM.ink("ink"), grid = { stroke: KLM.ink("grid"), width: 1 };
+      const series = [{}], bands = [];
+      for (const { line, dash } of this.panel.axis === "heat" ? [] : this.lines()) {
+        const colour = KLM.ink(line.ink);
+        if (line.band) {
+          const edge = { stroke: "transparent", width: 0, points: { show: false } };
+          bands.push({ series: [series.length + 1, series.length], fill: faded(colour, line.alpha) });
+          series.push({ ...edge }, { ...edge });
+        } else {
+          series.push({
+            stroke: faded(colour, line.alpha || 1), width: line.width || 1.5, dash,
+            points: { show: true, size: 4, fill: colour, filter: (u, s) => lonely(u, s) },
+          });
+        }
+      }
+      if (this.panel.axis === "heat") series.push({ points: { show: false } });
+      return {
+        width: this.width(), height: 210, legend: { show: false }, series, bands,
+        padding: [8, 8, 0, 0],
+        cursor: { x: false, y: false, points: { show: false }, drag: { x: true, y: false, setScale: false } },
+        scales: { x: { time: false, distr: this.app.state.log ? 3 : 1, range: () => this.app.range() }, y: this.scale() },
+        axes: [
+          { stroke: ink, grid, ticks: grid, size: 30, font: "11px system-ui, sans-serif" },
+          this.yAxis(ink, grid),
+        ],
+        hooks: {
+          draw: [(u) => { this.drawRules(u); this.drawThreshold(u); }],
+          drawAxes: [(u) => { if (this.panel.axis === "heat") this.drawHeat(u); }],
+          setSelect: [(u) => {
+            if (u.select.width < 4) return;
+            const low = u.posToVal(u.select.left, "x"), high = u.posToVal(u.select.left + u.select.width, "x");
+            u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+            this.dragged = Date.now();
+            this.app.zoom([low, high]);
+          }],
+        },
+      };
+    }
+
+    yAxis(ink, grid) {
+      const axis = { stroke: ink, grid, ticks: grid, size: 62, font: "11px system-ui, sans-serif" };
+      if (this.panel.axis === "heat") {
+        return { ...axis, grid: { show: false }, splits: () => [6, 14, 22, 30, 38, 46, 54], values: (u, at) => at.map(KLM.heatLabel) };
+      }
+      if (this.panel.axis === "asinh") axis.splits = (u, i, low, high) => asinhTicks(low, high, u.scales.y.asinh, u.bbox.height / devicePixelRatio);
+      if (this.panel.axis === "log") axis.splits = (u, i, low, high) => logTicks(low, high, u.bbox.height / devicePixelRatio);
+      return { ...axis, filter: (u, at) => at, values: (u, at) => at.map((v) => (v === null ? "" : KLM.number(v))) };
+    }
+
+    scale() {
+      const { axis, range } = this.panel;
+      if (axis === "heat") return { range: [-0.5, KLM.HEAT_ROWS - 0.5] };
+      if (axis === "linear") return { range };
+      if (axis === "log") {
+        return { distr: 3, range: (u, low, high) => (low > 0 ? [low / 1.6, high * 1.6] : [1e-6, 1]) };
+      }
+      return {
+        distr: 4, asinh: this.knee(),
+        range: (u, low, high) => {
+          if (this.panel.threshold) high = Math.max(high, this.app.threshold);
+          if (this.panel.zero || this.panel.least === 0) { low = Math.min(low, 0); high = Math.max(high, 0); }
+          const knee = this.knee_;
+          const a = Math.asinh(low / knee), b = Math.asinh(high / knee), pad = Math.max((b - a) * 0.06, 0.05);
+          const floor = this.panel.least === 0 ? 0 : knee * Math.sinh(a - pad);
+          return [floor, knee * Math.sinh(b + pad)];
+        },
+      };
+    }
+
+    // Where the axis turns from linear to logarithmic: a power of ten near the median size.
+    knee() {
+      const sizes = [];
+      const shown = this.app.shown();
+      for (const { line, at, get } of this.lines()) {
+        const column = line.band ? null : get();
+        const steps = shown[at].run.steps.length, stride = Math.max(1, Math.floor(steps / 500));
+        for (let i = 0; column && i < steps; i += stride) {
+          const size = Math.abs(column(i));
+          if (size > 0 && Number.isFinite(size)) sizes.push(size);
+        }
+      }
+      sizes.sort((a, b) => a - b);
+      const median = sizes.length ? sizes[sizes.length >> 1] : 1;
+      this.knee_ = Math.pow(10, Math.floor(Math.log10(median)));
+      return this.knee_;
+    }
+
+    drawRules(u) {
+      const { ctx, bbox } = u;
+      ctx.save();
+      ctx.beginPath();
+      ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+      ctx.clip();
+      const seen = new Set();
+      for (const alert of this.app.alerts()) {
+        const x = Math.round(u.valToPos(alert.step, "x", true)) + 0.5;
+        const key = `${x}/${alert.severity}`;
+        if (seen.has(key)) continue;
+        seen.add(key);
+        ctx.strokeStyle = KLM.ink(alert.severity === "info" ? "info" : "alert");
+        ctx.lineWidth = alert.severity === "critical" ? 2 : 1;
+        ctx.setLineDash(alert.severity === "critical" ? [] : [4, 3]);
+        ctx.beginPath();
+        ctx.moveTo(x, bbox.top);
+        ctx.lineTo(x, bbox.top + bbox.height);
+        ctx.stroke();
+      }
+      ctx.restore();
+    }
+
+    drawThreshold(u) {
+      if (!this.panel.threshold && !this.panel.zero) return;
+      const value = this.panel.threshold ? this.app.threshold : 0;
+      const y = Math.round(u.valToPos(value, "y", true)) + 0.5;
+      const { ctx, bbox } = u;
+      if (y < bbox.top || y > bbox.top + bbox.height) return;
+      ctx.save();
+      ctx.strokeStyle = KLM.ink(this.panel.threshold ? "alert" : "ink");
+      ctx.setLineDash(this.panel.threshold ? [8, 4] : []);
+      ctx.lineWidth = 1;
+      ctx.beginPath();
+      ctx.moveTo(bbox.left, y);
+      ctx.lineTo(bbox.left + bbox.width, y);
+      ctx.stroke();
+      if (this.panel.threshold) {
+        ctx.fillStyle = KLM.ink("alert");
+        ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+        ctx.textAlign = "left";
+        ctx.textBaseline = "bottom";
+        ctx.fillText(`default threshold ${value}`, bbox.left + 6, y - 2);
+      }
+      ctx.restore();
+    }
+
+    drawHeat(u) {
+      const bins = KLM.HEAT_ROWS, columns = this.columns;
+      const image = new ImageData(columns, bins);
+      const [low, high] = [KLM.ink("heat-low"), KLM.ink("heat-high")].map((c) => parseInt(c.slice(1), 16));
+      const mix = (shift, t) => ((low >> shift) & 255) * (1 - t) + ((high >> shift) & 255) * t;
+      const least = this.pixels.reduce((a, b) => (b && b < a ? b : a), 255), most = this.pixels.reduce((a, b) => Math.max(a, b), least + 1);
+      for (let column = 0; column < columns; column++) {
+        for (let bin = 0; bin < bins; bin++) {
+          const value = this.pixels[column * bins + bin];
+          if (!value) continue;
+          const at = 4 * ((bins - 1 - bin) * columns + column), t = (value - least) / (most - least);
+          image.data[at] = mix(16, t);
+          image.data[at + 1] = mix(8, t);
+          image.data[at + 2] = mix(0, t);
+          image.data[at + 3] = 255;
+        }
+      }
+      const canvas = KLM.el("canvas", { width: columns, height: bins });
+      canvas.getContext("2d").putImageData(image, 0, 0);
+      u.ctx.save();
+      u.ctx.imageSmoothingEnabled = false;
+      u.ctx.drawImage(canvas, u.bbox.left, u.bbox.top, u.bbox.width, u.bbox.height);
+      u.ctx.restore();
+    }
+
+    // --- the cursor --------------------------------------------------------------------------
+    stepAt(event) { return this.plot.posToVal(event.clientX - this.plot.over.getBoundingClientRect().left, "x"); }
+
+    hover(event) {
+      this.app.seek(this.stepAt(event), false);
+      const pixel = event.clientX - this.plot.over.getBoundingClientRect().left;
+      const near = this.app.alerts().filter((alert) => Math.abs(this.plot.valToPos(alert.step, "x") - pixel) < 5);
+      this.app.hint(near.length ? near : null, event);
+    }
+
+    seek(event) {
+      if (Date.now() - (this.dragged || 0) < 300) return;
+      this.app.seek(this.stepAt(event), true);
+    }
+
+    moveCursor() {
+      if (!this.plot) return;
+      const { step } = this.app.state;
+      const [low, high] = this.app.range();
+      const hidden = step === null || step < low || step > high;
+      this.mark.hidden = hidden;
+      if (!hidden) this.mark.style.transform = `translateX(${Math.round(this.plot.valToPos(step, "x"))}px)`;
+    }
+
+    // The values at the cursor, beside the name and the colour of each line.
+    values() {
+      if (!this.plot) return;
+      const { state } = this.app;
+      const shown = this.app.shown();
+      const rows = shown.map((one) => (state.step === null ? -1 : KLM.nearestRow(one.run.steps, state.step)));
+      const items = this.panel.axis === "heat" ? this.heatKey() : this.lines().map(({ line, at, get, label }) => {
+        const row = rows[at];
+        const value = (how) => { const column = get(how); return column && row >= 0 ? KLM.number(column(row)) : "-"; };
+        const text = line.band ? `${value(line.low)} to ${value(line.high)}` : value();
+        const swatch = KLM.el("i", { className: line.band ? "swatch wide" : "swatch" });
+        swatch.style.background = faded(KLM.ink(line.ink), line.band ? 0.3 + line.alpha : line.alpha || 1);
+        return KLM.el("span", {}, swatch, `${label} `, KLM.el("b", { textContent: text }));
+      });
+      this.legend.replaceChildren(...items);
+    }
+
+    heatKey() {
+      const who = this.app.shown().length > 1 ? `${KLM.visible(this.app.focused().run.name)} alone; ` : "";
+      return [KLM.el("span", { textContent: `${who}darker: a larger share of tokens (log)` })];
+    }
+
+    // --- export ------------------------------------------------------------------------------
+    savePng() {
+      if (!this.plot) return;
+      const from = this.plot.ctx.canvas, head = 26 * devicePixelRatio;
+      const canvas = KLM.el("canvas", { width: from.width, height: from.height + head });
+      const ctx = canvas.getContext("2d");
+      ctx.fillStyle = KLM.ink("paper");
+      ctx.fillRect(0, 0, canvas.width, canvas.height);
+      ctx.fillStyle = KLM.ink("ink");
+      ctx.font = `${13 * devicePixelRatio}px system-ui, sans-serif`;
+      ctx.fillText(`${this.panel.title}, ${this.panel.unit(this.app.state)}: ${this.app.state.pair}`, 8 * devicePixelRatio, 17 * devicePixelRatio);
+      ctx.drawImage(from, 0, head);
+      canvas.toBlob((blob) => KLM.download(`klmonitor-${this.panel.id}.png`, blob));
+    }
+
+    saveCsv() { KLM.download(`klmonitor-${this.panel.id}.csv`, new Blob([this.csv()], { type: "text/csv" })); }
+
+    // Every row in view, not decimated.
+    csv() {
+      const lines = this.lines();
+      const [low, high] = this.app.range();
+      const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
+      const heads = lines.flatMap(({ line, label }) => (line.band ? [`${label} low`, `${label} high`] : [label]));
+      const out = [["run", "step", ...heads].map(quoted).join(",")];
+      this.app.shown().forEach((one, at) => {
+        for (let row = KLM.rowFrom(one.run.steps, low); row < one.run.steps.length && one.run.steps[row] <= high; row++) {
+          const cells = lines.flatMap(({ line, at: mine, get }) => {
+            const columns = line.band ? [get(line.low), get(line.high)] : [get()];
+            return columns.map((column) => (mine === at && column && Number.isFinite(column(row)) ? String(column(row)) : ""));
+          });
+          out.push([quoted(KLM.visible(one.run.name)), one.run.steps[row], ...cells].join(","));
+        }
+      });
+      return out.join("\r\n") + "\r\n";
+    }
+  };
+
+  // Points are drawn where no line reaches: between two gaps.
+  function lonely(u, s) {
+    const y = u.data[s], out = [];
+    const beside = (i, by) => { while (y[i] === undefined && i >= 0 && i < y.length) i += by; return y[i]; };
+    for (let i = 0; i < y.length; i++) {
+      if (typeof y[i] === "number" && typeof beside(i - 1, -1) !== "number" && typeof beside(i + 1, 1) !== "number") out.push(i);
+    }
+    return out;
+  }
+
+  function spread(ticks, place, gap) {
+    const kept = [];
+    for (const tick of ticks) if (!kept.length || place(tick) - place(kept[kept.length - 1]) >= gap) kept.push(tick);
+    return kept;
+  }
+
+  function logTicks(low, high, height) {
+    const ticks = [];
+    for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) {
+      for (const m of Math.log10(high / low) < 2 ? [1, 2, 5] : [1]) {
+        const v = m * Math.pow(10, e);
+        if (v >= low && v <= high) ticks.push(v);
+      }
+    }
+    return spread(ticks, (v) => (Math.log(v / low) / Math.log(high / low)) * height, 18);
+  }
+
+  function asinhTicks(low, high, knee, height) {
+    const a = Math.asinh(low / knee), b = Math.asinh(high / knee);
+    const place = (v) => ((Math.asinh(v / knee) - a) / (b - a)) * height;
+    const up = [], most = Math.max(Math.abs(low), Math.abs(high));
+    for (let e = Math.log10(knee) - 1; Math.pow(10, e) <= most; e++) {
+      for (const m of b - a < 6 ? [1, 2, 5] : [1]) up.push(m * Math.pow(10, Math.round(e)));
+    }
+    const above = spread([0, ...up].filter((v) => v <= high), place, 18).filter((v) => v >= low);
+    const below = spread([0, ...up].filter((v) => -v >= low), (v) => -place(-v), 18).filter((v) => v > 0 && -v <= high);
+    return [...below.map((v) => -v).reverse(), ...above];
+  }
+})();
