@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from klmonitor.replay import backtest, replay
 from klmonitor.record import RecordWriter, read_run
+from klmonitor.replay import backtest, replay
 from klmonitor.report import alert_to_row
 from klmonitor.rules import RuleSet
 from klmonitor.testing import BATCHES, batch_report, kl_series, reports, spike, token_batch
