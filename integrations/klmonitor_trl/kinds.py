@@ -22,7 +22,7 @@ from klmonitor_trl.capture import GroupCapture
 from klmonitor_trl.feed import Capture, Feed
 from klmonitor_trl.monolith import LOCALS, MonolithCapture
 from klmonitor_trl.names import GENERATE, derives_from, is_rloo, log_prob_function
-from klmonitor_trl.packed import PackedCapture
+from klmonitor_trl.packed import KEYS, PackedCapture
 from klmonitor_trl.pairwise import COMPUTE, FORWARD, PairwiseCapture
 from klmonitor_trl.reference import Reference
 
@@ -41,7 +41,9 @@ def kind_of(trainer: Any) -> str:
     if derives_from(trainer, *MONOLITH) and MonolithCapture.fits(trainer):
         return "monolith"
     if derives_from(trainer, *PACKED):
-        return "packed"
+        if PackedCapture.fits_class(type(trainer)):
+            return "packed"
+        raise _refusal(trainer, f"packs its batches without {' and '.join(KEYS)}")
     if derives_from(trainer, *PAIRWISE):
         if PairwiseCapture.fits(trainer):
             return "pairwise"

@@ -33,7 +33,12 @@ class MonolithCapture(Capture):
     @staticmethod
     def fits(trainer: Any) -> bool:
         """Whether the trainer's ``train`` holds what is read."""
-        code = getattr(getattr(type(trainer), "train", None), "__code__", None)
+        return MonolithCapture.fits_class(type(trainer))
+
+    @staticmethod
+    def fits_class(trainer_class: Any) -> bool:
+        """Likewise, of a class."""
+        code = getattr(getattr(trainer_class, "train", None), "__code__", None)
         return code is not None and set(LOCALS) <= set(code.co_varnames)
 
     def wraps(self) -> dict[str, Around]:

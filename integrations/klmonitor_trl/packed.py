@@ -6,6 +6,7 @@ trainer has none, but the distance of trainer and sampler. Our pair says so: ``r
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,15 @@ class PackedCapture(Capture):
         """A capture for one trainer."""
         self.feed = feed
         self._outputs = ModelOutputs(feed.model)
+
+    @staticmethod
+    def fits_class(trainer_class: Any) -> bool:
+        """Whether the loss of a class of trainers reads the keys that ours does."""
+        try:
+            source = inspect.getsource(inspect.unwrap(trainer_class.compute_loss))
+        except (OSError, TypeError):  # no source at hand: the first micro-batch will tell
+            return True
+        return all(f'"{key}"' in source for key in KEYS)
 
     def wraps(self) -> dict[str, Around]:
         """The loss, a public name."""

@@ -70,6 +70,23 @@ def test_a_function_that_raises_is_counted_and_training_goes_on(run, caplog):
     assert "action failed" in caplog.text
 
 
+def test_alerts_of_a_run_are_delivered(make_trainer, monkeypatch, tmp_path):
+    from hooks import hook
+
+    from klmonitor import attach
+
+    with hook() as server:
+        monkeypatch.setenv("KLM_HOOK", server.url)
+        trainer = make_trainer(4, beta=0.04)
+        options = {"rules": {"own": alarm(2)}, "notify": "env:KLM_HOOK", "run_dir": tmp_path}
+        handle = attach(trainer, **options)
+        trainer.train()
+        handle.detach()
+        [got] = server.got
+    assert got["alert"]["step"] == 2
+    assert got["run"] == str(tmp_path)
+
+
 def test_an_action_that_does_not_exist_fails_at_setup(make_trainer):
     from klmonitor import attach
 

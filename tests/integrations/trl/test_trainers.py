@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
+import queue
+import time
+import types
 from contextlib import suppress
 
+import numpy as np
 import pytest
+import torch
 from trl import RLOOConfig, RLOOTrainer
 
 from klmonitor.attachment import attach
 from klmonitor.demo import tiny
 from klmonitor_trl.names import GENERATE
+from klmonitor_trl.packed import PackedCapture
 
 
 def from_experimental(folder, *names):
@@ -42,6 +49,106 @@ def test_gmpo(watch, formulas, experimental):
     d = run.log_ratios([4], q="old", p="policy")
     assert pair["clip/low"] == (d < -run.trainer.epsilon_low).double().mean().item()
     assert pair["clip/high"] == (d > run.trainer.epsilon_high).double().mean().item()
+
+
+def attention(query, key, value, offsets_q, offsets_k, *_, softmax_scale, **__):
+    """What TRL asks of a GPU kernel: causal attention of packed segments, aligned at their ends."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
+    parts = []
+    edges = zip(offsets_q[:-1], offsets_q[1:], offsets_k[:-1], offsets_k[1:], strict=True)
+    for start, end, start_k, end_k in edges:
+        q, k, v = query[start:end], key[start_k:end_k], value[start_k:end_k]
+        seen = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
+        scores = torch.einsum("qhd,khd->hqk", q, k) * softmax_scale
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        parts.append(torch.einsum("hqk,khd->qhd", weights, v))
+    return torch.cat(parts)
+
+
+class Samples:
+    """A rollout worker and a weight transfer in one: completions drawn in advance."""
+
+    def __init__(self, count, sample_class):
+        self.rollout_buffer, self.metrics_queue = queue.Queue(), queue.Queue()
+        generator = np.random.default_rng(0)
+        for number in range(count):
+            prompt = [2 + number // 4 % 9, 40, 41]
+            length = int(generator.integers(4, 9))
+            ids = np.array([*prompt, *generator.integers(2, 97, length)])
+            mask = np.array([0] * len(prompt) + [1] * length)
+            self.rollout_buffer.put(
+                sample_class(
+                    prompt=[],
+                    completion=[],
+                    input_ids=ids,
+                    completion_mask=mask,
+                    old_log_probs=-4.5 + 0.3 * generator.normal(size=len(ids)) * mask,
+                    advantage=float(generator.normal()),
+                    model_version=0,
+                    group_id=number // 4,
+                    metrics={"reward": 0.0},
+                    enqueued_at=time.time(),
+                )
+            )
+
+    def nothing(self, *args, **kwargs):
+        pass
+
+    start = stop = update_model_version = check_health = nothing
+    init_weight_transfer = pause = send_weights = resume = destroy = nothing
+
+
+def test_async_grpo(experimental, model_path, tmp_path, watched_class, monkeypatch):
+    trainer_class, config_class = experimental("async_grpo", "AsyncGRPOTrainer", "AsyncGRPOConfig")
+    if not PackedCapture.fits_class(trainer_class):
+        with pytest.raises(TypeError, match="packs its batches without token_index"):
+            attach(trainer_class.__new__(trainer_class))
+        return
+    packing = importlib.import_module("trl.experimental.async_grpo.packing")
+    worker = importlib.import_module("trl.experimental.async_grpo.async_rollout_worker")
+    kernel = types.SimpleNamespace(flash_attn_varlen_func=attention)
+    monkeypatch.setattr(packing, "_flash_attn", lambda: kernel)
+    module = importlib.import_module(trainer_class.__module__)
+    monkeypatch.setattr(module, "get_peak_flops_per_device", lambda *_: None)  # asks a GPU
+    samples = Samples(64, worker.RolloutSample)
+    trainer = trainer_class(
+        model=str(model_path),
+        args=config_class(
+            output_dir=str(tmp_path),
+            max_steps=3,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            learning_rate=1e-2,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            token_budget=-1,
+            max_staleness=100,
+        ),
+        train_dataset=tiny.prompts(16),
+        rollout_worker=samples,
+        weight_transfer=samples,
+    )
+    run = watched_class(trainer)
+    trainer.train()
+    assert run.handle.monitor.errors == 0
+    assert len(run.rows) == 3
+    for step, row in run.rows.items():
+        assert set(run.reports["train", step].pairs) == {"rollout_policy"}
+        pair = run.reports["train", step].pairs["rollout_policy"]
+        assert pair.k3.mean == pytest.approx(row["kl"], abs=1e-6 * max(1, row["kl"]))
+        assert pair["sequences"] == 8
+        (batch,) = run.batches["train", step]
+        d = (batch["policy"] - batch["rollout"]).double()
+        low = (d < math.log(1 - trainer.epsilon_low)).double().mean().item()
+        assert pair["clip/low"] == pytest.approx(low, abs=0.05)
+        assert pair["clip/low"] > 0
+    assert run.rows[1]["kl"] != run.rows[3]["kl"]
 
 
 @pytest.fixture

@@ -1,0 +1,136 @@
+"""Say what is installed, which trainers and sinks can be used, and what would be bound.
+
+Exit status: 0 if klmonitor can watch a trainer here; 1 if it cannot (torch or every trainer is
+missing or cannot be imported, or KLMONITOR_DISABLE is set).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
+
+NAME = "doctor"
+GROUP = "klmonitor.integrations"
+PACKAGES = ("torch", "numpy", "transformers", "accelerate", "peft", "rich")
+SINKS = {
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+    "notify": ("apprise", "notify"),
+}
+"""Sink -> the package that it needs, and the extra of ours that brings it."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        part: ``"installed"``, ``"trainers"``, ``"sinks"`` or ``"settings"``.
+        name: what it is about.
+        text: what was found.
+        good: whether it can be used; None where that is not the question.
+        needed: whether the exit status depends on it.
+    """
+
+    part: str
+    name: str
+    text: str
+    good: bool | None = None
+    needed: bool = False
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--json", action="store_true", help="one JSON object, for scripts")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look around; 0 if something can be watched."""
+    findings = [*_installed(), *_trainers(), *_sinks(), *_settings()]
+    trainers = [one for one in findings if one.part == "trainers"]
+    good = all(one.good for one in findings if one.needed) and any(one.good for one in trainers)
+    if args.json:
+        rows = [asdict(one) for one in findings]
+        sys.stdout.write(json.dumps({"good": good, "findings": rows}, indent=1) + "\n")
+    else:
+        sys.stdout.write(_text(findings, good))
+    return 0 if good else 1
+
+
+def _text(findings: list[Finding], good: bool) -> str:
+    lines, part = [], ""
+    for one in findings:
+        if one.part != part:
+            part = one.part
+            lines.append(part)
+        mark = {True: "ok", False: "no", None: "  "}[one.good]
+        lines.append(f"  {mark} {one.name:18} {one.text}")
+    lines.append("klmonitor can be used here" if good else "klmonitor cannot watch a trainer here")
+    return "\n".join(lines) + "\n"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _installed() -> list[Finding]:
+    found = [
+        Finding("installed", "klmonitor", str(_version("klmonitor"))),
+        Finding("installed", "python", platform.python_version()),
+    ]
+    for package in PACKAGES:
+        number, needed = _version(package), package in ("torch", "numpy")
+        good = number is not None if needed else None
+        found.append(Finding("installed", package, number or "not installed", good, needed))
+    return found
+
+
+def _trainers() -> list[Finding]:
+    found = []
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        number = _version(entry.name)
+        if find_spec(entry.name) is None:
+            found.append(Finding("trainers", entry.name, "not installed"))
+        else:
+            found += _bound(entry, f"{entry.name} {number}")
+    return found
+
+
+def _bound(entry: EntryPoint, package: str) -> list[Finding]:
+    """What an integration says of the trainers that its package has."""
+    try:
+        lines = import_module(f"{entry.module}.doctor").report()
+    except ModuleNotFoundError as error:
+        if error.name == f"{entry.module}.doctor":
+            return [Finding("trainers", entry.name, f"{package}: bound when it runs")]
+        return [Finding("trainers", entry.name, f"{package}: {error}", good=False, needed=True)]
+    except Exception as error:  # noqa: BLE001  # a broken installation is what this looks for
+        text = f"{package} cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
+        return [Finding("trainers", entry.name, text, good=False, needed=True)]
+    return [Finding("trainers", name, f"{package}: {text}", good) for name, text, good in lines]
+
+
+def _sinks() -> list[Finding]:
+    found = [Finding("sinks", "record", "files in the run directory", good=True)]
+    for sink, (package, extra) in SINKS.items():
+        number = _version(package)
+        remedy = f'needs {package}: pip install "klmonitor[{extra}]"'
+        text = f"{package} {number}" if number else remedy
+        found.append(Finding("sinks", sink, text, good=number is not None))
+    return found
+
+
+def _settings() -> list[Finding]:
+    off = os.environ.get("KLMONITOR_DISABLE", "0") not in ("", "0")
+    text = "set: every hook is off" if off else "not set"
+    return [Finding("settings", "KLMONITOR_DISABLE", text, good=not off, needed=True)]
