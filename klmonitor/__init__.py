@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from klmonitor.attachment import Handle, attach
     from klmonitor.audit import exact_kl
-    from klmonitor.replay import backtest
     from klmonitor.estimators import k1, k2, k3
     from klmonitor.monitor import Monitor
+    from klmonitor.replay import backtest
     from klmonitor.report import Alert, ExtremeToken, PairReport, Report
     from klmonitor_trl import KLMonitorCallback
 
