@@ -26,9 +26,9 @@ from klmonitor.assemble import pair_totals
 from klmonitor.pairs import Pair
 from klmonitor.simulate import ClusteredTokens, Clustering
 from klmonitor.statistics import K1, K3, Clusters, PairTotals, gram, interval
-from klmonitor.summary.chunked import accumulate
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import SummaryConfig
+from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary, merge_all
 
 RANKS = 4

@@ -24,9 +24,9 @@ import torch
 from klmonitor import exact_kl
 from klmonitor.batch import build
 from klmonitor.pairs import default_pairs
-from klmonitor.summary.chunked import accumulate
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import SummaryConfig
+from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary
 
 TARGET = Path(__file__).parent / "RESULTS.md"

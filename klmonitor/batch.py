@@ -131,12 +131,20 @@ def build(
     device = first.device
     return TokenBatch(
         log_probs=tensors,
-        mask=None if flat_mask is None else flat_mask.to(device),
-        token_ids=None if ids is None else ids.to(device),
+        mask=None if flat_mask is None else moved(flat_mask, device),
+        token_ids=None if ids is None else moved(ids, device),
         segments=segments,
         n_sequences=n_sequences,
-        prompt_ids=None if prompts is None else prompts.to(device, torch.int64),
+        prompt_ids=None if prompts is None else moved(prompts.long(), device),
     )
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; from the host to a GPU through pinned memory, without waiting."""
+    if device.type != "cuda" or not tensor.is_cpu:
+        return tensor.to(device)
+    pinned = torch.empty_like(tensor, pin_memory=True).copy_(tensor)
+    return pinned.to(device, non_blocking=True)
 
 
 def _list_lengths(given: Mapping[str, TensorLike]) -> list[int] | None:
@@ -234,11 +242,11 @@ def _sequences(
         return None, reference.shape[0]
     tokens, device = reference.shape[0], reference.device
     if lengths is not None:
-        counts = torch.tensor(lengths, device=device)
+        counts = moved(torch.tensor(lengths), device)
         index = torch.arange(len(lengths), device=device)
         return torch.repeat_interleave(index, counts, output_size=tokens), len(lengths)
     if cu_seqlens is not None:
-        ends = _integers("cu_seqlens", cu_seqlens).to(device, torch.int64)
+        ends = moved(_integers("cu_seqlens", cu_seqlens).long(), device)
         if ends.dim() != 1 or ends.shape[0] < 2:
             raise ValueError(f"cu_seqlens has shape {list(ends.shape)}: pass [B + 1] offsets")
         if check_values and (int(ends[0]) != 0 or int(ends[-1]) != tokens):
@@ -249,7 +257,7 @@ def _sequences(
         position = torch.arange(tokens, device=device)
         return torch.bucketize(position, ends[1:-1], right=True), ends.shape[0] - 1
     if sequence_ids is not None:
-        ids = _integers("sequence_ids", sequence_ids).to(device)
+        ids = moved(_integers("sequence_ids", sequence_ids), device)
         _same_shape("sequence_ids", ids, name, reference)
         change = torch.zeros(tokens, dtype=torch.int64, device=device)
         change[1:] = (ids[1:] != ids[:-1]).long()

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from klmonitor import assemble
-from klmonitor.batch import TensorLike, TokenBatch, build
+from klmonitor.batch import TensorLike, TokenBatch, build, moved
 from klmonitor.logged import LoggedSteps
 from klmonitor.notify import Notify
 from klmonitor.outputs import Annotate, Outputs, make_sinks
@@ -39,9 +39,9 @@ from klmonitor.rulesfile import load_rules
 from klmonitor.running import Running
 from klmonitor.sinks import Metrics, Sink
 from klmonitor.statistics import PairTotals
-from klmonitor.summary.chunked import accumulate
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import SEQUENCE_FIELDS, TOKEN_FIELDS, SummaryConfig
+from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary
 
 logger = logging.getLogger("klmonitor")
@@ -263,7 +263,7 @@ class Monitor:
                 "pass one a sequence, or one name for all"
             )
         other = len(self._config.groups)
-        rows = group.to(batch.device, torch.int64)
+        rows = moved(group.long(), batch.device)
         return torch.where((rows >= 0) & (rows < other), rows, other)
 
     def take_part(self, rank: int, phase: str = "train") -> Summary:

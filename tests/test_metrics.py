@@ -12,9 +12,9 @@ from klmonitor.batch import build
 from klmonitor.metrics import CORE, METRICS, NAMES
 from klmonitor.pairs import default_pairs
 from klmonitor.running import Running
-from klmonitor.summary.chunked import accumulate
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import SummaryConfig
+from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary
 
 COUNTS = ("tokens", "sequences", "clusters", "prompts", "outliers/k1", "outliers/k3", "clamped")

@@ -17,10 +17,10 @@ from klmonitor.batch import build
 from klmonitor.pairs import PAIR_INDEX, default_pairs
 from klmonitor.running import Running
 from klmonitor.statistics import edge_index
-from klmonitor.summary.chunked import accumulate
 from klmonitor.summary.extremes import Place, first_largest
 from klmonitor.summary.layout import CENTRE, SummaryConfig
 from klmonitor.summary.pairsums import buckets
+from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary, merge_all
 
 settings.register_profile("laws", deadline=None, derandomize=True, max_examples=60)

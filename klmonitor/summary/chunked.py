@@ -5,16 +5,16 @@ Here the tiles are cut, masked and counted by policy; `pairsums` sums them by pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from klmonitor.batch import TokenBatch
 from klmonitor.pairs import POLICIES, Pair, sampler
-from klmonitor.summary.extremes import Place
+from klmonitor.summary.collected import Collection
+from klmonitor.summary.layout import POLICY_COUNTS
 from klmonitor.summary.pairsums import Buffers, PairSums
-from klmonitor.summary.state import Summary
 from klmonitor.summary.tiles import TileMask, tiles
 
 POSITIVE_TOLERANCE = 1e-3
@@ -23,31 +23,21 @@ TELLING = 2.0**-6
 """Nats: a log-prob nearer to 0 is a difference of larger numbers and has few bits anyway."""
 
 
-def accumulate(
-    state: Summary,
-    batch: TokenBatch,
-    pairs: Sequence[Pair],
-    *,
-    place: Place,
-    groups: int | Tensor = 0,
-    centres: Mapping[str, float] | None = None,
-) -> None:
-    """Add a batch's tokens to a state, in place.
+def collect(batch: TokenBatch, pairs: Sequence[Pair], *, by_row: bool) -> Collection:
+    """Sum a batch tile by tile.
 
     Args:
-        state: on the batch's device.
         batch: checked log-probs; the pairs' policies must be in it.
         pairs: which pairs.
-        place: rank and micro-batch.
-        groups: row of the group, or int64 [sequences].
-        centres: each pair's recent mean k1, nats.
+        by_row: keep every count by sequence.
     """
     policies = [name for name in POLICIES if any(name in (p.q, p.p) for p in pairs)]
     behaviour = sampler(batch.log_probs)
     needed = [*policies, *({behaviour} - set(policies))]
-    buffers, by_row = Buffers.of(batch), not isinstance(groups, int)
+    buffers = Buffers.of(batch)
     found = [PairSums.of(batch, pair, behaviour, buffers, by_row=by_row) for pair in pairs]
-    counts = {name: torch.zeros_like(state.policies[0]) for name in policies}
+    zeros = torch.zeros(len(policies), len(POLICY_COUNTS), dtype=torch.float64, device=batch.device)
+    counts = dict(zip(policies, zeros, strict=True))
     for number, tile in enumerate(tiles(batch)):
         mask = TileMask.of(tile, batch)
         log_probs = {name: mask.apply(tile.of(batch.log_probs[name])) for name in needed}
@@ -55,18 +45,14 @@ def accumulate(
             counts[name] += _policy_counts(log_probs[name], mask, precision=number == 0)
         for sums in found:
             sums.add(mask, log_probs)
-    for name in policies:
-        state.policies[POLICIES.index(name)] += counts[name]
-    for sums in found:
-        if sums.extremes.starts:
-            sums.finish(state, place, groups, (centres or {}).get(sums.pair.name, 0.0))
+    return Collection(counts, [sums for sums in found if sums.extremes.starts])
 
 
 def _policy_counts(x: Tensor, mask: TileMask, *, precision: bool) -> Tensor:
     """[POLICY_COUNTS] of a tile; the bits are looked at in the first tile of a batch only."""
     n = mask.total
     nothing = torch.zeros_like(n)
-    if not precision and not x.is_cuda and bool(x.amax() < 0):  # neither zeros nor positives
+    if not precision and x.is_cpu and bool(x.amax() < 0):  # neither zeros nor positives
         return torch.stack([n, n, nothing, nothing, nothing, nothing])
     x = x.float()
     nonzero = n - x.numel() + x.count_nonzero()  # masked values are not zero

@@ -33,12 +33,24 @@ class Place:
 
 @dataclass
 class RowExtremes:
-    """The largest and smallest d of every tile row, collected over a pass."""
+    """The largest and smallest d of every tile row, collected over a pass.
+
+    Attributes:
+        starts: flat index of each row's first token.
+        widths: its tokens.
+        highs: its largest d.
+        lows: its smallest d.
+        width: no row is wider.
+        exact: these are of tokens that count (-inf and inf: there is none); else tokens that do not
+            count were read as 0.
+    """
 
     starts: list[Tensor] = field(default_factory=list)
     widths: list[Tensor] = field(default_factory=list)
     highs: list[Tensor] = field(default_factory=list)
     lows: list[Tensor] = field(default_factory=list)
+    width: int = WIDTH
+    exact: bool = False
 
     def add(self, tile: Tile, high: Tensor, low: Tensor) -> None:
         """Note the largest and smallest d of a tile's rows, [rows]; finite, masked read as 0."""
@@ -52,10 +64,10 @@ class RowExtremes:
         """[2]: the largest d and the largest -d over the tokens that count; -inf: none does.
 
         A masked token was read as d = 0. That is the answer only where every counted d has one
-        sign, which the CPU sees at once; then, and always on a GPU, the tokens are read again.
+        sign, which the CPU sees at once; else, and always on a GPU, the tokens are read again.
         """
         found = torch.stack([torch.cat(self.highs).amax(), -torch.cat(self.lows).amin()])
-        if not found.is_cuda and bool((found > 0).all()):
+        if self.exact or (found.is_cpu and bool((found > 0).all())):
             return found
         found = torch.full_like(found, -math.inf)
         for tile in tiles(batch):
@@ -70,10 +82,14 @@ class RowExtremes:
 
     def tokens(self, batch: TokenBatch, pair: Pair, place: Place, top: int) -> Tensor:
         """[2 tails, top, TOKEN_FIELDS]: the first tokens of each tail, in order."""
-        starts, widths = torch.cat(self.starts), torch.cat(self.widths)
-        columns = torch.arange(min(WIDTH, batch.shape[1]), device=batch.device)
+        parts = (self.starts, self.widths, self.highs, self.lows)
+        starts, widths, highs, lows = (torch.cat(part) for part in parts)
+        if batch.shape[1] > WIDTH:  # tiles did not come in the order of their tokens
+            order = starts.argsort()
+            starts, widths, highs, lows = (x[order] for x in (starts, widths, highs, lows))
+        columns = torch.arange(min(self.width, batch.shape[1]), device=batch.device)
         chosen, keys = [], []
-        for sign, scores in ((-1.0, -torch.cat(self.lows)), (1.0, torch.cat(self.highs))):
+        for sign, scores in ((-1.0, -lows), (1.0, highs)):
             blocks = first_largest(scores, top).sort().values
             first = starts[blocks].unsqueeze(1)
             inside = columns < widths[blocks].unsqueeze(1)
@@ -159,7 +175,7 @@ def first_largest(values: Tensor, top: int) -> Tensor:
     nan counts as the largest. On the CPU only the ties at the threshold are sorted; on a GPU, where
     looking at them would synchronise, a stable sort does the same.
     """
-    if values.is_cuda:
+    if not values.is_cpu:
         return values.sort(descending=True, stable=True).indices[:top]
     if values.numel() <= top:
         return values.sort(descending=True, stable=True).indices

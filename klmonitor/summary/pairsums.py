@@ -11,43 +11,28 @@ apart; on a GPU that question would be a synchronisation, so every tile takes th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from klmonitor.batch import TokenBatch
-from klmonitor.pairs import PAIR_INDEX, Pair
-from klmonitor.summary.extremes import Place, RowExtremes, sequence_records
+from klmonitor.pairs import Pair
+from klmonitor.summary.collected import PairCollection
 from klmonitor.summary.layout import (
     BUCKETS,
     CENTRE,
     CLAMP,
     COLUMN,
     CORE_RADIUS,
-    GRAM,
     HISTOGRAM,
     LOW_EXPONENT,
     MANTISSA_BITS,
     MOMENTS,
     N_TOKEN_COLUMNS,
-    PER_SEQUENCE,
     WEIGHTED,
 )
-from klmonitor.summary.state import Summary, first_of
 from klmonitor.summary.tiles import Tile, TileMask, tiles
-
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-"""2^64 over the golden ratio, as a signed integer."""
-GRAM_INDEX = [
-    len(PER_SEQUENCE) * PER_SEQUENCE.index(a) + PER_SEQUENCE.index(b)
-    for a, b in (name.split(".") for name in GRAM)
-]
-TAIL = COLUMN["tail/n"]
-"""Columns of ``core/*`` come first; those of ``tail/*`` follow in the same order."""
-SOURCES = [COLUMN[f"core/{name}"] for name in ("n", "d", "d2", "k3")]
-SCALES = (1.0, -1.0, 0.5, 1.0)
-"""(T, S1, S2, S3) = SCALES x the sums of these columns."""
 
 
 @dataclass(frozen=True)
@@ -72,30 +57,18 @@ class Buffers:
         return a, b, c, d
 
 
-@dataclass(frozen=True)
-class PairSums:
-    """Sums of one pair over one batch.
+@dataclass(frozen=True, kw_only=True)
+class PairSums(PairCollection):
+    """A pair's collection that grows tile by tile.
 
     Attributes:
-        batch: whose tokens.
-        pair: which pair.
-        behaviour: the policy that drew the tokens.
-        rows: [sequences, N_TOKEN_COLUMNS] sums over each sequence. Pure counts, which nobody needs
-            by sequence, go to row 0 unless `by_row`.
-        histogram: [HISTOGRAM] counts of d.
-        extremes: the largest and smallest d of every tile row.
         buffers: scratch space.
-        by_row: keep counts by sequence too (sequences of different groups).
+        by_row: keep counts by sequence too (sequences of different groups); else pure counts, which
+            nobody needs by sequence, go to row 0.
     """
 
-    batch: TokenBatch
-    pair: Pair
-    behaviour: str
-    rows: Tensor
-    histogram: Tensor
     buffers: Buffers
     by_row: bool
-    extremes: RowExtremes = field(default_factory=RowExtremes)
 
     @classmethod
     def of(
@@ -103,9 +76,15 @@ class PairSums:
     ) -> PairSums:
         """Nothing summed yet."""
         like = torch.empty(0, dtype=torch.float64, device=batch.device)
-        rows = like.new_zeros(batch.n_sequences, N_TOKEN_COLUMNS)
-        histogram = like.new_zeros(HISTOGRAM)
-        return cls(batch, pair, behaviour, rows, histogram, buffers, by_row)
+        return cls(
+            batch=batch,
+            pair=pair,
+            behaviour=behaviour,
+            rows=like.new_zeros(batch.n_sequences, N_TOKEN_COLUMNS),
+            histogram=like.new_zeros(HISTOGRAM),
+            buffers=buffers,
+            by_row=by_row,
+        )
 
     def add(self, mask: TileMask, log_probs: Mapping[str, Tensor]) -> None:
         """Add a tile.
@@ -118,7 +97,7 @@ class PairSums:
         d, *scratch = self.buffers.take(tile)
         d.copy_(log_probs[self.pair.p]).sub_(log_probs[self.pair.q]).add_(0.0)  # -0 becomes 0
         high, low = d.amax(1), d.amin(1)
-        ordinary = not d.is_cuda and _ordinary(high, low)
+        ordinary = d.is_cpu and _ordinary(high, low)
         valid, core = mask.mask, d
         if not ordinary:
             d, valid, core = self._careful(tile, d, mask.mask)
@@ -133,7 +112,7 @@ class PairSums:
             log_weight = log_probs[self.pair.q].double() - log_probs[self.behaviour]
             self._weights(tile, d, log_weight, valid)
         around_zero = self._count_buckets(tile, d, total)
-        if d.is_cuda or around_zero > 0:
+        if not d.is_cpu or around_zero > 0:
             self._zeros(tile, d, valid, total)
         self.extremes.add(tile, high, low)
 
@@ -223,45 +202,14 @@ class PairSums:
         """
         index, sign = (buffer[: tile.size] for buffer in self.buffers.bits)
         bucket = buckets(d.reshape(-1), index, sign)
-        if d.is_cuda:  # bincount would synchronise; counts are exact in any order
+        if d.is_cpu:
+            counts = torch.bincount(bucket, minlength=HISTOGRAM)
+        else:  # bincount would synchronise; counts are exact in any order
             counts = torch.zeros_like(self.histogram)
             counts.index_add_(0, bucket, counts.new_ones(bucket.shape))
-        else:
-            counts = torch.bincount(bucket, minlength=HISTOGRAM)
         counts[CENTRE] -= tile.size - total
         self.histogram.add_(counts)
         return counts[CENTRE]
-
-    # --- from the batch to the state -------------------------------------------------------
-    def finish(self, state: Summary, place: Place, groups: int | Tensor, centre: float) -> None:
-        """Add totals, products over sequences, prompts and extremes to a state, in place."""
-        index, rows, top = PAIR_INDEX[self.pair.name], self.rows, state.config.top
-        both = rows[:, :TAIL] + rows[:, TAIL : 2 * TAIL]
-        per_sequence = both[:, SOURCES] * both.new_tensor(SCALES)
-        if self.behaviour == self.pair.q:
-            rows[:, COLUMN["on_policy"]] = per_sequence[:, 0]
-        seen = (per_sequence[:, :1] > 0).double()
-        prompted = seen if self.batch.prompt_ids is not None else torch.zeros_like(seen)
-        if isinstance(groups, int):
-            gram = (per_sequence.T @ per_sequence).flatten()[GRAM_INDEX]
-            total = torch.cat([rows.sum(0), seen.sum(0), prompted.sum(0), gram])
-            state.sums[index, groups] += total
-        else:
-            outer = per_sequence.unsqueeze(2) * per_sequence.unsqueeze(1)
-            full = torch.cat([rows, seen, prompted, outer.flatten(1)[:, GRAM_INDEX]], dim=1)
-            state.sums[index].index_add_(0, groups, full)
-        if self.batch.prompt_ids is not None and state.config.buckets_per_group:
-            bucket = _prompt_bucket(self.batch.prompt_ids, state.config.buckets_per_group)
-            bucket = bucket + groups * state.config.buckets_per_group
-            state.prompts[index].flatten(0, 1).index_add_(0, bucket, per_sequence)
-        state.histogram[index] += self.histogram
-        found = self.extremes.maxima(self.batch, self.pair)
-        torch.maximum(state.maxima[index], found, out=state.maxima[index])
-        # Micro-batches come in order, so among equal keys the earlier place stays first.
-        tokens = self.extremes.tokens(self.batch, self.pair, place, top)
-        state.tokens[index] = first_of(torch.cat([state.tokens[index], tokens], dim=-2), top, 1)
-        sequences = sequence_records(per_sequence, centre, place, top)
-        state.sequences[index] = first_of(torch.cat([state.sequences[index], sequences]), top, 1)
 
 
 def _ordinary(high: Tensor, low: Tensor) -> bool:
@@ -289,9 +237,3 @@ def buckets(d: Tensor, index: Tensor | None = None, sign: Tensor | None = None) 
     index.bitwise_and_((1 << (11 + MANTISSA_BITS)) - 1).sub_(lowest - 1).clamp_(0, BUCKETS + 1)
     sign = torch.bitwise_right_shift(bits, 63, out=sign)  # 0, or -1 for a negative d
     return index.bitwise_xor_(sign).add_(CENTRE)
-
-
-def _prompt_bucket(prompt_ids: Tensor, buckets_per_group: int) -> Tensor:
-    """A bucket for each prompt by multiplicative hashing (Knuth, TAOCP 3, 6.4)."""
-    mixed = prompt_ids * GOLDEN  # wraps around, as it should
-    return ((mixed >> 32) & 0x7FFFFFFF) % buckets_per_group

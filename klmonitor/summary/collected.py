@@ -1,0 +1,136 @@
+"""What a pass over a batch collects of one pair, and how that enters a state.
+
+Every pass (`chunked`, `triton_pass`) fills the same three things: sums over each sequence, the
+histogram of d, the extremes of short stretches of tokens. What follows from them is computed here,
+once for all passes, in operations that never wait for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from klmonitor.batch import TokenBatch
+from klmonitor.pairs import PAIR_INDEX, Pair
+from klmonitor.summary.extremes import Place, RowExtremes, sequence_records
+from klmonitor.summary.layout import COLUMN, GRAM, PER_SEQUENCE
+from klmonitor.summary.state import Summary, first_of
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+"""2^64 over the golden ratio, as a signed integer."""
+GRAM_INDEX = [
+    len(PER_SEQUENCE) * PER_SEQUENCE.index(a) + PER_SEQUENCE.index(b)
+    for a, b in (name.split(".") for name in GRAM)
+]
+TAIL = COLUMN["tail/n"]
+"""Columns of ``core/*`` come first; those of ``tail/*`` follow in the same order."""
+SOURCES = [COLUMN[f"core/{name}"] for name in ("n", "d", "d2", "k3")]
+SCALES = (1.0, -1.0, 0.5, 1.0)
+"""(T, S1, S2, S3) = SCALES x the sums of these columns."""
+AT_ONCE = 128
+"""Sequences that are added to prompts at once on a GPU: 4 MiB of scratch space."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairCollection:
+    """Sums of one pair over one batch.
+
+    Attributes:
+        batch: whose tokens.
+        pair: which pair.
+        behaviour: the policy that drew the tokens.
+        rows: [sequences, N_TOKEN_COLUMNS] sums over each sequence. Pure counts may be in any row
+            where all sequences are of one group.
+        histogram: [HISTOGRAM] counts of d.
+        extremes: the largest and smallest d of every tile row.
+    """
+
+    batch: TokenBatch
+    pair: Pair
+    behaviour: str
+    rows: Tensor
+    histogram: Tensor
+    extremes: RowExtremes = field(default_factory=RowExtremes)
+
+    def add_to(self, state: Summary, place: Place, groups: int | Tensor, centre: float) -> None:
+        """Add totals, products over sequences, prompts and extremes to a state, in place.
+
+        Args:
+            state: on the batch's device.
+            place: rank and micro-batch.
+            groups: row of the group, or int64 [sequences].
+            centre: the pair's recent mean k1, nats.
+        """
+        index, rows, top = PAIR_INDEX[self.pair.name], self.rows, state.config.top
+        sources, scales, gram_index = _constants(rows.device)
+        both = rows[:, :TAIL] + rows[:, TAIL : 2 * TAIL]
+        per_sequence = both.index_select(1, sources) * scales
+        if self.behaviour == self.pair.q:
+            rows[:, COLUMN["on_policy"]] = per_sequence[:, 0]
+        seen = (per_sequence[:, :1] > 0).double()
+        prompted = seen if self.batch.prompt_ids is not None else torch.zeros_like(seen)
+        if isinstance(groups, int):
+            gram = (per_sequence.T @ per_sequence).flatten().index_select(0, gram_index)
+            total = torch.cat([rows.sum(0), seen.sum(0), prompted.sum(0), gram])
+            state.sums[index, groups] += total
+        else:
+            outer = per_sequence.unsqueeze(2) * per_sequence.unsqueeze(1)
+            gram = outer.flatten(1).index_select(1, gram_index)
+            full = torch.cat([rows, seen, prompted, gram], dim=1)
+            _add_rows(state.sums[index], groups, full)
+        if self.batch.prompt_ids is not None and state.config.buckets_per_group:
+            bucket = _prompt_bucket(self.batch.prompt_ids, state.config.buckets_per_group)
+            bucket = bucket + groups * state.config.buckets_per_group
+            _add_rows(state.prompts[index].flatten(0, 1), bucket, per_sequence)
+        state.histogram[index] += self.histogram
+        found = self.extremes.maxima(self.batch, self.pair)
+        torch.maximum(state.maxima[index], found, out=state.maxima[index])
+        # Micro-batches come in order, so among equal keys the earlier place stays first.
+        tokens = self.extremes.tokens(self.batch, self.pair, place, top)
+        state.tokens[index] = first_of(torch.cat([state.tokens[index], tokens], dim=-2), top, 1)
+        sequences = sequence_records(per_sequence, centre, place, top)
+        state.sequences[index] = first_of(torch.cat([state.sequences[index], sequences]), top, 1)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a pass collects of a batch.
+
+    Attributes:
+        policies: policy -> [POLICY_COUNTS].
+        pairs: the pairs' sums; empty where the batch has no tokens.
+    """
+
+    policies: Mapping[str, Tensor]
+    pairs: Sequence[PairCollection]
+
+
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """`SOURCES`, `SCALES`, `GRAM_INDEX` on a device; kept, since copying to a GPU waits for it."""
+    sources, gram = (torch.tensor(index, device=device) for index in (SOURCES, GRAM_INDEX))
+    return sources, torch.tensor(SCALES, dtype=torch.float64, device=device), gram
+
+
+def _prompt_bucket(prompt_ids: Tensor, buckets_per_group: int) -> Tensor:
+    """A bucket for each prompt by multiplicative hashing (Knuth, TAOCP 3, 6.4)."""
+    mixed = prompt_ids * GOLDEN  # wraps around, as it should
+    return ((mixed >> 32) & 0x7FFFFFFF) % buckets_per_group
+
+
+def _add_rows(target: Tensor, index: Tensor, values: Tensor) -> None:
+    """Add each row of `values` to a row of `target`, in place, in a fixed order.
+
+    `index_add_` on a GPU adds in the order of arrival, so there rows are selected and summed.
+    """
+    if target.is_cpu:
+        target.index_add_(0, index, values)
+        return
+    own = torch.arange(target.shape[0], device=target.device).unsqueeze(1)
+    for some, rows in zip(torch.split(index, AT_ONCE), torch.split(values, AT_ONCE), strict=True):
+        chosen = (own == some).unsqueeze(2)
+        target += torch.where(chosen, rows, 0.0).sum(1)
