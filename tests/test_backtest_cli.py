@@ -415,6 +415,6 @@ def test_the_monitor_takes_a_file_of_rules(tmp_path):
     file.write_text("[limit]\npolicy_ref = 0.001\n")
     monitor = Monitor(rules=str(file))
     monitor.observe(policy=torch.full((4, 8), -1.5), ref=torch.full((4, 8), -1.0))
-    assert [alert.kind for alert in monitor.step(0).alerts] == ["limit"]
+    assert monitor.step(0).alerts[0].kind == "limit"
     with pytest.raises(ValueError, match="cannot read the rules"):
         Monitor(rules="no/such.toml")

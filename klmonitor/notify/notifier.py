@@ -14,9 +14,9 @@ from weakref import WeakSet
 
 from klmonitor.background import Worker
 from klmonitor.notify.courier import Answer, CannotStartError, Courier
-from klmonitor.notify.message import Message, make_message
+from klmonitor.notify.message import make_message
 from klmonitor.notify.targets import Target
-from klmonitor.report import Report
+from klmonitor.report import Alert, Report
 
 CAPACITY = 256
 """Alerts that may wait for one target; more are dropped and counted."""
@@ -43,8 +43,11 @@ class Lane:
         failed: messages given up after every attempt, or that it refused for good.
     """
 
-    def __init__(self, target: Target, wait: Callable[[threading.Event, float], object]) -> None:
+    def __init__(
+        self, target: Target, run: str, wait: Callable[[threading.Event, float], object]
+    ) -> None:
         self.target = target
+        self._run = run
         self.delivered = 0
         self.failed = 0
         self.hurry = threading.Event()
@@ -59,9 +62,9 @@ class Lane:
         """Messages that will not arrive: given up, or never taken into the queue."""
         return self.failed + self._worker.dropped
 
-    def offer(self, message: Message) -> bool:
-        """Queue a message; never blocks. False: the queue is full, and it is counted as lost."""
-        return self._worker.submit(partial(self._deliver, message))
+    def offer(self, alert: Alert) -> bool:
+        """Queue an alert; never blocks. False: the queue is full, and it is counted as lost."""
+        return self._worker.submit(partial(self._deliver, alert))
 
     def flush(self, seconds: float) -> bool:
         """Wait until every message had its turn, `seconds` at most."""
@@ -83,7 +86,9 @@ class Lane:
             )
         self._ended = True
 
-    def _deliver(self, message: Message) -> None:
+    # --- on the worker's thread ------------------------------------------------------------
+    def _deliver(self, alert: Alert) -> None:
+        message = make_message(alert, self._run)
         for pause in (*BACKOFF, None):
             answer = self.courier.send(message)
             if answer.ok:
@@ -141,8 +146,7 @@ class Notifier:
         *,
         wait: Callable[[threading.Event, float], object] = pause,
     ) -> None:
-        self._run = run
-        self.lanes = [Lane(target, wait) for target in targets]
+        self.lanes = [Lane(target, run, wait) for target in targets]
         try:
             self._start()
         except BaseException:
@@ -153,11 +157,9 @@ class Notifier:
     def __call__(self, report: Report) -> None:
         """Queue the report's alerts."""
         for alert in report.alerts:
-            message = None
             for lane in self.lanes:
                 if lane.target.wants(alert.severity):
-                    message = message or make_message(alert, self._run)
-                    lane.offer(message)
+                    lane.offer(alert)
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
         """Wait until every alert had its turn, `timeout` seconds at most."""
