@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: help install test lint format demo docs sim bench clean
+.PHONY: help install test test-browser lint format demo docs sim bench clean
 
 help:
 	@echo "make test    the default test tier (sets up $(VENV) first)"
+	@echo "make test-browser  the dashboard in a real Chromium (Debian; installs it)"
 	@echo "make lint    ruff, mypy, import-linter, generated docs"
 	@echo "make demo    a real GRPO run with a KL spike, watched"
 	@echo "make docs    regenerate docs/metrics.md"
@@ -25,6 +27,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
+
+# A real browser: Debian's own Chromium, driven by Playwright.
+test-browser: install
+	test -x $(CHROMIUM) || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--editable ".[browser]"
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest tests/browser $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

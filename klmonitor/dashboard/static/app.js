@@ -146,7 +146,7 @@
       this.runBox = el("details", { className: "runs" }, el("summary", { textContent: "runs" }));
       this.pairBox = el("select", { onchange: () => this.set({ pair: this.pairBox.value }) });
       this.groupBox = el("select", { onchange: () => this.set({ group: this.groupBox.value }) });
-      this.levelBox = el("select", { onchange: () => this.set({ level: this.levelBox.value }) },
+      this.levelBox = el("select", { ariaLabel: "per token or per sequence", onchange: () => this.set({ level: this.levelBox.value }) },
         el("option", { value: "token", textContent: "per token" }), el("option", { value: "sequence", textContent: "per sequence" }));
       this.logBox = el("input", { type: "checkbox", onchange: () => this.set({ log: this.logBox.checked }) });
       this.status = el("span", { className: "status", role: "status" });
@@ -297,10 +297,17 @@
       setTimeout(() => this.poll(), this.source.every);
     }
 
+    // Where to look first: the first alert, else the last step.
+    lookFirst() {
+      const [alert] = this.alerts(), focused = this.focused();
+      if (alert) Object.assign(this.state, { step: alert.step, focus: alert.run });
+      else if (focused && focused.run.steps.length) this.state.step = focused.run.steps[focused.run.steps.length - 1];
+    }
+
     async begin() {
       try { await this.load(); } catch (error) { this.status.textContent = `the host does not answer: ${error.message}`; }
       this.selectors();
-      if (this.state.step === null && this.alerts().length) this.state.step = this.alerts()[0].step;
+      if (this.state.step === null) this.lookFirst();
       this.draw();
       document.documentElement.dataset.ready = "1";
       if (this.source.every) this.poll();

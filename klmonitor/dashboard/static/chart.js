@@ -92,7 +92,6 @@
       this.plot.over.addEventListener("mousemove", (event) => this.hover(event));
       this.plot.over.addEventListener("mouseleave", () => this.app.hint(null));
       this.plot.over.addEventListener("click", (event) => this.seek(event));
-      this.moveCursor();
       this.values();
     }
 
@@ -149,7 +148,7 @@
           this.yAxis(ink, grid),
         ],
         hooks: {
-          draw: [(u) => { this.drawRules(u); this.drawThreshold(u); }],
+          draw: [(u) => { this.drawRules(u); this.drawThreshold(u); this.moveCursor(); }],
           drawAxes: [(u) => { if (this.panel.axis === "heat") this.drawHeat(u); }],
           setSelect: [(u) => {
             if (u.select.width < 4) return;
