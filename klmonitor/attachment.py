@@ -105,6 +105,12 @@ class Handle:
     detach: Callable[[], None]
     describe: Callable[[], str]
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the description."""
+        from klmonitor.notebook import text_html
+
+        return text_html(self.describe())
+
 
 def attach(trainer: Any, **options: Any) -> Handle:
     """Watch the KL of a trainer that is about to run.

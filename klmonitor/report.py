@@ -238,6 +238,12 @@ class Report:
 
         return explain(self)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from klmonitor.notebook import report_html
+
+        return report_html(self)
+
 
 LARGEST = 1.7976931348623157e308
 """The largest finite float: what an infinity becomes in a row."""

@@ -17,12 +17,13 @@ class ModelOutputs:
     """Listens to a model, on demand.
 
     Attributes:
-        kept: the outputs' tensors since `listen`: log-probs if there are any, else logits.
+        kept: the outputs' tensors since `listen`, log-probs if there are any, else logits: what it
+            is, the tensor, and how often it had been written to when we saw it.
     """
 
     def __init__(self, model: Any) -> None:
         """Put the hook on."""
-        self.kept: list[tuple[str, Tensor]] = []
+        self.kept: list[tuple[str, Tensor, int]] = []
         self._listening = False
         self._handle = model.register_forward_hook(self._hear)
 
@@ -50,7 +51,7 @@ class ModelOutputs:
         for name in ("log_probs", "logits"):
             tensor = getattr(output, name, None)
             if isinstance(tensor, Tensor):
-                self.kept.append((name, tensor.detach()))
+                self.kept.append((name, tensor.detach(), tensor._version))
                 return
 
     @torch.no_grad()
@@ -63,12 +64,14 @@ class ModelOutputs:
         """
         parts, row = [], 0
         length = completion_ids.shape[1]
-        for name, tensor in self.kept:
+        for name, tensor, version in self.kept:
             if name == "log_probs":
                 part = tensor[:, -length:]
             else:
+                # Some versions of TRL divide the logits in place: those are divided already.
+                divisor = temperature if tensor._version == version else 1.0
                 ids = completion_ids[row : row + tensor.shape[0]]
-                part = sampled(tensor[:, -length - 1 : -1], ids, temperature)
+                part = sampled(tensor[:, -length - 1 : -1], ids, divisor)
             parts.append(part)
             row += part.shape[0]
         return torch.cat(parts) if parts else None

@@ -67,7 +67,7 @@ class PackedCapture(Capture):
     def _observe(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         inputs = argument(args, kwargs, 1, "inputs")
         lost = [key for key in KEYS if key not in inputs]
-        heard = [tensor for name, tensor in self._outputs.kept if name == "log_probs"]
+        heard = [tensor for name, tensor, _ in self._outputs.kept if name == "log_probs"]
         if lost or not heard:
             what = f"no {lost[0]} in its inputs" if lost else "no log_probs in the model's outputs"
             raise LookupError(f"the packed loss of this TRL has {what}")

@@ -26,6 +26,7 @@ from klmonitor_trl.feed import Capture, Feed, held_pairs
 from klmonitor_trl.kinds import capture_for, kind_of, watched_pairs
 from klmonitor_trl.objective import objective_of
 from klmonitor_trl.reference import choose_reference
+from klmonitor_trl.tables import TokenTables
 from klmonitor_trl.text import TokenText
 
 CAPTURE = ("log-probs", "generation", "loss")
@@ -84,7 +85,7 @@ class Watch:
             pairs=self._pairs,
             log_tokens=options.log_tokens,
             strict=options.strict,
-            sinks=with_alerts(options.sinks),
+            sinks=(*with_alerts(options.sinks), *self._token_tables()),
             notify=options.notify,
             half_life=options.half_life,
             merge_rows=True,
@@ -263,6 +264,12 @@ class Watch:
         if not wanted or not hasattr(tokenizer, "decode") or not trainer.is_world_process_zero():
             return None
         return TokenText(tokenizer, rank=0)
+
+    def _token_tables(self) -> tuple[TokenTables, ...]:
+        """What sends text to the trackers, where the user wants that."""
+        if self._text is None or self._options.log_tokens is not True:
+            return ()
+        return (TokenTables(self.trainer, self._annotate),)
 
     def _annotate(self, tokens: Sequence[ExtremeToken], phase: str) -> Sequence[ExtremeToken]:
         """The tokens with their text, or as they are if that fails."""
