@@ -197,6 +197,17 @@ def test_the_extreme_tokens_are_the_first_of_a_full_sort(seed, quantum):
             assert token.log_p - token.log_q == pytest.approx(token.log_ratio, rel=1e-6)
 
 
+def test_ties_in_rows_longer_than_a_tile_go_to_the_earliest_token():
+    q = torch.full((40, 9000), -2.0)
+    p = q + (torch.rand(q.shape, generator=torch.Generator().manual_seed(0)) < 1e-3)
+    batch = build({"policy": q, "ref": p})
+    state = Summary.empty(CONFIG)
+    accumulate(state, batch, default_pairs(batch.log_probs), place=Place())
+    expected = (p > q).flatten().nonzero().flatten()[:16]
+    sequence, position = state.tokens[PAIR_INDEX["policy_ref"], 1, :, 3:5].long().T
+    assert torch.equal(9000 * sequence + position, expected)
+
+
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=60), st.integers(1, 20))
 def test_first_largest_is_a_stable_sort(values, top):
     tensor = torch.tensor(values, dtype=torch.float64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -121,14 +122,14 @@ def trial_batch(batch: TokenBatch) -> TokenBatch:
     generator = torch.Generator().manual_seed(0)
     rows, columns = TRIAL_SHAPE[0], min(TRIAL_SHAPE[1], batch.shape[1])
     shape = (rows, columns)
-    common = -torch.rand(shape, generator=generator)
-    odd, log_probs = torch.tensor(ODD), {}
+    uniform = partial(torch.rand, shape, generator=generator, dtype=torch.float64, device="cpu")
+    common, odd = uniform(), torch.tensor(ODD, device="cpu")
+    log_probs = {}
     for name, values in batch.log_probs.items():
-        made = common + torch.randn(shape, generator=generator)
-        which = torch.randint(len(ODD), shape, generator=generator)
-        made[::2, ::9] = odd[which][::2, ::9]
+        made = -common - uniform()
+        made[::2, ::9] = odd[(len(ODD) * uniform()).long()][::2, ::9]
         log_probs[name] = made.to(values.dtype)
-    mask = torch.rand(shape, generator=generator) < 0.8
+    mask = uniform() < 0.8
     return replace(
         batch,
         log_probs=log_probs,

@@ -24,6 +24,7 @@ HEIGHT, WIDTH = 4, 256
 for all batches, so that the kernel is built once."""
 COPIES = 32
 """Of the histogram: programs that count the same bucket at the same time wait for each other."""
+CONSTANTS = {"copies": COPIES, "block_rows": HEIGHT, "block_columns": WIDTH}
 MOST_COLUMNS = 65_535 * WIDTH
 """A grid has no more blocks along its second axis."""
 
@@ -80,9 +81,7 @@ def _collect_pair(
             *(q, p, b, mask, partial, extremes, histogram),
             *(rows, columns, q.stride(0), p.stride(0), b.stride(0), mask.stride(0), *checked),
             *(int(flag) for flag in (batch.mask is not None, behaviour != pair.q, *count)),
-            copies=COPIES,
-            block_rows=HEIGHT,
-            block_columns=WIDTH,
+            **CONSTANTS,
             enable_fp_fusion=True,
         )
     sums = partial.sum(1)
