@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: help install test test-browser lint format demo docs sim bench clean
+.PHONY: help install test test-browser test-trl-matrix lint format demo docs sim bench clean
 
 help:
 	@echo "make test    the default test tier (sets up $(VENV) first)"
 	@echo "make test-browser  the dashboard in a real Chromium (Debian; installs it)"
+	@echo "make test-trl-matrix  the equality tests on nine versions of TRL (half an hour)"
 	@echo "make lint    ruff, mypy, import-linter, generated docs"
 	@echo "make demo    a real GRPO run with a KL spike, watched"
 	@echo "make docs    regenerate docs/metrics.md"
@@ -34,6 +35,11 @@ test-browser: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		--editable ".[browser]"
 	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest tests/browser $(ARGS)
+
+# One environment a version under .cache/trl-matrix, deleted after its run (ARGS=--keep keeps them);
+# the results go into docs/trl.md.
+test-trl-matrix: install
+	$(BIN)/python benchmarks/trl_matrix.py $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

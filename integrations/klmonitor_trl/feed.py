@@ -29,6 +29,7 @@ class Feed:
         text: keeps the tokens of a step, to name the extreme ones; None if nobody wants that.
         pairs: names of the pairs that are watched; None: those that the policies allow.
         seen: policy -> micro-batches in which its log-probs were observed.
+        model: the trainer's model, without what distributes it.
     """
 
     trainer: Any
@@ -37,16 +38,16 @@ class Feed:
     text: TokenText | None = None
     pairs: tuple[str, ...] | None = None
     seen: dict[str, int] = field(default_factory=dict)
+    model: Any = field(init=False)
 
     @property
     def phase(self) -> str:
         """``"train"`` or ``"eval"``, by the mode of the model, as TRL tells them apart."""
         return "train" if self.trainer.model.training else "eval"
 
-    @property
-    def model(self) -> Any:
-        """The model itself, without what distributes it."""
-        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+    def __post_init__(self) -> None:
+        """Look up the model itself, without what distributes it, once."""
+        self.model = self.trainer.accelerator.unwrap_model(self.trainer.model)
 
     def observe(self, policies: Mapping[str, Tensor], *, phase: str = "", **layout: Any) -> None:
         """Hand one micro-batch to the monitor, if it holds two policies to compare."""

@@ -64,16 +64,27 @@ class TokenText:
     def _contexts(
         self, tokens: Sequence[ExtremeToken], kept: Sequence[Tensor | None]
     ) -> list[list[int]]:
-        """Ids before each token, oldest first; one copy to the host for all of them."""
-        windows, lengths = [], []
-        for token in tokens:
-            ids = kept[token.micro_batch] if token.micro_batch < len(kept) else None
-            length = 0
-            if ids is not None and token.rank == self._rank:
-                length = min(token.position, BEFORE)
-                start = token.position - length
-                windows.append(ids[token.sequence, start : token.position].long())
-            lengths.append(length)
-        flat = torch.cat(windows).tolist() if windows else []
-        ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
-        return [flat[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+        """Ids before each token, oldest first: one gather a micro-batch, one copy for all."""
+        contexts: list[list[int]] = [[] for _ in tokens]
+        owners: list[int] = []
+        places: dict[int, list[int]] = {}
+        for number, token in enumerate(tokens):
+            if token.rank == self._rank and token.micro_batch < len(kept):
+                places.setdefault(token.micro_batch, []).append(number)
+        gathered = []
+        for micro_batch, numbers in places.items():
+            ids = kept[micro_batch]
+            if ids is None:
+                continue
+            flat: list[int] = []
+            for number in numbers:
+                row = tokens[number].sequence * ids.shape[1]
+                end = tokens[number].position
+                start = max(end - BEFORE, 0)
+                flat += range(row + start, row + end)
+                owners += [number] * (end - start)
+            gathered.append(ids.flatten()[torch.tensor(flat, device=ids.device, dtype=torch.long)])
+        values = torch.cat(gathered).tolist() if gathered else []
+        for number, value in zip(owners, values, strict=True):
+            contexts[number].append(value)
+        return contexts

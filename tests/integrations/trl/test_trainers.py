@@ -27,7 +27,7 @@ def from_experimental(folder, *names):
         with suppress(ImportError, AttributeError, RuntimeError):
             found = importlib.import_module(module)
             return [getattr(found, name) for name in names]
-    pytest.skip(f"this TRL has no {names[0]}")
+    pytest.skip(f"{names[0]} cannot be imported from this TRL")
 
 
 @pytest.fixture
