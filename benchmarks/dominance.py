@@ -36,7 +36,7 @@ from klmonitor.dominance import (
     dominance_k1,
     dominance_k3,
     k3_score,
-    most_tokens,
+    usual_tokens,
 )
 from klmonitor.simulate import CLEAN_FAMILIES, Case, sample
 
@@ -83,7 +83,7 @@ def contaminate(
 ) -> Floats:
     """A copy in which a few tokens shift the estimator's mean by z clean standard errors."""
     x = -d if estimator == "k1" else k3(d)
-    fewest, most = moved or (1, min(MOST_MOVED, most_tokens(len(d), estimator)))
+    fewest, most = moved or (1, min(MOST_MOVED, usual_tokens(len(d), estimator)))
     count = int(rng.integers(fewest, most + 1))
     where = rng.choice(len(d), count, replace=False)
     weights = rng.uniform(0.5, 1.5, count)
@@ -168,7 +168,9 @@ def measure(
                     for name in ESTIMATORS:
                         key = (name, size, case.name, "clean")
                         rates.levels.setdefault(key, []).append(found[name].level)
-                    rates.scores.setdefault((size, case.name), []).append(k3_score(found["k3"]))
+                    rates.scores.setdefault((size, case.name), []).append(
+                        k3_score(found["k3"], size)
+                    )
                     if i >= changed:
                         continue
                     for name in ESTIMATORS:
@@ -241,7 +243,7 @@ def print_scores(rates: Rates) -> None:
 def alternatives(d: Floats) -> dict[str, float]:
     """Statistics on which a rule for k3 could stand; m as k3's rule has it."""
     n, x = len(d), k3(d)
-    m = most_tokens(n, "k3")
+    m = usual_tokens(n, "k3")
     ordered = np.sort(x)[::-1]
     top, rest = ordered[:m], ordered[m:]
     return {
@@ -251,7 +253,7 @@ def alternatives(d: Floats) -> dict[str, float]:
         "J of the top m": (x.mean() - rest.mean()) / (rest.std(ddof=1) / np.sqrt(n)),
         "apart: x_m / x_{m+1}": ordered[m - 1] / ordered[m],
         "largest d": float(d.max()),
-        "score of the rule": k3_score(judge(d, "k3")),
+        "score of the rule": k3_score(judge(d, "k3"), n),
     }
 
 
