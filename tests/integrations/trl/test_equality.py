@@ -1,6 +1,7 @@
 """Our k3 against TRL's own logged `kl`, on the very tensors of real runs."""
 
 import dataclasses
+import math
 
 import pytest
 from trl import GRPOConfig, RLOOConfig, RLOOTrainer
@@ -40,6 +41,23 @@ def test_k3_is_the_token_mean_in_float64(run, formulas):
         pair = run.reports["train", step].pairs["policy_ref"]
         assert pair.k3.mean == pytest.approx(expected, rel=0, abs=1e-9)
         assert run.rows[step]["kl/policy_ref/k3/mean"] == pair.k3.mean
+
+
+def test_the_penalty_is_beta_times_k3_and_the_clip_range_is_counted_raw(run):
+    for step in run.rows:
+        pair = run.reports["train", step].pairs["policy_ref"]
+        assert pair["penalty/mean"] == pytest.approx(0.04 * pair.k3.mean, rel=1e-12)
+        assert pair["penalty/se"] == pytest.approx(0.04 * pair.k3.se, rel=1e-12)
+        if run.trainer.args.num_iterations > 1:
+            d = run.log_ratios([step], q="old", p="policy")
+            update = run.reports["train", step].pairs["old_policy"]
+            low, high = math.log1p(-run.trainer.epsilon_low), math.log1p(run.trainer.epsilon_high)
+            near = ((d - low).abs() < 0.01 * -low) | ((d - high).abs() < 0.01 * high)
+            slack = near.double().mean().item() + 1e-12
+            assert update["clip/low"] == pytest.approx((d < low).double().mean().item(), abs=slack)
+            assert update["clip/high"] == pytest.approx(
+                (d > high).double().mean().item(), abs=slack
+            )
 
 
 def test_a_row_logged_every_ten_steps_is_the_union_of_the_ten(watch, formulas):
