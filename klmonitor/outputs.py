@@ -14,7 +14,8 @@ from pathlib import Path
 
 from klmonitor.notify import Notifier, Notify, parse_targets
 from klmonitor.record import RecordWriter
-from klmonitor.report import Alert, ExtremeToken, PairReport, Report
+from klmonitor.report import Alert, ExtremeToken, Report
+from klmonitor.rows import recorded_tokens
 from klmonitor.sinks import (
     ConsoleSink,
     FanOut,
@@ -28,8 +29,6 @@ from klmonitor.sinks import (
 NAMES = ("tensorboard", "wandb", "prometheus")
 CLOSE_SECONDS = 5.0
 """What closing may wait for all outputs together, seconds."""
-RECORDED_TOKENS = 4
-"""Extreme tokens of each tail that are recorded at a step that is not dominated by any."""
 
 Annotate = Callable[[Sequence[ExtremeToken], str], Sequence[ExtremeToken]]
 """Gives extreme tokens, seen in a phase, their text for the record."""
@@ -101,16 +100,6 @@ class Outputs:
         deadline = time.monotonic() + CLOSE_SECONDS
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
-
-
-def recorded_tokens(pair: PairReport) -> list[ExtremeToken]:
-    """The extreme tokens worth a line on disk: all of a dominated step, else a few of each tail."""
-    if pair["dominance/level"] >= 1:
-        return list(pair.extremes)
-    tails: dict[str, list[ExtremeToken]] = {}
-    for token in pair.extremes:
-        tails.setdefault(token.tail, []).append(token)
-    return [token for tail in tails.values() for token in tail[:RECORDED_TOKENS]]
 
 
 def make_sinks(

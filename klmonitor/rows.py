@@ -10,10 +10,12 @@ from itertools import groupby
 from math import copysign, floor, frexp, ldexp
 from numbers import Integral, Real
 
-from klmonitor.report import Report, Row, report_to_row
+from klmonitor.report import ExtremeToken, PairReport, Report, Row, report_to_row
 
 PAIR_BYTES = 4096
 """What one pair of one report may take in ``steps.jsonl``."""
+RECORDED_TOKENS = 4
+"""Extreme tokens of each tail that are recorded at a step that is not dominated by any."""
 
 Histogram = tuple[tuple[float, float], ...]
 
@@ -72,3 +74,13 @@ def coarsen(histogram: Histogram, bits: int | None) -> Histogram:
         (sign * edge, sum(count for _, count in buckets))
         for (sign, edge), buckets in groupby(histogram, lower)
     )
+
+
+def recorded_tokens(pair: PairReport) -> list[ExtremeToken]:
+    """The extreme tokens worth a line on disk: all of a dominated step, else a few of each tail."""
+    if pair["dominance/level"] >= 1:
+        return list(pair.extremes)
+    tails: dict[str, list[ExtremeToken]] = {}
+    for token in pair.extremes:
+        tails.setdefault(token.tail, []).append(token)
+    return [token for tail in tails.values() for token in tail[:RECORDED_TOKENS]]

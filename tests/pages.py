@@ -36,7 +36,7 @@ def wait_until(page, expression, arg=None, seconds=20.0):
     deadline = time.monotonic() + seconds
     while not page.evaluate(expression, arg):
         assert time.monotonic() < deadline, f"never true: {expression}"
-        page.wait_for_timeout(50)
+        time.sleep(0.05)
 
 
 def read(path: Path):

@@ -7,11 +7,13 @@ import struct
 import threading
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import pytest
 from reports import make_alert, make_report, make_token, small_report
 
 from klmonitor.cli import main
+from klmonitor.commands.watch import Tail
 from klmonitor.dashboard.answers import answer
 from klmonitor.dashboard.columns import RunColumns, is_shown
 from klmonitor.dashboard.document import document
@@ -20,6 +22,7 @@ from klmonitor.dashboard.server import PageServer
 from klmonitor.dashboard.source import RecordSource, run_names
 from klmonitor.record import RecordWriter, read_run
 from klmonitor.report import report_to_row
+from klmonitor.sinks.stepevent import step_bytes
 
 
 @pytest.fixture
@@ -120,6 +123,12 @@ def test_the_heat_map_is_antisymmetric_and_ordered():
     mirrored = [next(i for i, b in enumerate(heat_column([-d], [1])) if b) for d in edges]
     assert rows == sorted(rows)
     assert [2 * HALF - row for row in rows] == mirrored
+
+
+def test_rounded_edges_fall_into_no_lower_row():
+    exact = [2.0**e * m for e in range(-8, 5) for m in (1, 1.5)]
+    rows = [heat_column([float(f"{edge:.3g}")], [1]).index(255) for edge in exact]
+    assert rows == list(range(rows[0], rows[0] + len(exact)))
 
 
 def test_heat_is_the_log_of_the_share():
@@ -238,3 +247,55 @@ def test_another_hosts_name_is_refused(server):
 def test_groups_are_drawn():
     assert is_shown("group/math/k1/mean")
     assert not is_shown("cv/lambda")
+
+
+# --- the terminal ------------------------------------------------------------------------------
+def test_watch_shows_the_last_steps_and_the_alerts(run_dir, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["watch", str(run_dir), "--once", "--rows", "3"]) == 0
+    said = capsys.readouterr().out
+    report = read_run(run_dir).reports[-1].pairs["policy_ref"]
+    assert f"{report.k3.mean:.4f} ± {report.k3.se:.4f}" in said
+    assert [line.split()[0] for line in said.splitlines()[2:8]] == ["28"] * 2 + ["29"] * 2 + [
+        "30"
+    ] * 2
+    assert "klmonitor [warn] step 7 spike: k3 is 12 x its level" in said
+
+
+def test_watch_takes_what_is_added(run_dir):
+    tail = Tail(run_dir, rows=4)
+    tail.view()
+    writer = RecordWriter(run_dir)
+    writer.step(make_report(31))
+    writer.close()
+    assert "31" in [str(cell) for cell in tail.view().renderables[1].columns[0].cells]
+
+
+def test_watch_shows_no_markup_or_control_characters(tmp_path, capsys):
+    writer = RecordWriter(tmp_path)
+    writer.step(make_report(1))
+    writer.alert(make_alert(step=1, message="[red]\x1b[31mfake"))
+    writer.close()
+    assert main(["watch", str(tmp_path), "--once"]) == 0
+    said = capsys.readouterr().out
+    assert "[red]" in said
+    assert "\x1b" not in said
+
+
+# --- TensorBoard's events ----------------------------------------------------------------------
+def test_an_event_holds_what_the_page_draws_without_text():
+    token = make_token(3, text="secret")
+    report = make_report(4, alerts=(make_alert(step=4),))
+    pair = replace(report.pairs["policy_ref"], extremes=(token,))
+    row = json.loads(step_bytes(replace(report, pairs={"policy_ref": pair})))
+    columns = RunColumns("run")
+    columns.add_tokens(row)
+    columns.add_row(row)
+    (kept,) = columns.tokens_at(4)
+    assert kept == replace(token, text=None)
+    shown = columns.report_at("policy_ref", 0)
+    for metric, value in report.pairs["policy_ref"].values.items():
+        assert shown[metric] == pytest.approx(value, rel=1e-6)
+    assert [alert["kind"] for alert in row["alerts"]] == ["spike"]
+    total = sum(count for _, count in report.pairs["policy_ref"].histogram)
+    assert sum(row["pairs"]["policy_ref"]["histogram"]["counts"]) == total

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from klmonitor.outputs import recorded_tokens
 from klmonitor.report import ExtremeToken, Report
+from klmonitor.rows import recorded_tokens
 
 EVERY = 50
 """Steps between two tables where nothing alerts."""

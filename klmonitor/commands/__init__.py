@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from klmonitor.commands import backtest, demo, doctor, notify_test, report, serve, tune
+from klmonitor.commands import backtest, demo, doctor, notify_test, report, serve, tune, watch
 
 
 class Command(Protocol):
@@ -26,5 +26,5 @@ class Command(Protocol):
         """Do it; the exit status."""
 
 
-COMMANDS: tuple[Command, ...] = (demo, report, serve, backtest, tune, doctor, notify_test)
+COMMANDS: tuple[Command, ...] = (demo, report, serve, watch, backtest, tune, doctor, notify_test)
 """In the order of the help."""

@@ -19,9 +19,11 @@ def run(args: argparse.Namespace) -> int:
     from klmonitor.dashboard.source import RecordSource
 
     try:
-        server = PageServer(RecordSource(args.runs), args.port)
+        source = RecordSource(args.runs)
+        server = PageServer(source, args.port)
     except (OSError, OverflowError) as error:
         raise SystemExit(f"klmonitor serve: {error}") from None
+    source.runs()  # a long record is read once, before anybody waits for the page
     print(f"{server.url}  (ctrl-c ends it)", flush=True)
     with server:
         server.serve_forever()

@@ -19,7 +19,8 @@ ROWS = 2 * HALF + 1
 DECADES = 7.0
 
 _EDGES = SMALLEST * 2.0 ** (np.arange(HALF) / PER_OCTAVE)
-_TOP = 1 + 1e-9
+_TOP = 1.006
+"""Edges come rounded to three digits (0.5 %): one that was rounded down is not in the row below."""
 
 
 def heat_column(edges: Sequence[float], counts: Sequence[float]) -> bytes:

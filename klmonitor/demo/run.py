@@ -100,7 +100,8 @@ def _train(run: Run, steps: int, event: int, plant: Plant | None, trackers: Sequ
     from klmonitor.demo import tiny
 
     model = tiny.save_tiny_model(run.directory / "model")
-    callback = KLMonitorCallback(run_dir=run.directory / "klmonitor")
+    tab = ["tensorboard"] if "tensorboard" in trackers else []
+    callback = KLMonitorCallback(run_dir=run.directory / "klmonitor", sinks=tab)
     jump = range(event - 1, event - 1 + JUMP_STEPS) if plant is None else range(0)
     trainer = tiny.make_trainer(
         model,
@@ -189,9 +190,9 @@ def _tell_findings(run: Run, step: int, plant: Plant | None) -> None:
 def _tell_places(run: Run) -> None:
     """Where the files are, and the command to look at each."""
     record, board = run.directory / "klmonitor", run.directory / "tensorboard"
-    places = [("record", record, f"tail -n 2 {record / 'alerts.jsonl'}")]
+    places = [("record", record, f"klmonitor serve {record}")]
     if board.exists():
-        places.append(("TensorBoard", board, f"tensorboard --logdir {board}"))
+        places.append(("TensorBoard", board, f"tensorboard --logdir {run.directory}"))
     if run.wandb is not None:
         places.append(("wandb, offline", run.wandb, f"wandb sync {run.wandb}"))
     print("\nWhere it is, and how to look:")

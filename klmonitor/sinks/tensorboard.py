@@ -15,6 +15,7 @@ from klmonitor.background import Worker
 from klmonitor.jsonl import write_whole
 from klmonitor.report import Report
 from klmonitor.sinks.selection import Metrics, check_metrics, select
+from klmonitor.sinks.stepevent import step_value
 
 CAPACITY = 256
 """Reports that may wait for a slow disk."""
@@ -24,7 +25,7 @@ _file_number = itertools.count()
 
 
 class TensorBoardSink:
-    """Writes the chosen metrics as plain scalars, tagged with their names.
+    """Writes the chosen metrics as plain scalars, tagged with their names, and what the tab shows.
 
     All scalars of a report are one event. A disk that stalls or fills costs events, which are
     counted and reported once, never time of the caller.
@@ -76,7 +77,8 @@ class TensorBoardSink:
     def _write(self, report: Report) -> None:
         scalars = select(self._metrics, report)
         if scalars:
-            self._target.add(scalars, report.step, report.time or time.time())
+            shown = report if report.phase == "train" else None
+            self._target.add(scalars, report.step, report.time or time.time(), shown)
 
 
 class _SharedWriter:
@@ -88,9 +90,12 @@ class _SharedWriter:
         self._writer = writer
         self._is_torch = type(writer).__module__.startswith("torch.utils.tensorboard")
 
-    def add(self, scalars: dict[str, float], step: int, wall_time: float) -> None:
+    def add(
+        self, scalars: dict[str, float], step: int, wall_time: float, shown: Report | None = None
+    ) -> None:
         if self._is_torch:
-            self._writer._get_file_writer().add_summary(_summary(scalars), step, wall_time)
+            summary = _summary(scalars, shown)
+            self._writer._get_file_writer().add_summary(summary, step, wall_time)
         else:  # the protocol buffers of other packages are types of their own
             for tag, value in scalars.items():
                 self._writer.add_scalar(tag, value, step, wall_time)
@@ -124,14 +129,16 @@ class EventFile:
         self.path = self._fresh_path()
         self.name = f"event file {self.path}"
 
-    def add(self, scalars: dict[str, float], step: int, wall_time: float) -> None:
-        """Write one event.
+    def add(
+        self, scalars: dict[str, float], step: int, wall_time: float, shown: Report | None = None
+    ) -> None:
+        """Write one event: scalars, and the report that the KL tab draws.
 
         Raises:
             OSError: it was not written.
         """
         event_type, _, _ = _protocol()
-        event = event_type(wall_time=wall_time, step=step, summary=_summary(scalars))
+        event = event_type(wall_time=wall_time, step=step, summary=_summary(scalars, shown))
         try:
             descriptor = self._open()
             data = _frame(event)
@@ -164,9 +171,11 @@ class EventFile:
             os.close(descriptor)
 
 
-def _summary(scalars: dict[str, float]) -> Any:
+def _summary(scalars: dict[str, float], shown: Report | None) -> Any:
     summary_type = _protocol()[1]
     values = [summary_type.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+    if shown is not None:
+        values.append(step_value(shown))
     return summary_type(value=values)
 
 

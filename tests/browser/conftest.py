@@ -31,11 +31,12 @@ class Watched:
 
     def __init__(self, page):
         self.page = page
-        self.said, self.asked = [], []
+        self.said, self.asked, self.missed = [], [], []
         page.add_init_script(path=PROBES)
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
         page.on("dialog", lambda dialog: self.said.append(f"dialog: {dialog.message}"))
+        page.on("response", lambda r: self.missed.append(r.url) if r.status == 404 else None)
         page.on("request", lambda request: self.asked.append(request.url))
 
     def _hear(self, message):
@@ -48,7 +49,7 @@ class Watched:
         return self.page
 
     def assert_quiet(self):
-        assert self.said == []
+        assert (self.said, self.missed) == ([], [])
         away = [url for url in self.asked if not is_local(url)]
         assert away == []
 

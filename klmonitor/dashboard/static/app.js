@@ -89,10 +89,10 @@
 
     zoom(range) {
       const [low, high] = this.full();
+      if (range && range[1] - range[0] < 1) return;
       const to = range && [Math.max(range[0], low), Math.min(range[1], high)];
       this.state.range = to && to[1] - to[0] < high - low ? to : null;
-      if (this.state.range && this.state.range[1] - this.state.range[0] < 1) return;
-      this.draw();
+      this.update();
     }
 
     zoomBy(factor) {
@@ -157,7 +157,9 @@
           button("+", "zoom in", () => this.zoomBy(0.5)), button("−", "zoom out", () => this.zoomBy(2)),
           button("all", "show all steps", () => this.zoom(null)), button("◐", "dark or light", () => this.flipTheme())),
         this.status);
-      this.notes = el("div", { className: "notes" });
+      this.absent = el("p", { className: "why", hidden: true, textContent:
+        'No run with klmonitor data is here. In TensorBoard: klmonitor.attach(trainer, sinks=["tensorboard"]) or TensorBoardSink writes them. A run\'s own record is shown by: klmonitor serve RUN' });
+      this.notes = el("div", { className: "notes" }, this.absent);
       this.alertBox = el("ul", { className: "alerts" });
       this.verdict = el("pre", { className: "verdict" });
       this.tokenBox = el("div", {});
@@ -218,9 +220,30 @@
       else delete document.documentElement.dataset.theme;
       this.selectors();
       for (const chart of this.charts) chart.draw();
+      this.listAlerts();
+      this.cursor();
+    }
+
+    // Other data or another range of the same selection.
+    update() {
+      for (const chart of this.charts) chart.update();
+      this.listAlerts();
+      this.cursor();
+    }
+
+    listAlerts() {
       const items = this.alerts().map((alert) => KLM.alertItem(alert, () => this.goTo(alert.step, alert.run)));
       this.alertBox.replaceChildren(...(items.length ? items : [el("li", { className: "why", textContent: "none at the selected runs and pair" })]));
-      this.cursor();
+    }
+
+    // The x axis that all panels of a width share.
+    sample(columns) {
+      const runs = this.shown().map((one) => one.run);
+      const key = [columns, ...this.range(), this.state.log];
+      const same = this.sampled && this.sampled.runs.length === runs.length && runs.every((run, i) => run === this.sampled.runs[i])
+        && key.every((part, i) => part === this.sampled.key[i]);
+      if (!same) this.sampled = { runs, key, sample: KLM.sample(runs, this.range(), columns, this.state.log) };
+      return this.sampled.sample;
     }
 
     cursor() {
@@ -230,8 +253,9 @@
       this.waiting = setTimeout(() => this.explain(), 40);
     }
 
-    // The selection in the address, where the host lets us.
+    // The selection in the address, which is not ours in a host's frame.
     mark() {
+      if (window.parent !== window) return;
       const { state } = this;
       const q = new URLSearchParams();
       for (const name of state.runs || []) q.append("run", name);
@@ -241,7 +265,7 @@
       if (state.step !== null && this.pinned) q.set("step", state.step);
       if (state.range) q.set("x", state.range.map((v) => Number(v.toFixed(2))).join(","));
       clearTimeout(this.marking);
-      this.marking = setTimeout(() => { try { history.replaceState(null, "", `#${q}`); } catch { /* a host may refuse */ } }, 150);
+      this.marking = setTimeout(() => history.replaceState(null, "", `#${q}`), 150);
     }
 
     async explain() {
@@ -276,6 +300,7 @@
       const overview = await this.source.overview();
       this.threshold = overview.threshold;
       let changed = overview.runs.length !== this.names.length;
+      this.absent.hidden = overview.runs.length > 0;
       this.names = overview.runs;
       for (let i = 0; i < this.names.length; i++) {
         const had = this.runs[i];
@@ -289,7 +314,10 @@
 
     async poll() {
       try {
-        if (!document.hidden && (await this.load())) this.draw();
+        if (!document.hidden && (await this.load())) {
+          this.selectors();
+          this.update();
+        }
         this.status.textContent = `live, ${this.shown().map((one) => one.run.steps.length).join(" + ") || 0} steps`;
       } catch (error) {
         this.status.textContent = `the host does not answer: ${error.message}`;

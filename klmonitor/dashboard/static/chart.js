@@ -95,6 +95,13 @@
       this.values();
     }
 
+    // New data or another range, in the plot that is there.
+    update() {
+      if (!this.plot || this.empty()) { this.draw(); return; }
+      this.plot.setData(this.data());
+      this.values();
+    }
+
     width() { return Math.max(280, Math.floor(this.body.clientWidth || this.node.clientWidth || 600)); }
 
     data() {
@@ -102,7 +109,7 @@
       const range = this.app.range();
       const columns = Math.max(100, Math.floor(this.width() - 75));
       const shown = this.app.shown();
-      this.sample = KLM.sample(shown.map((one) => one.run), range, columns, state.log);
+      this.sample = this.app.sample(columns);
       if (this.panel.axis === "heat") {
         const one = this.app.focused();
         this.pixels = KLM.heatPixels(one.run, one.pair, range, columns, state.log);
