@@ -73,7 +73,7 @@ def plain_k3(d):
 @pytest.mark.parametrize("n", [100, 256, 1024, 4096, 20_000])
 @pytest.mark.parametrize(
     "bad",
-    [[], [-3.0], [2.5], [3.0, 2.9], [-40.0, 1.0], [1.1, 1.0, 1.2, -4], [2.0] * 7, [-9.0] * 12],,
+    [[], [-3.0], [2.5], [3.0, 2.9], [-40.0, 1.0], [1.1, 1.0, 1.2, -4], [2.0] * 7, [-9.0] * 12],
 )
 def test_the_numbers_are_their_formulas(n, bad):
     d = normal(n)
