@@ -43,6 +43,14 @@ def test_k3_is_the_token_mean_in_float64(run, formulas):
         assert run.rows[step]["kl/policy_ref/k3/mean"] == pair.k3.mean
 
 
+def test_a_row_has_at_most_30_series_of_ours(run):
+    pairs = 2 if run.trainer.args.num_iterations > 1 else 1
+    assert len(run.reports["train", 8].pairs) == pairs
+    ours = {key for key in run.rows[8] if key.startswith(("kl/", "klmonitor/"))}
+    assert {"klmonitor/active", "kl/alerts"} <= ours
+    assert 10 * pairs < len(ours) <= 30
+
+
 def test_the_penalty_is_beta_times_k3_and_the_clip_range_is_counted_raw(run):
     for step in run.rows:
         pair = run.reports["train", step].pairs["policy_ref"]
