@@ -273,7 +273,7 @@
         for (let bin = 0; bin < bins; bin++) {
           const value = this.pixels[column * bins + bin];
           if (!value) continue;
-          const at = 4 * ((bins - 1 - bin) * columns + column), t = (value - least) / (most - least);
+          const at = 4 * ((bins - 1 - bin) * columns + column), t = 0.15 + (0.85 * (value - least)) / (most - least);
           image.data[at] = mix(16, t);
           image.data[at + 1] = mix(8, t);
           image.data[at + 2] = mix(0, t);

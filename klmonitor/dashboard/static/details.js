@@ -48,9 +48,12 @@
     ["prompt", (t) => t.prompt_id ?? ""],
   ];
 
+  // What a token weighs in the estimator that it weighs most in.
+  const weight = (token) => Math.max(Math.abs(token.k1), token.k3);
+
   // Panel 8. `details` is the host's answer on a step, null where it has none.
   KLM.tokenTable = function (details, pair) {
-    const tokens = details ? details.tokens.filter((token) => token.pair === pair) : [];
+    const tokens = details ? details.tokens.filter((token) => token.pair === pair).sort((a, b) => weight(b) - weight(a)) : [];
     if (!tokens.length) {
       const why = details
         ? "no extreme tokens were recorded at this step (log_tokens=False keeps none)"
