@@ -5,31 +5,24 @@ Both rules look at a handful of tokens o and ask what the mean would be without 
     V = sum_o (x - mean)^2 / sum (x - mean)^2               their share of the variance
     J = (mean - mean without o) / (s without o / sqrt(N))   their pull, in standard errors
 
-J is in standard errors of the *rest*: with the whole's, outliers hide behind the spread that they
-make themselves. For the same reason o must not leave some of a group outside.
+k1 suffers on the left tail of d and can be pulled either way: o is the m tokens of largest |d|,
+m = clip(N / 400, 1, 10), and V together with |J| decides. k3 is never negative and skewed even in
+clean data, so its J is always positive and its V always large; there the question is whether the
+tokens also stand *apart* from the next one. With x_1 >= x_2 >= ... the largest values of k3, o is
+the k <= m tokens, m = clip(log_4(N / 64), 1, 5), that maximise
 
-k1 suffers on the left tail of d and can be pulled either way. o is the m tokens of largest |d|, m =
-clip(N / 400, 1, 10), and V together with |J| decides; or a larger group, of up to 15 tokens, if it
-stands apart from the next token and reaches the severe level.
+    score = 3 ln J_k + sqrt(k) ln(x_k / x_{k+1}),   J_k >= 2.
 
-k3 is never negative and skewed even in clean data: its J is always positive, its V always large,
-and what tells a few odd tokens from an ordinary tail is how far they stand apart. With x_1 >= x_2
->= ... the largest values of k3, o is the k tokens with J_k >= 2 that maximise
-
-    score = 3 ln J_k + sqrt(k) ln(x_k / x_{k+1}) - penalty,
-
-the penalty being 0 for k <= m = clip(log_4(N / 64), 1, 5), and 3 + (k - m) / 2 for more, up to 15.
-
-Rates, families and the alternatives that were measured and dropped: docs/dominance.md;
-`python benchmarks/dominance.py` measures them again.
+Removing o leaves the standard error of the *rest* in J: dividing by the untrimmed one would let an
+outlier hide behind the spread that it makes itself. Rates, families and alternatives that were
+measured and dropped: docs/dominance.md; `python benchmarks/dominance.py` measures them again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 from klmonitor.summary.layout import CORE_RADIUS
 
@@ -37,25 +30,21 @@ WARN, SEVERE = 1.0, 2.0
 
 K1_THRESHOLDS = {WARN: (0.3, 2.0), SEVERE: (0.5, 3.0)}
 """Level -> smallest V and smallest |J|."""
-K1_APART = 1.5
-"""How many times |d| of the next token the smallest of a group of more than m must have."""
 
 K3_THRESHOLDS = {
     #   N: (warn, severe) on the score
     64: (6.7, 9.0),
-    128: (5.6, 8.6),
-    256: (4.9, 8.2),
-    512: (5.5, 8.0),
-    1024: (5.2, 7.6),
-    4096: (5.2, 7.8),
-    16384: (4.9, 7.5),
-    65536: (5.2, 8.4),
+    128: (5.6, 8.2),
+    256: (4.9, 7.5),
+    512: (5.5, 7.8),
+    1024: (5.0, 7.4),
+    4096: (5.1, 7.2),
+    16384: (4.6, 6.9),
+    65536: (4.8, 8.0),
 }
 """Tokens -> smallest score of the two levels, interpolated in ln N, constant beyond the end."""
 K3_SMALLEST_J = 2.0
 
-LARGEST_GROUP = 15
-"""The most tokens that o may have (and N / 32): a summary lists 16 of each tail."""
 FEWEST_TOKENS = 64
 """With fewer no level is given: a largest token then always carries much."""
 SMALLEST_LOG_RATIO = 1e-3
@@ -117,7 +106,7 @@ def dominance_k1(
         mean: mean of k1, nats.
         var: sample variance of k1, nats^2 (divisor N - 1).
         sum_abs: sum of |d|, nats.
-        left: |d| of the tokens of smallest d < 0, any order; the largest 16 of them at least.
+        left: |d| of the tokens of smallest d < 0, any order; the largest 11 of them at least.
         right: d of the tokens of largest d > 0, likewise.
 
     Returns:
@@ -127,18 +116,11 @@ def dominance_k1(
         return NOTHING
     if n >= 3 and not var < LARGEST_VARIANCE:
         return replace(NOTHING, level=SEVERE)
-    log_ratios = sorted(_log_ratios(left, right), key=abs, reverse=True)
-    groups = _groups([-d for d in log_ratios], n, mean, var, sum_abs)
-    m = min(usual_tokens(n, "k1"), len(groups) - 1)
-    found = max(
-        (
-            o
-            for o in groups[m:]
-            if o is groups[m] or (_k1_level(o) == SEVERE and o.apart >= K1_APART)
-        ),
-        key=lambda o: (_k1_level(o), abs(o.j)),
-    )
-    return replace(found, level=_k1_level(found) if _judged(n, log_ratios) else 0.0)
+    log_ratios = _log_ratios(left, right)
+    values = [-d for d in sorted(log_ratios, key=abs, reverse=True)]
+    found = _without(most_tokens(n, "k1"), values, n, mean, var, sum_abs)
+    reached = {level: found.v >= v and abs(found.j) >= j for level, (v, j) in K1_THRESHOLDS.items()}
+    return replace(found, level=_level(n, log_ratios, reached))
 
 
 def dominance_k3(
@@ -155,36 +137,36 @@ def dominance_k3(
         n: N, tokens counted.
         mean: mean of k3, nats.
         var: sample variance of k3, nats^2 (divisor N - 1).
-        left: |d| of the tokens of smallest d < 0, any order; the largest 16 of them at least.
+        left: |d| of the tokens of smallest d < 0, any order; the largest 6 of them at least.
         right: d of the tokens of largest d > 0, likewise.
         core: number and sum of k3 of the tokens with |d| <= 20 nats, if they are known apart:
             then the mean without o is exact beside a token of any size.
 
     Returns:
-        The k tokens of the largest score, with the level that `K3_THRESHOLDS` gives it; the m
-        largest if no J reaches 2.
+        The k tokens of the largest score, with the level that `K3_THRESHOLDS` gives it; those of
+        the largest J if no J reaches 2.
     """
     if not n > 0:
         return NOTHING
     if n >= 3 and not var < LARGEST_VARIANCE:
         return replace(NOTHING, level=SEVERE)
     log_ratios = sorted(_log_ratios(left, right), key=_k3, reverse=True)
-    groups = _groups([_k3(d) for d in log_ratios], n, mean, var, n * mean)
-    found = max(groups, key=lambda o: k3_score(o, n))
-    if k3_score(found, n) == -math.inf:
-        found = groups[min(usual_tokens(n, "k3"), len(groups) - 1)]
-    score = k3_score(found, n)
-    level = sum(score >= least for least in k3_thresholds(n)) if _judged(n, log_ratios) else 0
-    found = replace(found, level=float(level))
-    if core is not None and 0 < found.tokens <= n - 2:
+    values = [_k3(d) for d in log_ratios]
+    sizes = range(1, most_tokens(n, "k3") + 1)
+    candidates = [_without(k, values, n, mean, var, n * mean) for k in sizes]
+    found = max(candidates, key=lambda o: (k3_score(o), o.j))
+    score = k3_score(found)
+    reached = {level: score >= least for level, least in k3_thresholds(n).items()}
+    found = replace(found, level=_level(n, log_ratios, reached))
+    if core is not None and found.tokens > 0 and n - found.tokens >= 2:
         mean_of_rest = _mean_outside_core(log_ratios, int(found.tokens), n, *core)
         if not math.isnan(mean_of_rest):
             return replace(found, mean_without_top=mean_of_rest)
     return found
 
 
-def k3_thresholds(n: float) -> tuple[float, float]:
-    """The smallest scores of the levels warn and severe at N = n tokens."""
+def k3_thresholds(n: float) -> dict[float, float]:
+    """Level -> smallest score at N = n tokens."""
     sizes = list(K3_THRESHOLDS)
     n = min(max(n, sizes[0]), sizes[-1])
     upper = next(i for i, size in enumerate(sizes) if size >= n)
@@ -193,74 +175,53 @@ def k3_thresholds(n: float) -> tuple[float, float]:
     weight = math.log(n / sizes[lower]) / span if span else 0.0
     below, above = K3_THRESHOLDS[sizes[lower]], K3_THRESHOLDS[sizes[upper]]
     warn, severe = (a + weight * (b - a) for a, b in zip(below, above, strict=True))
-    return warn, severe
+    return {WARN: warn, SEVERE: severe}
 
 
-def k3_score(found: Dominance, n: float) -> float:
-    """3 ln J + sqrt(k) ln apart - penalty, or -inf below the smallest J."""
+def k3_score(found: Dominance) -> float:
+    """3 ln J + sqrt(k) ln apart, or -inf below the smallest J."""
     if not found.j >= K3_SMALLEST_J:
         return -math.inf
     apart = min(math.log(found.apart), LARGEST_APART)
-    more = found.tokens - usual_tokens(n, "k3")
-    penalty = 3.0 + more / 2 if more > 0 else 0.0
-    return 3 * math.log(found.j) + math.sqrt(found.tokens) * apart - penalty
+    return 3 * math.log(found.j) + math.sqrt(found.tokens) * apart
 
 
-def usual_tokens(n: float, estimator: str) -> int:
-    """m, how many tokens o has among N = n unless a larger group stands out."""
+def most_tokens(n: float, estimator: str) -> int:
+    """How many tokens o may have among N = n: more would reach into the clean tail."""
     if estimator == "k1":
         return min(max(int(n // 400), 1), 10)
     return min(max(round(math.log(n / 64, 4)), 1), 5)
 
 
-def _k1_level(found: Dominance) -> float:
-    return float(sum(found.v >= v and abs(found.j) >= j for v, j in K1_THRESHOLDS.values()))
-
-
-def _judged(n: float, log_ratios: Sequence[float]) -> bool:
-    """Not with too few tokens, nor where every |d| is rounding noise."""
-    largest = max(map(abs, log_ratios), default=0.0)
-    return n >= FEWEST_TOKENS and largest >= SMALLEST_LOG_RATIO
-
-
-def _groups(
-    values: Sequence[float], n: float, mean: float, var: float, sum_abs: float
-) -> list[Dominance]:
-    """`Dominance`, level 0, of the first 0, 1, 2, ... values; tokens not listed are smaller.
-
-    With D = sum_o (x - mean) and C = sum_o (x - mean)^2, the mean falls by D / (N - k) without o,
-    and the sum of squares about it by C + D^2 / (N - k).
-    """
-    most = max(min(LARGEST_GROUP, int(n // 32)), usual_tokens(n, "k1"))
-    listed = values[: min(most, int(n) - 2)] if n > 2 else []
+def _without(
+    k: int, values: Sequence[float], n: float, mean: float, var: float, sum_abs: float
+) -> Dominance:
+    """The numbers of `Dominance`, level 0, for the first k values; unlisted tokens are smaller."""
+    top, outside = values[:k], values[k : k + 1]
+    k = len(top)
+    rest = n - k
+    if not k:
+        return Dominance(0.0, 0.0, 0.0, 0.0, 0.0, mean, math.nan)
+    if rest < 2:
+        return Dominance(0.0, float(k), *[math.nan] * 5)
+    mean_of_top = sum(top) / k
+    mean_of_rest = (n * mean - sum(top)) / rest
     squares = (n - 1) * var
+    between = k * rest / n * (mean_of_top - mean_of_rest) ** 2
+    squares_of_rest = squares - between - sum((x - mean_of_top) ** 2 for x in top)
     unresolved = RESOLUTION * (squares + n * mean**2)
-    sums = zip(
-        accumulate(x - mean for x in listed),
-        accumulate((x - mean) ** 2 for x in listed),
-        accumulate(abs(x) for x in listed),
-        strict=True,
+    spread = math.sqrt(max(squares_of_rest, unresolved) / (rest - 1))
+    uncertainty = RESOLUTION * sum_abs / rest
+    known = uncertainty <= max(1e-3 * abs(mean_of_rest), NEGLIGIBLE)
+    return Dominance(
+        level=0.0,
+        tokens=float(k),
+        v=_share(sum((x - mean) ** 2 for x in top), squares),
+        j=(mean - mean_of_rest) * math.sqrt(n) / spread if spread > 0 else 0.0,
+        top_share=_share(sum(abs(x) for x in top), sum_abs),
+        mean_without_top=mean_of_rest if known else math.nan,
+        apart=abs(top[-1] / outside[0]) if outside and outside[0] else math.inf,
     )
-    groups = [Dominance(0.0, 0.0, 0.0, 0.0, 0.0, mean, math.nan)]
-    for k, (d_sum, c_sum, abs_sum) in enumerate(sums, start=1):
-        rest = n - k
-        shift = d_sum / rest
-        spread = math.sqrt(max(squares - c_sum - d_sum * shift, unresolved) / (rest - 1))
-        uncertainty = RESOLUTION * sum_abs / rest
-        known = uncertainty <= max(1e-3 * abs(mean - shift), NEGLIGIBLE)
-        outside = values[k] if k < len(values) else 0.0
-        groups.append(
-            Dominance(
-                level=0.0,
-                tokens=float(k),
-                v=_share(c_sum, squares),
-                j=shift * math.sqrt(n) / spread if spread > 0 else 0.0,
-                top_share=_share(abs_sum, sum_abs),
-                mean_without_top=mean - shift if known else math.nan,
-                apart=abs(values[k - 1] / outside) if outside else math.inf,
-            )
-        )
-    return groups
 
 
 def _mean_outside_core(
@@ -279,6 +240,13 @@ def _mean_outside_core(
 def _share(part: float, whole: float) -> float:
     """Part of a sum, at most 1 for rounding; 0 of nothing."""
     return min(part / whole, 1.0) if whole > 0 else 0.0
+
+
+def _level(n: float, log_ratios: Sequence[float], reached: Mapping[float, bool]) -> float:
+    """The highest level reached; 0 for too few tokens or where every |d| is rounding noise."""
+    if n < FEWEST_TOKENS or max(map(abs, log_ratios), default=0.0) < SMALLEST_LOG_RATIO:
+        return 0.0
+    return max((level for level, yes in reached.items() if yes), default=0.0)
 
 
 def _log_ratios(left: Iterable[float], right: Iterable[float]) -> list[float]:

@@ -79,7 +79,12 @@ class Outputs:
         for alert in (*report.alerts, *ended):
             record.alert(alert)
         if self._keep_tokens:
-            kept = [token for pair in report.pairs.values() for token in recorded_tokens(pair)]
+            alerted = {alert.pair for alert in report.alerts}
+            kept = [
+                token
+                for pair in report.pairs.values()
+                for token in recorded_tokens(pair, pair.name in alerted)
+            ]
             if self._annotate is not None:
                 kept = list(self._annotate(kept, report.phase))
             record.tokens(report.step, kept, report.phase)
@@ -93,7 +98,7 @@ class Outputs:
         """Write what is queued and close everything, side by side; safe to call again."""
         closers: list[Callable[[], object]] = [self._sinks.close]
         if self._record is not None:
-            closers.append(partial(self._record.close, CLOSE_SECONDS))
+            closers.append(partial(self._record.close, 0.9 * CLOSE_SECONDS))
         threads = [threading.Thread(target=close, daemon=True) for close in closers]
         for thread in threads:
             thread.start()

@@ -76,9 +76,12 @@ def coarsen(histogram: Histogram, bits: int | None) -> Histogram:
     )
 
 
-def recorded_tokens(pair: PairReport) -> list[ExtremeToken]:
-    """The extreme tokens worth a line on disk: all of a dominated step, else a few of each tail."""
-    if pair["dominance/level"] >= 1:
+def recorded_tokens(pair: PairReport, alerted: bool = False) -> list[ExtremeToken]:
+    """The extreme tokens worth a line on disk: a few of each tail, or all.
+
+    All of a dominated or alerted step, which a replay of the rules may name.
+    """
+    if alerted or pair["dominance/level"] >= 1:
         return list(pair.extremes)
     tails: dict[str, list[ExtremeToken]] = {}
     for token in pair.extremes:
