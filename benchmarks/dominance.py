@@ -229,13 +229,8 @@ def print_scores(rates: Rates) -> None:
     print("| N |", "".join(f" {tail:.2%} |" for tail in tails))
     for size in sorted({size for size, _ in rates.scores}):
         scores = [np.array(rates.scores[size, case]) for case in cases_of()]
-        weights = np.concatenate([np.full(len(s), 1 / len(s) / len(scores)) for s in scores])
-        joined = np.concatenate(scores)
-        order = np.argsort(-joined)
-        reached = np.cumsum(weights[order])
-        print(f"| {size:,} |", "".join(
-            f" {joined[order][np.searchsorted(reached, tail)]:.2f} |" for tail in tails
-        ))  # fmt: skip
+        row = "".join(f" {weighted_quantile(scores, tail):.2f} |" for tail in tails)
+        print(f"| {size:,} |{row}")
 
 
 def alternatives(d: Floats) -> dict[str, float]:
@@ -255,34 +250,51 @@ def alternatives(d: Floats) -> dict[str, float]:
     }
 
 
-def print_alternatives(pools: int, seed: int, clean: int = 40, changed: int = 16) -> None:
+def print_alternatives(pools: int, seed: int, clean: int = 16, changed: int = 4) -> None:
     """Detection at 3-5 standard errors when 2 % of clean batches are flagged, by statistic."""
     rng = np.random.default_rng(seed + 2)
-    columns: dict[str, list[float]] = {}
-    for size in SIZES:
-        values: dict[tuple[str, bool], list[Floats]] = {}
-        for case in (
-            c for name in CLEAN_FAMILIES if name != HEAVIEST for c in CLEAN_FAMILIES[name]
-        ):
-            found: dict[tuple[str, bool], list[float]] = {}
-            for number in range(pools):
-                for i, d in enumerate(batches(pool(case, seed + number), size, clean)):
+    found: dict[tuple[int, str, str, bool], list[float]] = {}
+    for family, case in ordinary_cases():
+        for number in range(pools * MORE_POOLS.get(family, 1)):
+            tokens = pool(case, seed + number)
+            for size in SIZES:
+                for i, d in enumerate(batches(tokens, size, clean)):
                     for name, value in alternatives(d).items():
-                        found.setdefault((name, False), []).append(value)
+                        found.setdefault((size, case.name, name, False), []).append(value)
                     if i < changed:
                         other = contaminate(rng, d, "k3", rng.uniform(3, 5))
                         for name, value in alternatives(other).items():
-                            found.setdefault((name, True), []).append(value)
-            for key, each in found.items():
-                values.setdefault(key, []).append(np.array(each))
-        for name in {name for name, _ in values}:
-            threshold = np.quantile(np.concatenate(values[name, False]), 0.98)
-            detected = np.mean([np.mean(each > threshold) for each in values[name, True]])
-            columns.setdefault(name, []).append(float(detected))
+                            found.setdefault((size, case.name, name, True), []).append(value)
     print("| statistic |", "".join(f" {size:,} |" for size in SIZES))
     print("|---" * (1 + len(SIZES)) + "|")
-    for name, row in sorted(columns.items(), key=lambda item: sum(item[1])):
+    for name in alternatives(np.linspace(-1, 1, 256)):
+        row = [
+            equal_rate_detection(
+                [np.array(found[size, case.name, name, False]) for _, case in ordinary_cases()],
+                [np.array(found[size, case.name, name, True]) for _, case in ordinary_cases()],
+            )
+            for size in SIZES
+        ]
         print(f"| {name} |", "".join(f" {share:.2f} |" for share in row))
+
+
+def ordinary_cases() -> list[tuple[str, Case]]:
+    """(family, case) of all but the heaviest family."""
+    return [(n, case) for n in CLEAN_FAMILIES if n != HEAVIEST for case in CLEAN_FAMILIES[n]]
+
+
+def equal_rate_detection(clean: list[Floats], changed: list[Floats], rate: float = 0.02) -> float:
+    """Mean detection over cases at the threshold that flags this share of clean batches."""
+    threshold = weighted_quantile(clean, rate)
+    return float(np.mean([np.mean(each > threshold) for each in changed]))
+
+
+def weighted_quantile(samples: list[Floats], rate: float) -> float:
+    """The value that this share exceeds, every sample counting alike whatever its size."""
+    joined = np.concatenate(samples)
+    weights = np.concatenate([np.full(len(s), 1 / len(s) / len(samples)) for s in samples])
+    order = np.argsort(-joined)
+    return float(joined[order][np.searchsorted(np.cumsum(weights[order]), rate)])
 
 
 def main() -> None:
