@@ -34,7 +34,7 @@ from klmonitor.pairs import Pair, default_pairs, parse_pairs
 from klmonitor.record import RecordWriter
 from klmonitor.reduce import Group, HostCopy, agree, default_group, rank_of, reduce_over
 from klmonitor.report import Report
-from klmonitor.rules import RuleSet
+from klmonitor.rules import RuleSet, settings_to_row
 from klmonitor.rulesfile import load_rules
 from klmonitor.running import Running
 from klmonitor.sinks import Metrics, Sink
@@ -146,7 +146,11 @@ class Monitor:
         if self.active and rank_of(process_group or default_group()) == 0:
             record = None
             if run_dir is not None:
-                record = RecordWriter(Path(run_dir), {"groups": list(names), **(meta or {})})
+                record = RecordWriter(
+                    Path(run_dir),
+                    {"groups": list(names), **(meta or {})},
+                    rules=settings_to_row(self._rules.settings),
+                )
             self._outputs = Outputs(
                 record,
                 make_sinks(sinks, run_dir, metrics, notify),

@@ -1,6 +1,6 @@
 """The run's record: a directory that outlives the run and is read without torch.
 
-- ``run.json``: what was run (`meta`) and every start of it, with versions;
+- ``run.json``: what was run (`meta`) and every start of it, with versions and alert rules;
 - ``steps.jsonl``: one row a report, 4 KB a pair at most;
 - ``tokens.jsonl``: the extreme tokens of each step, readable by the owner alone;
 - ``alerts.jsonl``: openings, worsenings and ends of episodes.
@@ -57,6 +57,7 @@ class RecordWriter:
         max_bytes: bytes that the rows may take. Past half of it rows come without histograms,
             at the limit they end.
         capacity: rows that may wait for a slow disk; more are dropped and counted.
+        rules: the alert rules of this start, stored there too (see `settings_to_row`).
 
     Raises:
         OSError: the directory cannot be written.
@@ -69,11 +70,12 @@ class RecordWriter:
         *,
         max_bytes: int = 10**9,
         capacity: int = 256,
+        rules: Mapping[str, object] | None = None,
     ) -> None:
         self.path = Path(run_dir)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            note_start(self.path / RUN, meta or {})
+            note_start(self.path / RUN, meta or {}, rules)
             sizes = [_writable_size(self.path / name) for name in (STEPS, TOKENS, ALERTS)]
         except OSError as error:
             raise OSError(
@@ -193,7 +195,8 @@ class RunRecord:
 
     Attributes:
         meta: what the run was started with.
-        starts: one entry a start, with ``time`` (seconds since the epoch) and ``versions``.
+        starts: one entry a start, with ``time`` (seconds since the epoch), ``versions`` and
+            ``rules``.
         reports: by step, with their alerts and extreme tokens; the tokens without their text.
         alerts: by step, ends of episodes included.
         tokens: step -> extreme tokens of training, with their text if it was recorded.

@@ -1,4 +1,4 @@
-"""``run.json``: what was run, and every start of it with the versions that ran."""
+"""``run.json``: what was run, and every start of it with its versions and its rules."""
 
 from __future__ import annotations
 
@@ -18,13 +18,22 @@ PACKAGES = ("klmonitor", "torch", "numpy", "transformers", "trl", "verl", "openr
 """Packages whose version a start notes, where they are installed."""
 
 
-def note_start(path: Path, meta: Mapping[str, object]) -> None:
+def note_start(
+    path: Path, meta: Mapping[str, object], rules: Mapping[str, object] | None = None
+) -> None:
     """Write the file in one move, with this start after the earlier ones.
+
+    Args:
+        path: the file.
+        meta: what describes the run.
+        rules: which rules are in force (see `klmonitor.rules.settings.settings_to_row`).
 
     Raises:
         OSError: it cannot be written.
     """
-    start = {"time": time.time(), "versions": versions()}
+    start: Row = {"time": time.time(), "versions": versions()}
+    if rules is not None:
+        start["rules"] = dict(rules)
     starts = [*read_run_file(path).get("starts", ()), start]
     body = {"format": FORMAT, "meta": dict(meta), "starts": starts}
     fresh = path.with_suffix(".json.new")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import struct
 import threading
@@ -16,13 +17,18 @@ from klmonitor.cli import main
 from klmonitor.commands.watch import Tail
 from klmonitor.dashboard.answers import answer
 from klmonitor.dashboard.columns import RunColumns, is_shown
-from klmonitor.dashboard.document import document
+from klmonitor.dashboard.document import document, summary
 from klmonitor.dashboard.heat import HALF, ROWS, heat_column, quartile
 from klmonitor.dashboard.server import PageServer
 from klmonitor.dashboard.source import RecordSource, run_names
+from klmonitor.monitor import Monitor
 from klmonitor.record import RecordWriter, read_run
 from klmonitor.report import report_to_row
+from klmonitor.rules import parse_rules
+from klmonitor.rules.spikes import SPIKE
 from klmonitor.sinks.stepevent import step_bytes
+
+QUIET_Z = parse_rules("quiet").thresholds["spike"]["z"]
 
 
 @pytest.fixture
@@ -154,6 +160,36 @@ def test_records_are_found_below_a_directory(run_dir):
     assert [run.name for run in RecordSource([run_dir.parent.parent]).runs()] == ["math"]
     with pytest.raises(FileNotFoundError, match="no record in"):
         RecordSource([run_dir.parent / "nothing"])
+
+
+@pytest.mark.parametrize(
+    ("rules", "spike", "said"),
+    [
+        ({"spike": {"z": 7}}, {"z": 7, "known": True}, "Alert rules: default, spike z = 7"),
+        ({"spike": False}, {"z": None, "known": True}, "Alert rules: default, spike off"),
+        ({"spike": {"z": math.inf}}, {"z": None, "known": True}, "spike z = 1.79769e+308"),
+        ("quiet", {"z": QUIET_Z, "known": True}, "Alert rules: quiet\n"),
+    ],
+)
+def test_the_page_knows_the_threshold_that_was_in_force(tmp_path, rules, spike, said):
+    """A resumed run's last start decides."""
+    Monitor(tmp_path, rules="sensitive").close()
+    writer = RecordWriter(tmp_path)
+    writer.step(make_report(1))
+    writer.close()
+    Monitor(tmp_path, rules=rules).close()
+    source = RecordSource([tmp_path])
+    assert ask(source, "data", run=0)["spike"] == spike
+    assert said in summary(source.runs()[0])
+    assert json.loads((tmp_path / "run.json").read_text())["starts"][0]["rules"]["preset"] == (
+        "sensitive"
+    )
+
+
+def test_a_record_without_rules_gets_the_default_threshold(run_dir):
+    source = RecordSource([run_dir])
+    assert ask(source, "data", run=0)["spike"] == {"z": SPIKE.thresholds["z"], "known": False}
+    assert "Alert rules" not in summary(source.runs()[0])
 
 
 # --- the file ----------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
+import json
 import math
 
 import pytest
 
-from klmonitor.rules import RuleSet, parse_rules
+from klmonitor.rules import RuleSet, describe_rules, parse_rules, settings_to_row
 from klmonitor.rules.table import PRESETS, RULES
 
 try:
@@ -73,3 +74,26 @@ def test_every_rule_explains_itself():
         assert rule.action
         assert rule.source.startswith("docs/alerts.md#")
         assert all(math.isfinite(value) for value in rule.thresholds.values())
+
+
+def test_a_record_says_which_rules_were_in_force():
+    def mine(report):
+        return None
+
+    table = {"preset": "quiet", "spike": {"z": 9}, "surge": False, "own": mine}
+    table["limit"] = {"policy_ref": math.inf}
+    settings = parse_rules(table)
+    row = json.loads(json.dumps(settings_to_row(settings), allow_nan=False))
+    assert row["preset"] == "quiet"
+    assert row["thresholds"]["spike"] == {**settings.thresholds["spike"], "z": 9}
+    assert set(row["thresholds"]) == set(settings.thresholds)
+    assert row["own"] == ["mine"]
+    said = describe_rules(row)
+    assert said[0] == "quiet"
+    assert {"spike z = 9", "surge off", "mine"} <= set(said)
+    assert len(said) == 5
+    assert describe_rules(settings_to_row(parse_rules("default"))) == ["default"]
+    assert describe_rules({"preset": "of old", "thresholds": {"spike": {"z": 3}}, "own": []}) == [
+        "of old",
+        "spike z = 3",
+    ]

@@ -1,6 +1,6 @@
 """What the page asks its host, and the answer: ``runs``, ``data`` and ``step``.
 
-runs                          -> {"runs": [name, ...], "threshold": z of the spike rule}
+runs                          -> {"runs": [name, ...]}
 data?run=0&rows=80&alerts=4&generation=0     -> what came since (see `RunColumns.data`)
 step?run=0&step=60            -> {"explain": {pair: text}, "tokens": [...]}
 """
@@ -12,13 +12,11 @@ from collections.abc import Mapping
 
 from klmonitor.dashboard.source import Source
 from klmonitor.report import Row
-from klmonitor.rules.spikes import SPIKE
 
 
 def overview(source: Source) -> Row:
-    """Names of the runs, and the threshold of the spike score, in scales."""
-    names = [run.name for run in source.runs()]
-    return {"runs": names, "threshold": SPIKE.thresholds["z"]}
+    """Names of the runs."""
+    return {"runs": [run.name for run in source.runs()]}
 
 
 def answer(source: Source, question: str, query: Mapping[str, str]) -> bytes:

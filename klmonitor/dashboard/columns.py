@@ -25,6 +25,7 @@ from klmonitor.report import (
     token_from_row,
     token_to_row,
 )
+from klmonitor.rules.spikes import SPIKE
 
 ESTIMATORS = ("k1", "k2", "k3")
 SHOWN = frozenset(
@@ -38,6 +39,8 @@ SHOWN = frozenset(
 )
 """Metrics that the page draws, beside ``group/*``."""
 QUARTILES = (("p25", 0.25), ("p75", 0.75))
+DRAWN_Z = 1e6
+"""Scales: a threshold that is larger is no line on the page; it never fires either."""
 NAN = math.nan
 
 
@@ -81,7 +84,7 @@ class RunColumns:
     Attributes:
         name: what the page calls it.
         meta: what ``run.json`` says was run.
-        starts: every start of it, with versions.
+        starts: every start of it, with versions and the rules in force.
         steps: one a row.
         pairs: pair name -> columns.
         alerts: rows of alerts, by arrival.
@@ -162,6 +165,17 @@ class RunColumns:
         mine = tuple(token for token in self.tokens_at(self.steps[row]) if token.pair == pair)
         return PairReport(pair, values, extremes=mine)
 
+    def spike_threshold(self) -> Row:
+        """``z`` of the spike rule in scales, None where it was off, and whether that is `known`.
+
+        A record that does not say, and TensorBoard's files, get the default.
+        """
+        rules = self.starts[-1].get("rules") if self.starts else None
+        if rules is None:
+            return {"z": SPIKE.thresholds["z"], "known": False}
+        z = rules["thresholds"].get(SPIKE.kind, {}).get("z")
+        return {"z": z if z is not None and abs(z) < DRAWN_Z else None, "known": True}
+
     def details(self, step: int) -> Row:
         """The verdict on a step and its extreme tokens, as the page shows them."""
         row = self.index_of(step)
@@ -183,6 +197,7 @@ class RunColumns:
             "name": self.name,
             "meta": {str(key): _text(value) for key, value in self.meta.items()},
             "starts": self.starts,
+            "spike": self.spike_threshold(),
             "generation": self.generation,
             "rows": rows,
             "steps": pack("d", self.steps[rows:]),

@@ -17,6 +17,7 @@ from klmonitor.dashboard.answers import overview
 from klmonitor.dashboard.assets import SCRIPTS, STYLES, text_of
 from klmonitor.dashboard.columns import RunColumns
 from klmonitor.dashboard.source import Source
+from klmonitor.rules import describe_rules
 
 DETAILED_STEPS = 2000
 """Steps whose verdict and tokens a file carries, all runs together, beside those that matter."""
@@ -40,7 +41,7 @@ def document(source: Source) -> str:
 
 
 def summary(run: RunColumns) -> str:
-    """What there is to know first: verdict, alerts, worst steps, settings, versions."""
+    """What there is to know first: verdict, alerts, worst steps, settings, rules, versions."""
     if not run.steps:
         return f"{run.name}: no training step was recorded yet"
     opened = [alert for alert in run.alerts if alert["phase"] != "end"]
@@ -61,6 +62,9 @@ def summary(run: RunColumns) -> str:
     settings = ", ".join(f"{key} = {value}" for key, value in run.meta.items())
     lines += ["", f"Settings: {settings or 'none were recorded'}"]
     if run.starts:
+        rules = run.starts[-1].get("rules")
+        if rules is not None:
+            lines.append(f"Alert rules: {', '.join(describe_rules(rules))}")
         versions = run.starts[-1].get("versions", {})
         lines.append("Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()))
     return "\n".join(lines)

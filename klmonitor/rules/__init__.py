@@ -3,7 +3,7 @@
 from klmonitor.rules.own import OwnRule
 from klmonitor.rules.render import alert_json, alert_markdown
 from klmonitor.rules.ruleset import Judgement, RuleSet
-from klmonitor.rules.settings import Rules, parse_rules
+from klmonitor.rules.settings import Rules, describe_rules, parse_rules, settings_to_row
 
 __all__ = [
     "Judgement",
@@ -12,5 +12,7 @@ __all__ = [
     "Rules",
     "alert_json",
     "alert_markdown",
+    "describe_rules",
     "parse_rules",
+    "settings_to_row",
 ]

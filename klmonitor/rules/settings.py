@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from klmonitor.pairs import PAIR_INDEX
+from klmonitor.report import Row, finite_or_none
 from klmonitor.rules.own import OwnRule
 from klmonitor.rules.rule import Rule, Thresholds
 from klmonitor.rules.table import PRESETS, RULES
@@ -66,6 +67,30 @@ def parse_rules(rules: Rules) -> Settings:
         else:
             thresholds[kind] = changed
     return Settings(name, thresholds, _own(rules.get("own", ())))
+
+
+def settings_to_row(settings: Settings) -> Row:
+    """What ``run.json`` holds of settings: the preset, thresholds by kind, names of own rules."""
+    thresholds = {
+        kind: {name: finite_or_none(value) for name, value in limits.items()}
+        for kind, limits in settings.thresholds.items()
+    }
+    return {"preset": settings.preset, "thresholds": thresholds, "own": list(settings.own)}
+
+
+def describe_rules(row: Row) -> list[str]:
+    """What such an object says, in words: the preset, and what differs from this version's."""
+    thresholds, preset = row["thresholds"], row["preset"]
+    on = _preset(preset) if preset in PRESETS else {}
+    usual = {rule.kind: _defaults(rule) for rule in RULES} | on
+    changed = [
+        f"{kind} {name} = {value:g}"
+        for kind, limits in thresholds.items()
+        for name, value in limits.items()
+        if value != finite_or_none(usual.get(kind, {}).get(name, math.nan))
+    ]
+    off = [f"{kind} off" for kind in on if kind not in thresholds]
+    return [preset, *changed, *off, *row["own"]]
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:

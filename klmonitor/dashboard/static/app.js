@@ -25,7 +25,6 @@
       this.state = readAddress();
       this.names = [];
       this.runs = [];
-      this.threshold = NaN;
       this.pinned = this.state.step !== null;
       this.charts = KLM.panels.map((panel) => new KLM.Chart(panel, this));
       this.build();
@@ -41,6 +40,9 @@
       const shown = this.shown();
       return shown.find((one) => one.run.name === this.state.focus) || shown.find((one) => one.pair) || shown[0];
     }
+
+    // The spike rule's threshold of the focused run: {z: null where it was off, known}.
+    spike() { const focused = this.focused(); return focused ? focused.run.spike : { z: null, known: true }; }
 
     selected(i) { return this.state.runs === null ? i === 0 : this.state.runs.includes(this.names[i]); }
 
@@ -298,7 +300,6 @@
     // --- data --------------------------------------------------------------------------------
     async load() {
       const overview = await this.source.overview();
-      this.threshold = overview.threshold;
       let changed = overview.runs.length !== this.names.length;
       this.absent.hidden = overview.runs.length > 0;
       this.names = overview.runs;

@@ -188,7 +188,7 @@
       return {
         distr: 4, asinh: this.knee(),
         range: (u, low, high) => {
-          if (this.panel.threshold) high = Math.max(high, this.app.threshold);
+          if (this.panel.threshold) high = Math.max(high, this.app.spike().z ?? high);
           if (this.panel.zero || this.panel.least === 0) { low = Math.min(low, 0); high = Math.max(high, 0); }
           const knee = this.knee_;
           const a = Math.asinh(low / knee), b = Math.asinh(high / knee), pad = Math.max((b - a) * 0.06, 0.05);
@@ -241,7 +241,9 @@
 
     drawThreshold(u) {
       if (!this.panel.threshold && !this.panel.zero) return;
-      const value = this.panel.threshold ? this.app.threshold : 0;
+      const { z, known } = this.app.spike();
+      const value = this.panel.threshold ? z : 0;
+      if (value === null) return;
       const y = Math.round(u.valToPos(value, "y", true)) + 0.5;
       const { ctx, bbox } = u;
       if (y < bbox.top || y > bbox.top + bbox.height) return;
@@ -258,7 +260,7 @@
         ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
         ctx.textAlign = "left";
         ctx.textBaseline = "bottom";
-        ctx.fillText(`default threshold ${value}`, bbox.left + 6, y - 2);
+        ctx.fillText(`${known ? "" : "default "}threshold ${value}`, bbox.left + 6, y - 2);
       }
       ctx.restore();
     }
