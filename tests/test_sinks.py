@@ -1,4 +1,5 @@
 import io
+import json
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klmonitor import jsonl
-from klmonitor.metrics import CORE
+from klmonitor.metrics import CORE, NAMES
 from klmonitor.record import RecordWriter, read_run
 from klmonitor.report import PairReport, Report
 from klmonitor.sinks import (
@@ -31,6 +32,7 @@ from klmonitor.sinks import (
 )
 from klmonitor.sinks import base as sinks_base
 from klmonitor.sinks import wandb as wandb_sink
+from klmonitor.sinks.panels import PANELS, panels_of
 from tests import reports as some
 from tests.reports import make_alert, make_report, small_report
 from tests.wandb_reader import WandbFile, read_wandb
@@ -236,9 +238,96 @@ def test_tensorboard_reads_back_every_core_scalar(tmp_path: Path) -> None:
     head, *events = events_of(file)
     assert head.file_version == "brain.Event:2"
     tags = [{value.tag for value in event.summary.value} for event in events]
-    assert tags == [{*found, "klmonitor/step"}] * 30
+    assert tags == [{*found, "klmonitor/step", LAYOUT}] + [{*found, "klmonitor/step"}] * 29
     assert [event.wall_time for event in events] == [report.time for report in reports]
     assert (sink.errors, sink.dropped) == (0, 0)
+
+
+LAYOUT = "custom_scalars__config__"
+
+
+def custom_scalars(logdir: Path) -> tuple[dict[str, Any], Callable[[str, str], dict[str, Any]]]:
+    """What the tab Custom Scalars is given: the layout, and a run's values by a chart's tag."""
+    from tensorboard import context
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.plugins import base_plugin
+    from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
+    from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
+
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(logdir))
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(logdir))
+    plugins: dict[str, Any] = {}
+    tb = base_plugin.TBContext(data_provider=provider, plugin_name_to_instance=plugins)
+    plugins["scalars"] = ScalarsPlugin(tb)
+    tab, request = CustomScalarsPlugin(tb), context.RequestContext()
+    layout = tab.layout_impl(request, "")
+    read = json.loads(layout) if layout else {}
+    return read, lambda run, tag: tab.scalars_impl(request, run, tag, "")["tag_to_events"]
+
+
+@pytest.mark.filterwarnings("ignore:html5lib:DeprecationWarning")
+def test_the_custom_scalars_tab_groups_the_core_as_the_page_does(tmp_path: Path) -> None:
+    sink = TensorBoardSink(tmp_path / "klmonitor")
+    for step in range(12):
+        sink(make_report(step, *(("policy_ref", "old_policy") if step > 5 else ("policy_ref",))))
+    sink.close(LONG)
+    layout, values = custom_scalars(tmp_path)
+    assert [category["title"] for category in layout["category"]] == [
+        "kl/policy_ref",
+        "kl/old_policy",
+        "kl",
+    ]
+    charts = {chart["title"]: chart for chart in layout["category"][0]["chart"]}
+    assert list(charts) == [panel.title for panel in panels_of("policy_ref", "core")]
+    drawn = set()
+    for category in layout["category"]:
+        for chart in category["chart"]:
+            for tag in chart["multiline"]["tag"]:
+                ((name, points),) = values("klmonitor", tag).items()
+                assert len(points) == (6 if "old_policy" in name else 12)
+                drawn.add(name)
+    assert drawn == set(select("core", make_report(9, "policy_ref", "old_policy")))
+    [file] = (tmp_path / "klmonitor").iterdir()
+    tags = [value.tag for event in events_of(file) for value in event.summary.value]
+    assert tags.count(LAYOUT) == 2
+
+
+@pytest.mark.filterwarnings("ignore:html5lib:DeprecationWarning")
+def test_a_layout_draws_exactly_what_is_chosen_and_exists(tmp_path: Path) -> None:
+    sink = TensorBoardSink(tmp_path, metrics=["k3/*", "spike/*"])
+    sink(make_report(1))
+    sink(make_report(2))
+    sink.close(LONG)
+    layout, values = custom_scalars(tmp_path)
+    [category] = layout["category"]
+    assert [chart["title"] for chart in category["chart"]] == [
+        *("Estimators", "Standard errors", "Variance, and running variance", "Spike score")
+    ]
+    tags = category["chart"][0]["multiline"]["tag"]
+    assert [list(values(".", tag)) for tag in tags] == [["kl/policy_ref/k3/mean"]]
+
+
+@pytest.mark.filterwarnings("ignore:html5lib:DeprecationWarning")
+def test_somebody_elses_layout_stays(tmp_path: Path) -> None:
+    """There is one layout a directory: a writer that is shared gets none of ours."""
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    writer = tensorboard.SummaryWriter(str(tmp_path))
+    writer.add_custom_scalars({"mine": {"loss": ["Multiline", ["loss"]]}})
+    sinks = [TensorBoardSink(writer=writer), TensorBoardSink(tmp_path / "klmonitor")]
+    for sink in sinks:
+        sink(make_report(1))
+        sink.close(LONG)
+    writer.close()
+    layout, _ = custom_scalars(tmp_path)
+    assert [category["title"] for category in layout["category"]] == ["mine", "kl/policy_ref", "kl"]
+
+
+def test_every_metric_of_a_panel_exists_and_the_core_is_drawn() -> None:
+    assert {name for panel in PANELS for name in panel.metrics} <= set(NAMES)
+    drawn = {name for panel in panels_of("old_ref", "core") for name in panel.metrics}
+    assert drawn == {f"kl/old_ref/{name}" for name in CORE}
 
 
 def test_a_report_without_numbers_is_no_event_and_no_file(tmp_path: Path) -> None:

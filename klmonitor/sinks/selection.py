@@ -46,23 +46,31 @@ def select(metrics: Metrics, report: Report) -> dict[str, float]:
     """
     globs = check_metrics(metrics)
     training = report.phase == "train"
-    core = CORE if training else EVAL_CORE
-    run_core = RUN_CORE if training else frozenset()
     prefix = "" if training else f"{report.phase}/"
-
-    def chosen(full: str, short: str) -> bool:
-        for glob in globs:
-            if glob == "full" or (glob == "core" and (short in core or full in run_core)):
-                return True
-            if fnmatchcase(full, glob) or fnmatchcase(short, glob):
-                return True
-        return False
-
     return {
         prefix + full: value
         for full, short, value in _named(report)
-        if not math.isnan(value) and chosen(full, short)
+        if not math.isnan(value) and is_chosen(globs, full, short, training)
     }
+
+
+def is_chosen(metrics: Metrics, full: str, short: str, training: bool = True) -> bool:
+    """Whether a choice holds a metric.
+
+    Args:
+        metrics: the choice.
+        full: the metric's name.
+        short: its name without the pair.
+        training: False: as an evaluation's number.
+    """
+    core = CORE if training else EVAL_CORE
+    run_core = RUN_CORE if training else frozenset()
+    for glob in (metrics,) if isinstance(metrics, str) else metrics:
+        if glob == "full" or (glob == "core" and (short in core or full in run_core)):
+            return True
+        if fnmatchcase(full, glob) or fnmatchcase(short, glob):
+            return True
+    return False
 
 
 def _named(report: Report) -> Iterator[tuple[str, str, float]]:

@@ -32,15 +32,18 @@ def _compact(pair: PairReport) -> PairReport:
 
 def step_value(report: Report) -> Any:
     """The report as a ``Summary.Value`` of the plugin."""
+    return tensor_value(TAG, PLUGIN, step_bytes(report))
+
+
+def tensor_value(tag: str, plugin: str, content: bytes) -> Any:
+    """Bytes as a ``Summary.Value`` that a plugin of TensorBoard reads."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
 
-    tensor = TensorProto(
-        dtype=DT_STRING, string_val=[step_bytes(report)], tensor_shape=TensorShapeProto()
-    )
+    tensor = TensorProto(dtype=DT_STRING, string_val=[content], tensor_shape=TensorShapeProto())
     metadata = SummaryMetadata(
-        plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN), data_class=TENSOR_DATA
+        plugin_data=SummaryMetadata.PluginData(plugin_name=plugin), data_class=TENSOR_DATA
     )
-    return Summary.Value(tag=TAG, tensor=tensor, metadata=metadata)
+    return Summary.Value(tag=tag, tensor=tensor, metadata=metadata)

@@ -14,6 +14,7 @@ from typing import Any
 from klmonitor.background import Worker
 from klmonitor.jsonl import write_whole
 from klmonitor.report import Report
+from klmonitor.sinks.layout import layout_value
 from klmonitor.sinks.selection import Metrics, check_metrics, select
 from klmonitor.sinks.stepevent import step_value
 
@@ -27,8 +28,9 @@ _file_number = itertools.count()
 class TensorBoardSink:
     """Writes the chosen metrics as plain scalars, tagged with their names, and what the tab shows.
 
-    All scalars of a report are one event. A disk that stalls or fills costs events, which are
-    counted and reported once, never time of the caller.
+    All scalars of a report are one event. Into a directory of our own goes a layout for the tab
+    Custom Scalars too, once, and again if there is a new pair. A disk that stalls or fills costs
+    events, which are counted and reported once, never time of the caller.
 
     Args:
         log_dir: a directory for an event file of our own. Not the one that the trainer writes
@@ -52,6 +54,7 @@ class TensorBoardSink:
             raise ValueError("TensorBoardSink needs a log_dir= of its own or a writer= to share")
         check_metrics(metrics)
         self._metrics = metrics
+        self._laid_out: tuple[str, ...] = ()
         self._target = _SharedWriter(writer) if log_dir is None else EventFile(log_dir)
         self._worker = Worker(f"TensorBoard's {self._target.name}", CAPACITY)
 
@@ -78,7 +81,13 @@ class TensorBoardSink:
         scalars = select(self._metrics, report)
         if scalars:
             shown = report if report.phase == "train" else None
-            self._target.add(scalars, report.step, report.time or time.time(), shown)
+            pairs = tuple(dict.fromkeys((*self._laid_out, *(shown.pairs if shown else ()))))
+            layout = None
+            if isinstance(self._target, EventFile) and pairs != self._laid_out:
+                layout = layout_value(pairs, self._metrics)
+            wall_time = report.time or time.time()
+            self._target.add(scalars, report.step, wall_time, shown, layout)
+            self._laid_out = pairs
 
 
 class _SharedWriter:
@@ -91,7 +100,12 @@ class _SharedWriter:
         self._is_torch = type(writer).__module__.startswith("torch.utils.tensorboard")
 
     def add(
-        self, scalars: dict[str, float], step: int, wall_time: float, shown: Report | None = None
+        self,
+        scalars: dict[str, float],
+        step: int,
+        wall_time: float,
+        shown: Report | None = None,
+        layout: Any = None,
     ) -> None:
         if self._is_torch:
             summary = _summary(scalars, shown)
@@ -130,15 +144,20 @@ class EventFile:
         self.name = f"event file {self.path}"
 
     def add(
-        self, scalars: dict[str, float], step: int, wall_time: float, shown: Report | None = None
+        self,
+        scalars: dict[str, float],
+        step: int,
+        wall_time: float,
+        shown: Report | None = None,
+        layout: Any = None,
     ) -> None:
-        """Write one event: scalars, and the report that the KL tab draws.
+        """Write one event: scalars, the report that the KL tab draws, a layout of the scalars.
 
         Raises:
             OSError: it was not written.
         """
         event_type, _, _ = _protocol()
-        event = event_type(wall_time=wall_time, step=step, summary=_summary(scalars, shown))
+        event = event_type(wall_time=wall_time, step=step, summary=_summary(scalars, shown, layout))
         try:
             descriptor = self._open()
             data = _frame(event)
@@ -171,11 +190,13 @@ class EventFile:
             os.close(descriptor)
 
 
-def _summary(scalars: dict[str, float], shown: Report | None) -> Any:
+def _summary(scalars: dict[str, float], shown: Report | None, layout: Any = None) -> Any:
     summary_type = _protocol()[1]
     values = [summary_type.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
     if shown is not None:
         values.append(step_value(shown))
+    if layout is not None:
+        values.append(layout)
     return summary_type(value=values)
 
 
