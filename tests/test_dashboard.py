@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import random
 import re
 import struct
 import threading
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from reports import make_alert, make_report, make_token, small_report
 
@@ -18,7 +20,7 @@ from klmonitor.commands.watch import Tail
 from klmonitor.dashboard.answers import answer
 from klmonitor.dashboard.columns import RunColumns, is_shown
 from klmonitor.dashboard.document import document, summary
-from klmonitor.dashboard.heat import HALF, ROWS, heat_column, quartile
+from klmonitor.dashboard.heat import HALF, ROWS, heat_columns
 from klmonitor.dashboard.server import PageServer
 from klmonitor.dashboard.source import RecordSource, run_names
 from klmonitor.monitor import Monitor
@@ -116,6 +118,10 @@ def test_evaluations_are_not_drawn_among_training_steps():
     assert columns.steps == [1]
 
 
+def heat_column(edges, counts):
+    return heat_columns([(edges, counts)])[0]
+
+
 @pytest.mark.parametrize(("d", "row"), [(0.0, HALF), (1e-9, HALF), (1e9, ROWS - 1), (-1e9, 0)])
 def test_ends_of_the_heat_map(d, row):
     column = heat_column([d], [5])
@@ -145,9 +151,24 @@ def test_heat_is_the_log_of_the_share():
 
 
 def test_quartiles_come_from_the_buckets():
-    assert quartile([-2.0, -1.0, 1.0, 2.0], [25, 25, 25, 25], 0.5) == -1.0
-    assert quartile([-2.0, -1.0, 1.0, 2.0], [1, 1, 97, 1], 0.25) == 1.0
-    assert quartile([], [], 0.5) != quartile([], [], 0.5)
+    edges = [-2.0, -1.0, 1.0, 2.0]
+    steps = [(edges, [25, 25, 25, 25]), ([], []), (edges[1:], [1, 97, 1]), (edges, [0, 0, 0, 0])]
+    _, found = heat_columns(steps, (0.5, 0.25))
+    assert found[0].tolist() == [-1.0, -2.0]
+    assert found[2].tolist() == [1.0, 1.0]
+    assert np.isnan(found[[1, 3]]).all()
+
+
+def test_a_step_does_not_depend_on_those_computed_with_it():
+    rng = random.Random(0)
+    steps = []
+    for size in (0, 7, 1, 40, 3):
+        edges = sorted(rng.choice((-1, 1)) * 2.0 ** rng.uniform(-10, 7) for _ in range(size))
+        steps.append((edges, [rng.randrange(1000) for _ in edges]))
+    heat, found = heat_columns(steps, (0.25, 0.75))
+    alone = [heat_columns([step], (0.25, 0.75)) for step in steps]
+    assert heat == b"".join(one for one, _ in alone)
+    np.testing.assert_array_equal(found, np.concatenate([q for _, q in alone]))
 
 
 def test_runs_are_named_by_what_tells_them_apart(tmp_path):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import math
-import sys
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from klmonitor.dashboard.heat import ROWS, heat_column, quartile
+import numpy as np
+
+from klmonitor.dashboard.heat import ROWS, heat_columns
 from klmonitor.explain import explain_pair
 from klmonitor.report import (
     Alert,
@@ -38,7 +39,10 @@ SHOWN = frozenset(
     )
 )
 """Metrics that the page draws, beside ``group/*``."""
-QUARTILES = (("p25", 0.25), ("p75", 0.75))
+QUARTILES = {"log_ratio/p25": 0.25, "log_ratio/p75": 0.75}
+"""Metrics that are read off the histogram, and their probabilities."""
+MOST_WAITING = 4096
+"""Histograms that wait: a few megabytes."""
 DRAWN_Z = 1e6
 """Scales: a threshold that is larger is no line on the page; it never fires either."""
 NAN = math.nan
@@ -51,31 +55,69 @@ def is_shown(metric: str) -> bool:
 
 @dataclass
 class PairColumns:
-    """One pair: every metric over the rows of the run, and its heat map."""
+    """One pair: every metric over the rows of the run, and its heat map.
 
+    Histograms wait until they are asked for: many together cost a fraction of each alone.
+    """
+
+    rows: int = 0
     metrics: dict[str, array[float]] = field(default_factory=dict)
-    heat: bytearray = field(default_factory=bytearray)
+    _heat: bytearray = field(default_factory=bytearray)
+    _waiting: dict[int, Row | None] = field(default_factory=dict)
+
+    @property
+    def heat(self) -> bytearray:
+        """`ROWS` bytes a row."""
+        self.settle()
+        return self._heat
+
+    def append(self, body: Row | None) -> None:
+        """Add a row."""
+        values = {} if body is None else body["values"]
+        for name in values.keys() - self.metrics.keys():
+            self.metrics[name] = array("d", [NAN]) * self.rows
+        for name, column in self.metrics.items():
+            value = values.get(name)
+            column.append(NAN if value is None else value)
+        self._waiting[self.rows] = (body or {}).get("histogram")
+        self.rows += 1
+        if len(self._waiting) >= MOST_WAITING:
+            self.settle()
 
     def put(self, row: int, body: Row | None) -> None:
         """Fill a row that exists in every column."""
-        values = {} if body is None else dict(body["values"])
-        histogram = (body or {}).get("histogram") or {"edges": (), "counts": ()}
-        edges, counts = histogram["edges"], histogram["counts"]
-        if edges:
-            for name, probability in QUARTILES:
-                values[f"log_ratio/{name}"] = quartile(edges, counts, probability)
-        self.heat[row * ROWS : (row + 1) * ROWS] = heat_column(edges, counts)
-        for name in values:
-            if name not in self.metrics:
-                self.metrics[name] = array("d", [NAN]) * (len(self.heat) // ROWS)
+        values = {} if body is None else body["values"]
+        for name in values.keys() - self.metrics.keys():
+            self.metrics[name] = array("d", [NAN]) * self.rows
         for name, column in self.metrics.items():
             column[row] = as_float(values.get(name))
+        self._waiting[row] = (body or {}).get("histogram")
 
     def insert(self, row: int) -> None:
         """Make room for a row of nan."""
-        self.heat[row * ROWS : row * ROWS] = bytes(ROWS)
+        self.settle()
+        self._heat[row * ROWS : row * ROWS] = bytes(ROWS)
         for column in self.metrics.values():
             column.insert(row, NAN)
+        self.rows += 1
+
+    def settle(self) -> None:
+        """Take in the histograms that wait."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, {}
+        self._heat.extend(bytes(ROWS * self.rows - len(self._heat)))
+        found = [(one["edges"], one["counts"]) if one else ((), ()) for one in waiting.values()]
+        heat, quartiles = heat_columns(found, tuple(QUARTILES.values()))
+        for at, row in enumerate(waiting):
+            self._heat[row * ROWS : (row + 1) * ROWS] = heat[at * ROWS : (at + 1) * ROWS]
+        for at, name in enumerate(QUARTILES):
+            values = quartiles[:, at]
+            if name not in self.metrics and np.isnan(values).all():
+                continue
+            column = self.metrics.setdefault(name, array("d", [NAN]) * self.rows)
+            for row, value in zip(waiting, values.tolist(), strict=True):
+                column[row] = value
 
 
 class RunColumns:
@@ -112,16 +154,19 @@ class RunColumns:
         bodies: Row = row["pairs"]
         at = bisect_left(self.steps, step)
         again = at < len(self.steps) and self.steps[at] == step
-        if again or at < len(self.steps):
+        last = at == len(self.steps)
+        if not last:
             self.generation += 1
+        for name in bodies.keys() - self.pairs.keys():
+            self.pairs[name] = PairColumns(len(self.steps))
         if not again:
             self.steps.insert(at, step)
-            for pair in self.pairs.values():
-                pair.insert(at)
-        for name in bodies:
-            if name not in self.pairs:
-                self.pairs[name] = PairColumns(heat=bytearray(ROWS * len(self.steps)))
         for name, pair in self.pairs.items():
+            if last:
+                pair.append(bodies.get(name))
+                continue
+            if not again:
+                pair.insert(at)
             pair.put(at, bodies.get(name))
 
     def add_tokens(self, row: Row) -> None:
@@ -157,6 +202,7 @@ class RunColumns:
 
     def report_at(self, pair: str, row: int) -> PairReport | None:
         """A pair's numbers in a row, None where it has none."""
+        self.pairs[pair].settle()
         columns = self.pairs[pair].metrics
         found = {name: column[row] for name, column in columns.items()}
         values = {name: value for name, value in found.items() if not math.isnan(value)}
@@ -193,6 +239,8 @@ class RunColumns:
         """What came after `rows` rows and `alerts` alerts; all of it for another generation."""
         if generation != self.generation or rows > len(self.steps):
             rows = alerts = 0
+        for pair in self.pairs.values():
+            pair.settle()
         return {
             "name": self.name,
             "meta": {str(key): _text(value) for key, value in self.meta.items()},
@@ -205,7 +253,7 @@ class RunColumns:
                 name: {
                     "heat": base64.b64encode(pair.heat[rows * ROWS :]).decode(),
                     "metrics": {
-                        metric: pack("f", (_single(value) for value in column[rows:]))
+                        metric: pack("f", column[rows:])
                         for metric, column in pair.metrics.items()
                         if is_shown(metric)
                     },
@@ -222,19 +270,15 @@ def _text(value: object) -> str:
 
 
 SINGLE_MAX = 3.4e38
+"""What is larger, infinity too, is sent as this: it fits in four bytes."""
 
 
-def _single(value: float) -> float:
-    """A value in the range of four bytes, nan as it is."""
-    return value if value != value else max(-SINGLE_MAX, min(SINGLE_MAX, value))
-
-
-def pack(code: str, values: Iterable[float]) -> str:
-    """Numbers as little-endian bytes in base64: ``"d"`` eight each, ``"f"`` four."""
-    numbers = array(code, values)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return base64.b64encode(numbers.tobytes()).decode()
+def pack(code: str, values: Sequence[float]) -> str:
+    """Numbers as little-endian bytes in base64: ``"d"`` eight each, ``"f"`` four; nan as it is."""
+    numbers = np.array(values, dtype=np.float64)
+    if code == "f":
+        numbers = numbers.clip(-SINGLE_MAX, SINGLE_MAX)
+    return base64.b64encode(numbers.astype(f"<{code}").tobytes()).decode()
 
 
 def _token_row(token: ExtremeToken) -> Row:

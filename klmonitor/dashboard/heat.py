@@ -1,4 +1,4 @@
-"""A step's histogram of d on the fixed rows of the heat map, and the quartiles that it gives.
+"""Steps' histograms of d on the fixed rows of the heat map, and the quartiles that they give.
 
 Row `HALF` holds d = 0 and what is smaller than `SMALLEST`; above it d > 0, below it d < 0, two
 rows an octave. Densities are logs in a byte: a share of 1 is 255, 10^-7 and less 1, nothing 0.
@@ -7,9 +7,14 @@ rows an octave. Densities are logs in a byte: a share of 1 is 255, 10^-7 and les
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.signedinteger[Any]]
 
 SMALLEST, LARGEST = 2.0**-9, 2.0**6
 """Nats: where rows begin and end; what lies beyond is in the last one."""
@@ -23,33 +28,54 @@ _TOP = 1.006
 """Edges come rounded to three digits (0.5 %): one that was rounded down is not in the row below."""
 
 
-def heat_column(edges: Sequence[float], counts: Sequence[float]) -> bytes:
-    """One column of the heat map.
+def heat_columns(
+    histograms: Sequence[tuple[Sequence[float], Sequence[float]]],
+    probabilities: Sequence[float] = (),
+) -> tuple[bytes, Floats]:
+    """Columns of the heat map, and quantiles of d, of many steps at once.
 
     Args:
-        edges: edge of each bucket that is nearest to 0, with the sign of d, nats.
-        counts: tokens of each bucket.
+        histograms: (edges, counts) of each of N steps: the edge of each bucket that is nearest
+            to 0, with the sign of d, nats, and the bucket's tokens.
+        probabilities: of the quantiles.
 
     Returns:
-        `ROWS` bytes, the most negative d first; all 0 if nothing was counted.
+        `ROWS` bytes a step, the most negative d first, all 0 if nothing was counted; and
+        [N, len(probabilities)] quantiles, as coarse as the buckets, nan if nothing was counted.
     """
-    d = np.asarray(edges, dtype=float)
-    tokens = np.asarray(counts, dtype=float)
-    total = tokens.sum()
-    if not total > 0:
-        return bytes(ROWS)
+    sizes = np.array([len(edges) for edges, _ in histograms], dtype=int)
+    d = _joined([edges for edges, _ in histograms])
+    tokens = _joined([counts for _, counts in histograms])
+    step = np.repeat(np.arange(sizes.size), sizes)
+    total = np.bincount(step, weights=tokens, minlength=sizes.size).astype(float)
     row = HALF + np.sign(d).astype(int) * np.searchsorted(_EDGES, np.abs(d) * _TOP)
-    share = np.bincount(row, weights=tokens, minlength=ROWS) / total
-    with np.errstate(divide="ignore"):
-        byte = np.rint(255 + 254 / DECADES * np.log10(share))
-    filled: NDArray[np.uint8] = np.where(share > 0, np.clip(byte, 1, 255), 0).astype(np.uint8)
-    return filled.tobytes()
+    counted = np.bincount(step * ROWS + row, weights=tokens, minlength=sizes.size * ROWS)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = counted.reshape(-1, ROWS) / total[:, None]
+        byte = np.clip(np.rint(255 + 254 / DECADES * np.log10(share)), 1, 255)
+    filled = np.where(share > 0, byte, 0).astype(np.uint8)
+    return filled.tobytes(), _quantiles(d, tokens, step, sizes, total, probabilities)
 
 
-def quartile(edges: Sequence[float], counts: Sequence[float], probability: float) -> float:
-    """The edge of the bucket in which a quantile of d falls, nats; as coarse as the buckets."""
-    tokens = np.cumsum(np.asarray(counts, dtype=float))
-    if not len(tokens) or not tokens[-1] > 0:
-        return float("nan")
-    place = int(np.searchsorted(tokens, probability * tokens[-1]))
-    return float(edges[min(place, len(edges) - 1)])
+def _quantiles(
+    d: Floats,
+    tokens: Floats,
+    step: Rows,
+    sizes: Rows,
+    total: Floats,
+    probabilities: Sequence[float],
+) -> Floats:
+    """The edge of the bucket in which each quantile falls, [steps, probabilities]."""
+    found = np.full((sizes.size, len(probabilities)), np.nan)
+    some = total > 0
+    ends = np.cumsum(sizes)
+    reached = np.cumsum(tokens) - np.repeat(np.cumsum(total) - total, sizes)
+    for at, probability in enumerate(probabilities):
+        short = np.bincount(step[reached < probability * total[step]], minlength=sizes.size)
+        place = ends - sizes + np.minimum(short, sizes - 1)
+        found[some, at] = d[place[some]]
+    return found
+
+
+def _joined(lists: Sequence[Sequence[float]]) -> Floats:
+    return np.fromiter(chain.from_iterable(lists), dtype=float)
