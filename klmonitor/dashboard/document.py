@@ -25,10 +25,15 @@ WORST = 5
 LISTED_ALERTS = 12
 
 
-def document(source: Source) -> str:
-    """The page as HTML."""
+def document(source: Source, detailed: int = DETAILED_STEPS) -> str:
+    """The page as HTML.
+
+    Args:
+        source: its runs.
+        detailed: steps, all runs together, that carry verdict and tokens beside those that matter.
+    """
     runs = source.runs()
-    budget = DETAILED_STEPS // max(len(runs), 1)
+    budget = detailed // max(len(runs), 1)
     body = {
         "overview": overview(source),
         "summary": "\n\n".join(summary(run) for run in runs),

@@ -24,6 +24,8 @@ ROWS = 2 * HALF + 1
 DECADES = 7.0
 
 _EDGES = SMALLEST * 2.0 ** (np.arange(HALF) / PER_OCTAVE)
+BOUNDS = np.concatenate([[-LARGEST], -_EDGES[::-1], _EDGES, [LARGEST]])
+"""Nats: the ROWS + 1 bounds of the rows; what lies beyond the outer ones is in their rows."""
 _TOP = 1.006
 """Edges come rounded to three digits (0.5 %): one that was rounded down is not in the row below."""
 
@@ -48,13 +50,24 @@ def heat_columns(
     tokens = _joined([counts for _, counts in histograms])
     step = np.repeat(np.arange(sizes.size), sizes)
     total = np.bincount(step, weights=tokens, minlength=sizes.size).astype(float)
-    row = HALF + np.sign(d).astype(int) * np.searchsorted(_EDGES, np.abs(d) * _TOP)
+    row = _row_of(d)
     counted = np.bincount(step * ROWS + row, weights=tokens, minlength=sizes.size * ROWS)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = counted.reshape(-1, ROWS) / total[:, None]
         byte = np.clip(np.rint(255 + 254 / DECADES * np.log10(share)), 1, 255)
     filled = np.where(share > 0, byte, 0).astype(np.uint8)
     return filled.tobytes(), _quantiles(d, tokens, step, sizes, total, probabilities)
+
+
+def tokens_by_row(edges: Sequence[float], counts: Sequence[float]) -> Floats:
+    """One step's tokens in each of the `ROWS` rows, which lie between the `BOUNDS` of d."""
+    row = _row_of(np.asarray(edges, dtype=float))
+    return np.bincount(row, weights=np.asarray(counts, dtype=float), minlength=ROWS)
+
+
+def _row_of(d: Floats) -> Rows:
+    rows: Rows = HALF + np.sign(d).astype(int) * np.searchsorted(_EDGES, np.abs(d) * _TOP)
+    return rows
 
 
 def _quantiles(
