@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
+from klmonitor.buckets import coarse_histogram
 from klmonitor.metrics import pair_values
 from klmonitor.pairs import PAIR_INDEX, PAIRS, POLICIES
 from klmonitor.report import ExtremeToken, PairReport
-from klmonitor.statistics import Array, PairTotals, coarse_histogram, from_arrays
-from klmonitor.summary.layout import COLUMN, MAXIMA, SEQUENCE_FIELDS, TAILS, TOKEN_FIELDS
+from klmonitor.statistics import PairTotals
+from klmonitor.summary.layout import COLUMN, SEQUENCE_FIELDS, TAILS
 from klmonitor.summary.state import Summary
 
 SEEN = [COLUMN[name] for name in ("core/n", "tail/n", "nan", "inf")]
 """Columns of which one is positive where a pair had tokens."""
+KEY = 0
+"""The field that orders tokens and sequences; -inf: there is none."""
+T_AND_S1 = [SEQUENCE_FIELDS.index("t"), SEQUENCE_FIELDS.index("k1")]
 
 
 def pair_totals(summary: Summary) -> dict[str, PairTotals]:
     """The sums of each pair that has counted tokens or non-finite ones, by pair name."""
-    seen = summary.sums[:, :, SEEN].sum((1, 2)).tolist()
+    seen = summary.arrays["sums"][:, :, SEEN].sum((1, 2)).tolist()
     return {
         pair.name: _totals(summary, pair.name)
         for pair, tokens in zip(PAIRS, seen, strict=True)
@@ -29,26 +31,23 @@ def pair_totals(summary: Summary) -> dict[str, PairTotals]:
 
 def _totals(summary: Summary, pair: str) -> PairTotals:
     index, config = PAIR_INDEX[pair], summary.config
-    names = config.all_groups
-    sums, prompts = _array(summary.sums[index]), _array(summary.prompts[index])
-    keys = _array(summary.tokens[index, :, :, TOKEN_FIELDS.index("key")])
-    sequences = _array(summary.sequences[index])
-    known = sequences[:, SEQUENCE_FIELDS.index("key")] >= 0
-    q, p = PAIRS[index].q, PAIRS[index].p
-    policies = _array(summary.policies)
-    high, low = (float(summary.maxima[index, i]) for i in range(len(MAXIMA)))
-    return from_arrays(
-        {
-            "groups": dict(zip(names, sums, strict=True)),
-            "histogram": _array(summary.histogram[index]),
-            "prompts": dict(zip(names, prompts, strict=True)) if config.buckets_per_group else {},
-            "policy_counts": (policies[POLICIES.index(q)], policies[POLICIES.index(p)]),
-            "maxima": (high, low),
-            "tails": tuple(tail[tail > 0] for tail in keys),
-            "top_sequences": sequences[known][
-                :, [SEQUENCE_FIELDS.index("t"), SEQUENCE_FIELDS.index("k1")]
-            ],
-        }
+    names, policies = config.all_groups, summary.arrays["policies"]
+    arrays = {name: array[index] for name, array in summary.arrays.items() if name != "policies"}
+    prompts = arrays["prompts"] if config.buckets_per_group else ()
+    sequences = arrays["sequences"]
+    high, low = arrays["maxima"].tolist()
+    return PairTotals(
+        sums=arrays["sums"].sum(0),
+        groups=dict(zip(names, arrays["sums"], strict=True)),
+        histogram=arrays["histogram"],
+        prompts=dict(zip(names, prompts, strict=False)),
+        policy_counts=(
+            policies[POLICIES.index(PAIRS[index].q)],
+            policies[POLICIES.index(PAIRS[index].p)],
+        ),
+        maxima=(high, low),
+        tails=tuple(keys[keys > 0] for keys in arrays["tokens"][:, :, KEY]),
+        top_sequences=sequences[sequences[:, KEY] >= 0][:, T_AND_S1],
     )
 
 
@@ -102,8 +101,3 @@ def _token(
         int(token_id) if token_id >= 0 else None,
         int(prompt_id) if prompt_id >= 0 else None,
     )
-
-
-def _array(tensor: Tensor) -> Array:
-    array: Array = tensor.numpy()
-    return array

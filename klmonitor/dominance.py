@@ -116,11 +116,12 @@ def dominance_k1(
         return NOTHING
     if n >= 3 and not var < LARGEST_VARIANCE:
         return replace(NOTHING, level=SEVERE)
-    log_ratios = _log_ratios(left, right)
-    values = [-d for d in sorted(log_ratios, key=abs, reverse=True)]
+    log_ratios = sorted(_log_ratios(left, right), key=abs, reverse=True)
+    values = [-d for d in log_ratios]
     found = _without(most_tokens(n, "k1"), values, n, mean, var, sum_abs)
     reached = {level: found.v >= v and abs(found.j) >= j for level, (v, j) in K1_THRESHOLDS.items()}
-    return replace(found, level=_level(n, log_ratios, reached))
+    largest = abs(log_ratios[0]) if log_ratios else 0.0
+    return replace(found, level=_level(n, largest, reached))
 
 
 def dominance_k3(
@@ -150,14 +151,15 @@ def dominance_k3(
         return NOTHING
     if n >= 3 and not var < LARGEST_VARIANCE:
         return replace(NOTHING, level=SEVERE)
-    log_ratios = sorted(_log_ratios(left, right), key=_k3, reverse=True)
-    values = [_k3(d) for d in log_ratios]
+    listed = sorted(((_k3(d), d) for d in _log_ratios(left, right)), reverse=True)
+    values, log_ratios = [k3 for k3, _ in listed], [d for _, d in listed]
     sizes = range(1, most_tokens(n, "k3") + 1)
     candidates = [_without(k, values, n, mean, var, n * mean) for k in sizes]
     found = max(candidates, key=lambda o: (k3_score(o), o.j))
     score = k3_score(found)
     reached = {level: score >= least for level, least in k3_thresholds(n).items()}
-    found = replace(found, level=_level(n, log_ratios, reached))
+    largest = max(map(abs, log_ratios), default=0.0)
+    found = replace(found, level=_level(n, largest, reached))
     if core is not None and found.tokens > 0 and n - found.tokens >= 2:
         mean_of_rest = _mean_outside_core(log_ratios, int(found.tokens), n, *core)
         if not math.isnan(mean_of_rest):
@@ -242,9 +244,9 @@ def _share(part: float, whole: float) -> float:
     return min(part / whole, 1.0) if whole > 0 else 0.0
 
 
-def _level(n: float, log_ratios: Sequence[float], reached: Mapping[float, bool]) -> float:
+def _level(n: float, largest: float, reached: Mapping[float, bool]) -> float:
     """The highest level reached; 0 for too few tokens or where every |d| is rounding noise."""
-    if n < FEWEST_TOKENS or max(map(abs, log_ratios), default=0.0) < SMALLEST_LOG_RATIO:
+    if n < FEWEST_TOKENS or largest < SMALLEST_LOG_RATIO:
         return 0.0
     return max((level for level, yes in reached.items() if yes), default=0.0)
 

@@ -206,7 +206,7 @@ METRICS: tuple[Metric, ...] = (
            lambda c: c.totals.mean(GAP) if c.totals.on_policy else NAN),
     Metric("gap_z", "standard errors", "gap / SE, clustered",
            "beyond +-5 the tokens were hardly drawn from q (collapse, top-p, a stale sampler)",
-           lambda c: c.totals.z(GAP) if c.totals.on_policy else NAN, core=True),
+           lambda c: c.totals.gap_z if c.totals.on_policy else NAN, core=True),
     Metric("cv/lambda", "share", "-Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1]",
            "best weight of r - 1 in -d + lambda (r - 1): 0 is k1, 1 is k3; below 1/2 k1 is "
            "the less noisy one", lambda c: c.totals.cv_lambda),
@@ -305,7 +305,7 @@ def best(totals: PairTotals) -> float:
 
 def gap_failed(totals: PairTotals) -> bool:
     """|z| > 5 and |gap| > 10 % of k3: q hardly drew these tokens (docs/estimators.md)."""
-    gap, z = totals.mean(GAP), totals.z(GAP)
+    gap, z = totals.mean(GAP), totals.gap_z
     return abs(z) > 5 and abs(gap) > 0.1 * totals.mean(K3)
 
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
-from klmonitor.statistics import Array, PairTotals, positive, ratio
+from klmonitor.statistics import PairTotals, positive, ratio
 
 FIRST = {"k1": ("core/d", -1.0), "k2": ("core/d2", 0.5), "k3": ("core/k3", 1.0)}
 SECOND = {"k1": ("core/d2", 1.0), "k2": ("core/d4", 0.25), "k3": ("core/k3k3", 1.0)}
@@ -33,26 +31,26 @@ class Running:
         if not half_life > 0:
             raise ValueError(f"half_life is {half_life} steps: pass a positive number")
         self.half_life = half_life
-        self._sums: dict[str, Array] = {}
+        self._sums: dict[str, list[float]] = {}
 
     def update(self, pair: str, totals: PairTotals) -> dict[str, float]:
         """Add a step's tokens; returns the running metrics by name, the step included."""
-        new = np.array(
-            [totals["core/n"]]
-            + [scale * totals[column] for column, scale in FIRST.values()]
-            + [scale * totals[column] for column, scale in SECOND.values()]
-        )
+        new = [totals["core/n"]]
+        new += [scale * totals[column] for column, scale in FIRST.values()]
+        new += [scale * totals[column] for column, scale in SECOND.values()]
         old = self._sums.get(pair)
         if new[0] > 0 or old is None:
             decay = math.pow(2.0, -1.0 / self.half_life)
-            self._sums[pair] = new if old is None else decay * old + new
+            self._sums[pair] = (
+                new if old is None else [decay * a + b for a, b in zip(old, new, strict=True)]
+            )
         return self.values(pair)
 
     def values(self, pair: str) -> dict[str, float]:
         """The running metrics of a pair by name; empty before its first token."""
         if pair not in self._sums:
             return {}
-        n, *sums = (float(x) for x in self._sums[pair])
+        n, *sums = self._sums[pair]
         values: dict[str, float] = {}
         for i, name in enumerate(FIRST):
             mean = ratio(sums[i], n)
@@ -69,9 +67,9 @@ class Running:
         """Plain numbers, for a checkpoint."""
         return {
             "half_life": self.half_life,
-            "sums": {pair: sums.tolist() for pair, sums in self._sums.items()},
+            "sums": {pair: list(sums) for pair, sums in self._sums.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint; the half-life stays the one configured now."""
-        self._sums = {pair: np.array(sums) for pair, sums in state["sums"].items()}
+        self._sums = {pair: list(sums) for pair, sums in state["sums"].items()}

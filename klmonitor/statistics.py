@@ -13,23 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from klmonitor.summary.layout import (
-    BUCKETS,
-    CENTRE,
-    COLUMN,
-    GRAM,
-    LOW_EXPONENT,
-    MANTISSA_BITS,
-    PER_SEQUENCE,
-    POLICY_COUNTS,
-)
-
-Array = NDArray[np.float64]
+from klmonitor.buckets import MIDDLES, Array, edge_index
+from klmonitor.summary.layout import CENTRE, COLUMN, PER_SEQUENCE, POLICY_COUNTS
 
 K1 = (0.0, 1.0, 0.0, 0.0)
 K2 = (0.0, 0.0, 1.0, 0.0)
@@ -37,6 +25,11 @@ K3 = (0.0, 0.0, 0.0, 1.0)
 GAP = (0.0, -1.0, 0.0, 1.0)
 """Weights on (T, S1, S2, S3): k3 - k1 = e^d - 1, whose expectation is 0 when x ~ q."""
 K2_BIAS = (0.0, -1.0, 1.0, 0.0)
+PRODUCTS = np.array(
+    [[COLUMN[".".join(sorted((a, b), key=PER_SEQUENCE.index))] for b in PER_SEQUENCE]
+     for a in PER_SEQUENCE]
+)  # fmt: skip
+"""Columns of the products of (T, S1, S2, S3) by one another."""
 MIN_PROMPTS = 8
 """With fewer prompts their spread cannot be told: the errors are by sequence then, conditional on
 these prompts."""
@@ -62,10 +55,21 @@ class Clusters:
         """
         if self.count < 2 or tokens <= 0:
             return math.nan
-        v = np.asarray(weights, dtype=np.float64).copy()
-        v[0] -= mean
-        squares = max(float(v @ self.gram @ v), 0.0)
-        return math.sqrt(self.count / (self.count - 1) * squares) / tokens
+        v = (weights[0] - mean, *weights[1:])
+        squares = sum(
+            x * y * product
+            for x, products in zip(v, self._products, strict=True)
+            if x
+            for y, product in zip(v, products, strict=True)
+            if y
+        )
+        return math.sqrt(self.count / (self.count - 1) * max(squares, 0.0)) / tokens
+
+    @cached_property
+    def _products(self) -> list[list[float]]:
+        """`gram` as numbers: for a sum of sixteen, arrays cost more than they save."""
+        products: list[list[float]] = self.gram.tolist()
+        return products
 
 
 @dataclass(frozen=True)
@@ -121,12 +125,16 @@ class PairTotals:
     @cached_property
     def clusters(self) -> Clusters:
         """Prompts where every sequence came with one and there are enough, else sequences."""
-        return clusters(self.sums, list(self.prompts.values()))
+        return clusters(self.sums, self._by_prompt)
+
+    @cached_property
+    def _by_prompt(self) -> Array:
+        return prompt_rows(self.sums, list(self.prompts.values()))
 
     @property
     def n_prompts(self) -> float:
         """Distinct prompts (as told apart by their buckets); nan where some are not known."""
-        return float(len(prompt_rows(self.sums, list(self.prompts.values())))) or math.nan
+        return float(len(self._by_prompt)) or math.nan
 
     @property
     def on_policy(self) -> bool:
@@ -136,7 +144,8 @@ class PairTotals:
     # --- moments ---------------------------------------------------------------------------
     def mean(self, weights: Sequence[float]) -> float:
         """Token mean of a combination of (T, k1, k2, k3)."""
-        return ratio(sum(w * s for w, s in zip(weights, self._per_sequence, strict=True)), self.n)
+        (a, b, c, d), (t, s1, s2, s3) = weights, self._per_sequence
+        return ratio(a * t + b * s1 + c * s2 + d * s3, self.n)
 
     def se(self, weights: Sequence[float]) -> float:
         """Cluster standard error of `mean`."""
@@ -144,10 +153,16 @@ class PairTotals:
 
     def z(self, weights: Sequence[float]) -> float:
         """`mean` over its standard error; 0 where both are 0."""
-        mean, se = self.mean(weights), self.se(weights)
+        mean = self.mean(weights)
+        se = self.clusters.standard_error(weights, mean, self.n)
         if mean == 0.0 and se == 0.0:
             return 0.0
         return ratio(mean, se)
+
+    @cached_property
+    def gap_z(self) -> float:
+        """`z` of the gap, mean k3 - mean k1."""
+        return self.z(GAP)
 
     def variance(self, first: str, second: str, squares: float = 1.0, scale: float = 1.0) -> float:
         """Sample variance of a token value from its sums: scale x moment, squares x moment."""
@@ -217,6 +232,11 @@ class PairTotals:
         below = float(self._cumulative[CENTRE + (index if threshold > 0 else -index) - 1])
         return float(self._cumulative[-1]) - below if threshold > 0 else below
 
+    def below(self, log_ratio: float) -> float:
+        """Tokens with d < `log_ratio`, any: to the 0.8 % of a bucket's middle."""
+        buckets = int(np.searchsorted(MIDDLES, log_ratio))
+        return float(self._cumulative[buckets - 1]) if buckets else 0.0
+
     @property
     def positive_d(self) -> float:
         """Tokens with d > 0, i.e. k1 < 0."""
@@ -246,12 +266,12 @@ class PairTotals:
     def top_sequence_share(self) -> float:
         """Largest share of sum_i (S1_i - mean T_i)^2 that one sequence holds."""
         mean = self.mean(K1)
-        v = np.array([-mean, 1.0, 0.0, 0.0])
-        whole = float(v @ gram(self.sums) @ v)
+        tt, ts, ss = (self[product] for product in ("t.t", "t.k1", "k1.k1"))
+        whole = ss - 2 * mean * ts + mean * mean * tt
         if not self.top_sequences.size or not whole > 0:
             return math.nan
-        residual = self.top_sequences[:, 1] - mean * self.top_sequences[:, 0]
-        return min(float((residual**2).max()) / whole, 1.0)
+        largest = np.abs(self.top_sequences[:, 1] - mean * self.top_sequences[:, 0]).max()
+        return min(float(largest) ** 2 / whole, 1.0)
 
     def policy_count(self, name: str) -> float:
         """Tokens of this kind under q plus those under p."""
@@ -289,16 +309,12 @@ def per_sequence_totals(sums: Array) -> Array:
 
 def gram(sums: Array) -> Array:
     """[4, 4] sums over sequences of products of (T, S1, S2, S3)."""
-    matrix = np.zeros((4, 4))
-    for name in GRAM:
-        a, b = (PER_SEQUENCE.index(part) for part in name.split("."))
-        matrix[a, b] = matrix[b, a] = sums[COLUMN[name]]
+    matrix: Array = sums[PRODUCTS]
     return matrix
 
 
-def clusters(sums: Array, prompts: Sequence[Array]) -> Clusters:
-    """Clusters by prompt where every sequence has one and there are enough, else by sequence."""
-    rows = prompt_rows(sums, prompts)
+def clusters(sums: Array, rows: Array) -> Clusters:
+    """Clusters by prompt (`prompt_rows`) where there are enough, else by sequence."""
     if len(rows) >= MIN_PROMPTS:
         return Clusters(float(len(rows)), rows.T @ rows)
     return Clusters(float(sums[COLUMN["sequences"]]), gram(sums))
@@ -309,8 +325,8 @@ def prompt_rows(sums: Array, prompts: Sequence[Array]) -> Array:
     sequences, prompted = sums[COLUMN["sequences"]], sums[COLUMN["prompted"]]
     if not prompts or not prompted > 0 or prompted != sequences:
         return np.zeros((0, len(PER_SEQUENCE)))
-    rows = np.concatenate(prompts)
-    return rows[rows[:, 0] > 0]
+    rows = prompts[0] if len(prompts) == 1 else np.concatenate(prompts)
+    return rows[np.flatnonzero(rows[:, 0])]
 
 
 def group_values(totals: PairTotals, group: str) -> dict[str, float]:
@@ -319,61 +335,14 @@ def group_values(totals: PairTotals, group: str) -> dict[str, float]:
     n = total(sums, "n")
     if not n:
         return {}
-    found = clusters(sums, [totals.prompts[group]] if group in totals.prompts else [])
+    prompts = [totals.prompts[group]] if group in totals.prompts else []
+    found = clusters(sums, prompt_rows(sums, prompts))
     values: dict[str, float] = {}
     for name, weights in (("k1", K1), ("k3", K3)):
         mean = float(np.dot(weights, per_sequence_totals(sums))) / n
         values[f"group/{group}/{name}/mean"] = mean
         values[f"group/{group}/{name}/se"] = found.standard_error(weights, mean, n)
     return values
-
-
-def edge_index(magnitude: float) -> int:
-    """Position of a bucket edge of |d|, counted from the tiny bucket.
-
-    Raises:
-        ValueError: `magnitude` is not an edge, so that a count beyond it would not be exact.
-    """
-    lowest = math.ldexp(1.0, LOW_EXPONENT)
-    mantissa, exponent = math.frexp(magnitude)  # magnitude = mantissa * 2^exponent, in [.5, 1)
-    step = (mantissa * 2 - 1) * (1 << MANTISSA_BITS)
-    if magnitude < lowest or step != int(step):
-        raise ValueError(
-            f"threshold {magnitude} nats is no bucket edge: choose one with at most "
-            f"{MANTISSA_BITS} fractional bits, such as 0.5, 1, 1.5, 2, 5 or 10"
-        )
-    return 1 + ((exponent - 1 - LOW_EXPONENT) << MANTISSA_BITS) + int(step)
-
-
-def _edges() -> Array:
-    """Lower edges of the buckets of |d|: the tiny one, the regular ones, the last."""
-    octaves = np.ldexp(1.0, np.arange(LOW_EXPONENT, LOW_EXPONENT + (BUCKETS >> MANTISSA_BITS)))
-    steps = 1 + np.arange(1 << MANTISSA_BITS) / (1 << MANTISSA_BITS)
-    top = math.ldexp(1.0, LOW_EXPONENT + (BUCKETS >> MANTISSA_BITS))
-    return np.concatenate([[0.0], np.outer(octaves, steps).ravel(), [top]])
-
-
-EDGES = _edges()
-_POSITIVE = np.concatenate([[0.0], (EDGES[1:-1] + EDGES[2:]) / 2, [math.inf]])
-MIDDLES = np.concatenate([-_POSITIVE[::-1], _POSITIVE])
-"""A representative d for every bucket; +-inf beyond the last, to be cut at the exact extremes."""
-
-
-def coarse_histogram(histogram: Array, bits: int = 2) -> tuple[tuple[float, float], ...]:
-    """The histogram with 2^bits buckets an octave, as (lower edge of |d| with sign, count).
-
-    Only non-empty buckets, ascending. |d| < 2^-20 has edge 0.
-    """
-    width = 1 << (MANTISSA_BITS - bits)
-    rows: list[tuple[float, float]] = []
-    for sign, side in ((-1.0, histogram[CENTRE - 1 :: -1]), (1.0, histogram[CENTRE:])):
-        counts = np.concatenate(
-            [side[:1], side[1:-1].reshape(-1, width).sum(1), side[-1:]],
-        )
-        edges = np.concatenate([EDGES[:1], EDGES[1:-1:width], EDGES[-1:]])
-        found = [(float(sign * e), float(c)) for e, c in zip(edges, counts, strict=True) if c]
-        rows += found[::-1] if sign < 0 else found
-    return tuple(rows)
 
 
 def ratio(numerator: float, denominator: float) -> float:
@@ -404,9 +373,3 @@ def interval(mean: float, se: float, count: float, level: float = 0.95) -> tuple
         return (math.nan, math.nan)
     half = t_quantile(0.5 + level / 2, count - 1) * se
     return (mean - half, mean + half)
-
-
-def from_arrays(parts: Mapping[str, Any]) -> PairTotals:
-    """A `PairTotals` from plain arrays, with the sums added over groups."""
-    groups: Mapping[str, Array] = parts["groups"]
-    return PairTotals(sums=np.sum(list(groups.values()), axis=0), **parts)

@@ -12,6 +12,7 @@ from klmonitor.batch import build
 from klmonitor.metrics import CORE, METRICS, NAMES
 from klmonitor.pairs import default_pairs
 from klmonitor.running import Running
+from klmonitor.summary import numpy_pass
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import SummaryConfig
 from klmonitor.summary.passes import accumulate
@@ -30,6 +31,14 @@ ELSEWHERE = {
     # the k3 rule chooses how many tokens it leaves out
     *("k3/mean_without_top", "dominance/k3/top_share"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True, params=["numpy_pass", "chunked"])
+def the_pass(request):
+    """Both of the CPU's passes, whatever the size of a batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numpy_pass, "MOST_TOKENS", 2**40 if request.param == "numpy_pass" else -1)
+        yield request.param
 
 
 def report_of(log_probs, **layout):

@@ -14,9 +14,10 @@ from hypothesis.extra import numpy as hnp
 
 from klmonitor.assemble import pair_report, pair_totals
 from klmonitor.batch import build
+from klmonitor.buckets import edge_index
 from klmonitor.pairs import PAIR_INDEX, default_pairs
 from klmonitor.running import Running
-from klmonitor.statistics import edge_index
+from klmonitor.summary import numpy_pass
 from klmonitor.summary.extremes import Place, first_largest
 from klmonitor.summary.layout import CENTRE, SummaryConfig
 from klmonitor.summary.pairsums import buckets
@@ -28,6 +29,14 @@ settings.load_profile("laws")
 
 CONFIG = SummaryConfig(groups=("math",), prompt_buckets=64)
 seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(scope="module", autouse=True, params=["numpy_pass", "chunked"])
+def the_pass(request):
+    """Both of the CPU's passes, whatever the size of a batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numpy_pass, "MOST_TOKENS", 2**40 if request.param == "numpy_pass" else -1)
+        yield request.param
 
 
 def tokens_of(seed, rows=12, columns=40, scale=None):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from klmonitor.statistics import K1, K3, MIDDLES, PairTotals
+from klmonitor.statistics import K1, K3, PairTotals
 from klmonitor_trl.names import derives_from, is_rloo
 
 Range = tuple[float, float]
@@ -41,9 +41,8 @@ class Objective:
             found["penalty/se"] = abs(self.beta) * totals.se(weights)
         if pair in self.ranges and totals.n:
             low, high = self.ranges[pair]
-            counts = totals.histogram
-            found["clip/low"] = float(counts[low > MIDDLES].sum()) / totals.n
-            found["clip/high"] = float(counts[high < MIDDLES].sum()) / totals.n
+            found["clip/low"] = totals.below(low) / totals.n
+            found["clip/high"] = 1 - totals.below(high) / totals.n
         return found
 
 

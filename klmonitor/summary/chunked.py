@@ -13,14 +13,9 @@ from torch import Tensor
 from klmonitor.batch import TokenBatch
 from klmonitor.pairs import POLICIES, Pair, sampler
 from klmonitor.summary.collected import Collection
-from klmonitor.summary.layout import POLICY_COUNTS
+from klmonitor.summary.layout import POLICY_COUNTS, POSITIVE_TOLERANCE, TELLING
 from klmonitor.summary.pairsums import Buffers, PairSums
 from klmonitor.summary.tiles import TileMask, tiles
-
-POSITIVE_TOLERANCE = 1e-3
-"""Nats: a log-prob above it is positive for other reasons than rounding."""
-TELLING = 2.0**-6
-"""Nats: a log-prob nearer to 0 is a difference of larger numbers and has few bits anyway."""
 
 
 def collect(batch: TokenBatch, pairs: Sequence[Pair], *, by_row: bool) -> Collection:

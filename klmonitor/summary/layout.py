@@ -86,6 +86,11 @@ POLICY_COUNTS = ("n", "nonzero", "positive", "checked", "bf16", "fp16")
 of a micro-batch, how many there are and how many bfloat16 or float16 would hold exactly (their low
 16 or 13 float32 bits are zero)."""
 
+POSITIVE_TOLERANCE = 1e-3
+"""Nats: a log-prob above it is positive for other reasons than rounding."""
+TELLING = 2.0**-6
+"""Nats: a log-prob nearer to 0 is a difference of larger numbers and has few bits anyway."""
+
 MAXIMA = ("d", "-d")
 
 # --- the histogram of d ------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Add a batch to a state, by the fastest pass that its device and layout allow.
 
-On a GPU that is `triton_pass`, where Triton is installed. Before its first use it must agree with
+On the CPU that is `numpy_pass` for a small batch, `chunked` for any other. On a GPU it is
+`triton_pass`, where Triton is installed. Before its first use it must agree with
 `chunked` on a few made-up tokens; a kernel that does not, or cannot be built, is given up for good
 with one warning. `chunked` takes everything else.
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from klmonitor.batch import TokenBatch
 from klmonitor.pairs import POLICIES, Pair
-from klmonitor.summary import chunked
+from klmonitor.summary import chunked, numpy_pass
 from klmonitor.summary.collected import Collection
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.state import Summary
@@ -51,6 +52,9 @@ def accumulate(
         groups: row of the group, or int64 [sequences].
         centres: each pair's recent mean k1, nats.
     """
+    if numpy_pass.fits(batch):
+        numpy_pass.add(state, batch, pairs, place=place, groups=groups, centres=centres or {})
+        return
     found = _kernel.collect(batch, pairs) if batch.device.type == "cuda" else None
     if found is None:
         found = chunked.collect(batch, pairs, by_row=not isinstance(groups, int))

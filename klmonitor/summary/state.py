@@ -8,11 +8,14 @@ the configuration alone, never on the data, so every rank can take part in a red
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from klmonitor.pairs import PAIRS
@@ -25,6 +28,8 @@ from klmonitor.summary.layout import (
     TOKEN_FIELDS,
     SummaryConfig,
 )
+
+_ARRAYS = ("maxima", "tokens", "sequences")
 
 
 @dataclass
@@ -50,24 +55,16 @@ class Summary:
     policies: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        shapes = self.config.sum_shapes()
-        start = 0
-        for name, shape in shapes.items():
-            size = math.prod(shape)
-            setattr(self, name, self.flat[start : start + size].view(shape))
-            start += size
+        shapes, sizes = _sum_shapes(self.config)
+        for (name, shape), part in zip(shapes.items(), torch.split(self.flat, sizes), strict=True):
+            setattr(self, name, part.view(shape))
 
     @classmethod
     def empty(cls, config: SummaryConfig, device: torch.device | str | None = None) -> Summary:
         """A summary of no tokens: the identity of `merge`."""
-        size = sum(math.prod(shape) for shape in config.sum_shapes().values())
-        pairs, top = len(PAIRS), config.top
-        like = torch.empty(0, dtype=torch.float64, device=device)
-        tokens = like.new_zeros(pairs, len(TAILS), top, len(TOKEN_FIELDS))
-        sequences = like.new_zeros(pairs, top, len(SEQUENCE_FIELDS))
-        tokens[..., 0] = sequences[..., 0] = -math.inf
-        maxima = like.new_full((pairs, len(MAXIMA)), -math.inf)
-        return cls(config, like.new_zeros(size), maxima, tokens, sequences)
+        _, sizes = _sum_shapes(config)
+        flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        return cls(config, flat, *(part.clone() for part in _no_maxima(config.top, flat.device)))
 
     def merge(self, other: Summary) -> Summary:
         """The summary of the tokens of both, a new object.
@@ -95,10 +92,32 @@ class Summary:
         """Pickle without the views, which would come back detached from `flat`."""
         return Summary, (self.config, self.flat, self.maxima, self.tokens, self.sequences)
 
+    @cached_property
+    def arrays(self) -> Mapping[str, NDArray[np.float64]]:
+        """The same memory as numpy arrays, by attribute; on the CPU only."""
+        return {name: getattr(self, name).numpy() for name in (*_ARRAYS, *self.config.sum_shapes())}
+
     @property
     def device(self) -> torch.device:
         """Where the sums live."""
         return self.flat.device
+
+
+@cache
+def _sum_shapes(config: SummaryConfig) -> tuple[dict[str, tuple[int, ...]], list[int]]:
+    """What `flat` consists of: shapes by name, and their sizes."""
+    shapes = config.sum_shapes()
+    return shapes, [math.prod(shape) for shape in shapes.values()]
+
+
+@cache
+def _no_maxima(top: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """`maxima`, `tokens` and `sequences` of nothing."""
+    like = torch.empty(0, dtype=torch.float64, device=device)
+    tokens = like.new_zeros(len(PAIRS), len(TAILS), top, len(TOKEN_FIELDS))
+    sequences = like.new_zeros(len(PAIRS), top, len(SEQUENCE_FIELDS))
+    tokens[..., 0] = sequences[..., 0] = -math.inf
+    return like.new_full((len(PAIRS), len(MAXIMA)), -math.inf), tokens, sequences
 
 
 def merge_all(parts: Sequence[Summary]) -> Summary:

@@ -11,15 +11,14 @@ import triton
 import triton.language as tl
 
 from klmonitor.summary import layout
-from klmonitor.summary.chunked import POSITIVE_TOLERANCE, TELLING
 from klmonitor.summary.layout import COLUMN, COUNTS, MOMENTS, POLICY_COUNTS, WEIGHTED
 
 # Triton sees only globals of this type.
 CLAMP = tl.constexpr(layout.CLAMP)
 CORE_RADIUS = tl.constexpr(layout.CORE_RADIUS)
 INFINITY = tl.constexpr(math.inf)
-POSITIVE = tl.constexpr(POSITIVE_TOLERANCE)
-TELLING_BELOW = tl.constexpr(-TELLING)
+POSITIVE = tl.constexpr(layout.POSITIVE_TOLERANCE)
+TELLING_BELOW = tl.constexpr(-layout.TELLING)
 
 HISTOGRAM = tl.constexpr(layout.HISTOGRAM)
 CENTRE = tl.constexpr(layout.CENTRE)
