@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+Bits = Any
+"""int64, a tensor or an array."""
 PROMPT_BITS = 53
 """Keys stay below 2**53, so that a float64 holds them exactly."""
 
@@ -34,19 +38,26 @@ def prompt_keys(ids: Tensor, mask: Tensor) -> Tensor:
     Returns:
         int64 [B], in [0, 2**53).
     """
-    inside = mask.to(torch.int64)
-    place = inside.flip(1).cumsum(1).flip(1)
-    mixed = _mix(ids.to(torch.int64) * _TOKEN + place * _PLACE)
-    return _mix(torch.where(inside != 0, mixed, 0).sum(1)) & ((1 << PROMPT_BITS) - 1)
+    ids, inside = ids.to(torch.int64), mask.to(torch.int64)
+    if ids.is_cpu:  # the same arithmetic, whose calls cost less
+        return torch.from_numpy(_keys(ids.numpy(), inside.numpy()))
+    found: Tensor = _keys(ids, inside)
+    return found
 
 
-def _mix(bits: Tensor) -> Tensor:
+def _keys(ids: Bits, inside: Bits) -> Bits:
+    place = inside.sum(1, keepdims=True) - inside.cumsum(1) + inside
+    mixed = _mix(ids * _TOKEN + place * _PLACE) * inside
+    return _mix(mixed.sum(1)) & ((1 << PROMPT_BITS) - 1)
+
+
+def _mix(bits: Bits) -> Bits:
     """The finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), modulo 2**64."""
     bits = (bits ^ _shift(bits, 30)) * _MIX_1
     bits = (bits ^ _shift(bits, 27)) * _MIX_2
     return bits ^ _shift(bits, 31)
 
 
-def _shift(bits: Tensor, by: int) -> Tensor:
-    """Shift right and fill with zeros (torch's own shift of a signed integer copies the sign)."""
+def _shift(bits: Bits, by: int) -> Bits:
+    """Shift right and fill with zeros (a signed integer's own shift copies the sign)."""
     return (bits >> by) & ((1 << (64 - by)) - 1)

@@ -7,19 +7,23 @@ have their context; of another rank's, which come with their id alone, the token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from klmonitor.report import ExtremeToken
+from klmonitor.rows import RECORDED_TOKENS
 
 BEFORE = 12
 """Tokens of context before the extreme one."""
 LIMIT = 1024
 """Micro-batches of a step that are kept; tokens of later ones come without context."""
+KNOWN_TOKENS = 2**16
+"""Tokens of the vocabulary whose text is remembered."""
 MARK = "⟦{}⟧"
 """The token within its context."""
 
@@ -35,6 +39,7 @@ class TokenText:
     def __init__(self, tokenizer: Any, rank: int) -> None:
         """Nothing kept."""
         self._tokenizer, self._rank = tokenizer, rank
+        self._decoded = lru_cache(KNOWN_TOKENS)(lambda token_id: tokenizer.decode([token_id]))
         self._ids: dict[str, list[Tensor | None]] = {}
 
     def keep(self, phase: str, ids: Tensor | None) -> None:
@@ -48,8 +53,8 @@ class TokenText:
         self._ids.pop(phase, None)
 
     def annotate(self, tokens: Sequence[ExtremeToken], phase: str) -> list[ExtremeToken]:
-        """The tokens with their text."""
-        contexts = self._contexts(tokens, self._ids.get(phase, []))
+        """The tokens with their text; at an ordinary step few of them with its context."""
+        contexts = self._contexts(tokens, with_context(tokens), self._ids.get(phase, []))
         return [
             replace(token, text=self._text(token, context))
             for token, context in zip(tokens, contexts, strict=True)
@@ -58,17 +63,21 @@ class TokenText:
     def _text(self, token: ExtremeToken, context: Sequence[int]) -> str | None:
         if token.token_id is None:
             return None
-        marked = MARK.format(self._tokenizer.decode([token.token_id]))
+        marked = MARK.format(self._decoded(token.token_id))
         return self._tokenizer.decode(list(context)) + marked if context else marked
 
     def _contexts(
-        self, tokens: Sequence[ExtremeToken], kept: Sequence[Tensor | None]
+        self,
+        tokens: Sequence[ExtremeToken],
+        chosen: Collection[int],
+        kept: Sequence[Tensor | None],
     ) -> list[list[int]]:
-        """Ids before each token, oldest first: one gather a micro-batch, one copy for all."""
+        """Ids before those chosen, oldest first: one gather a micro-batch, one copy for all."""
         contexts: list[list[int]] = [[] for _ in tokens]
         owners: list[int] = []
         places: dict[int, list[int]] = {}
-        for number, token in enumerate(tokens):
+        for number in chosen:
+            token = tokens[number]
             if token.rank == self._rank and token.micro_batch < len(kept):
                 places.setdefault(token.micro_batch, []).append(number)
         gathered = []
@@ -88,3 +97,19 @@ class TokenText:
         for number, value in zip(owners, values, strict=True):
             contexts[number].append(value)
         return contexts
+
+
+def with_context(tokens: Sequence[ExtremeToken]) -> list[int]:
+    """Which tokens to decode with what came before them.
+
+    The first of each tail, since decoding takes longer than all else; where more of a tail are
+    recorded than usual, since the step is dominated or alerted, all of it.
+    """
+    tails: dict[tuple[str, str], list[int]] = {}
+    for number, token in enumerate(tokens):
+        tails.setdefault((token.pair, token.tail), []).append(number)
+    return [
+        number
+        for numbers in tails.values()
+        for number in (numbers if len(numbers) > RECORDED_TOKENS else numbers[:1])
+    ]

@@ -7,12 +7,14 @@ import logging
 import stat
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
 from klmonitor.attachment import attach
+from klmonitor.rows import RECORDED_TOKENS
 from klmonitor_trl.text import TokenText
 
 IN_PROMPTS = "zxqcanaryj"
@@ -32,6 +34,8 @@ def run(make_trainer, monkeypatch, out, log_tokens):
     wandb = types.ModuleType("wandb")
     wandb.run = FakeRun(out / "wandb.jsonl")
     wandb.Table = lambda columns, data: {"columns": columns, "data": data}
+    wandb.Histogram = lambda np_histogram: {"histogram": np_histogram}
+    wandb.Html = lambda html, inject: {"html": html}
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     handle = attach_decoding(trainer, lambda ids: DECODED, log_tokens=log_tokens, rules=ALERTING)
     trainer.train()
@@ -60,6 +64,9 @@ class FakeRun:
     def log(self, row, **options):
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def define_metric(self, *names, **options):
+        pass
 
     def alert(self, title, text, **options):
         with self.path.open("a") as file:
@@ -121,16 +128,22 @@ def test_the_text_is_the_token_within_what_came_before_it(make_trainer):
     handle.detach()
     tokenizer = trainer.processing_class
     lines = (Path(trainer.args.output_dir) / "klmonitor" / "tokens.jsonl").read_text().splitlines()
-    tokens = [
-        (step, token) for step, line in enumerate(lines) for token in json.loads(line)["tokens"]
-    ]
-    assert len(tokens) > 4
-    for step, token in tokens:
-        ids = kept[step][token["sequence"]].tolist()
-        position = token["position"]
-        assert ids[position] == token["token_id"]
-        before = tokenizer.decode(ids[max(position - 12, 0) : position]) if position else ""
-        assert token["text"] == f"{before}⟦{tokenizer.decode([token['token_id']])}⟧"
+    in_context = 0
+    for step, line in enumerate(lines):
+        tokens = json.loads(line)["tokens"]
+        tails = Counter(token["tail"] for token in tokens)
+        seen = set()
+        for token in tokens:
+            ids, position = kept[step][token["sequence"]].tolist(), token["position"]
+            assert ids[position] == token["token_id"]
+            before = ""
+            # an ordinary step has the context of the first of each tail, a dominated one of all
+            if token["tail"] not in seen or tails[token["tail"]] > RECORDED_TOKENS:
+                before = tokenizer.decode(ids[max(position - 12, 0) : position]) if position else ""
+            seen.add(token["tail"])
+            in_context += bool(before)
+            assert token["text"] == f"{before}⟦{tokenizer.decode([token['token_id']])}⟧"
+    assert in_context >= 2
 
 
 def test_a_decoder_that_fails_costs_the_text_alone(make_trainer):
@@ -157,3 +170,19 @@ def test_context_is_that_of_this_processs_own_tokens(rank):
     assert found.text == ("[10, 11]⟦[12]⟧" if rank == 0 else "⟦[12]⟧")
     text.forget("train")
     assert text.annotate([token], "train")[0].text == "⟦[12]⟧"
+
+
+def test_all_of_an_important_tail_come_with_context():
+    import torch
+
+    from klmonitor.report import ExtremeToken
+
+    text = TokenText(types.SimpleNamespace(decode=lambda ids: f"{ids}"), rank=0)
+    text.keep("train", torch.arange(20).reshape(1, 20))
+    tokens = [
+        ExtremeToken("policy_ref", tail, -3.0, -1.0, -4.0, 0, 0, 0, position, token_id=position)
+        for tail, last in (("left", RECORDED_TOKENS + 1), ("right", RECORDED_TOKENS))
+        for position in range(1, last + 1)
+    ]
+    found = [token.text.startswith("[") for token in text.annotate(tokens, "train")]
+    assert found == [True] * (RECORDED_TOKENS + 1) + [True] + [False] * (RECORDED_TOKENS - 1)
