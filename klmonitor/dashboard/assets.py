@@ -10,6 +10,7 @@ SCRIPTS = (
     "source.js",
     "decimate.js",
     "panels.js",
+    "paint.js",
     "chart.js",
     "details.js",
     "app.js",

@@ -1,6 +1,7 @@
 """The page in a real browser: from a file, and live."""
 
 import json
+import random
 import re
 import shutil
 
@@ -160,6 +161,42 @@ def test_forty_one_step_spikes_of_20000_steps_are_all_drawn(watched, long_run, t
         watched.assert_quiet()
 
 
+def test_no_zoom_loses_an_extreme(watched, long_run):
+    with serving(long_run) as url:
+        page = watched.open(url)
+        column = (
+            "KLM.column(KLM.app.runs[0].pairs.policy_ref.metrics, KLM.panels[6].lines()[0].get)"
+        )
+        rng = random.Random(1)
+        for log in (False, True):
+            for _ in range(40):
+                low = rng.randrange(1, 19_000)
+                high = min(low + rng.randrange(2_000, 19_000), 19_999)
+                drawn = page.evaluate(
+                    f"""([range, log]) => {{
+                        const sample = KLM.sample([KLM.app.runs[0]], range, 320, log);
+                        const all = sample.pick(0, {column}, "line");
+                        const low = sample.pick(0, {column}, "low");
+                        const high = sample.pick(0, {column}, "high");
+                        const pairs = all.flatMap((v, i) => (i % 2 ? [] : [[v, all[i + 1]]]));
+                        return {{
+                            agree: pairs.every(([a, b], i) =>
+                                Math.min(a, b) === low[2 * i] && Math.max(a, b) === high[2 * i]),
+                            values: pairs.flat(),
+                            sorted: sample.x.every((x, i, xs) => !i || x >= xs[i - 1]),
+                            rows: Array.from({column}.values.slice(range[0], range[1] + 1)),
+                        }};
+                    }}""",
+                    [[low, high], log],
+                )
+                assert drawn["agree"]
+                assert drawn["sorted"]
+                # one row beside the range is drawn as well, so that lines reach its edge
+                assert max(drawn["rows"]) <= max(drawn["values"])
+                assert min(drawn["rows"]) >= min(drawn["values"])
+                assert set(drawn["rows"]) >= set(drawn["values"][2:-2])
+
+
 def test_zoom_keys_selectors_and_permalink(watched, long_run):
     with serving(long_run) as url:
         page = watched.open(url)
@@ -194,10 +231,9 @@ def test_dragging_zooms_every_panel(watched, demo):
         page.mouse.up()
         low, high = page.evaluate("KLM.app.state.range")
         assert 1 < low < high < 60
-        scales = page.evaluate(
-            "KLM.app.charts.map((c) => [c.plot.scales.x.min, c.plot.scales.x.max])"
-        )
-        assert scales == [[low, high]] * len(CHARTS)
+        scales = "KLM.app.charts.map((c) => [c.plot.scales.x.min, c.plot.scales.x.max])"
+        wait_until(page, f"low => {scales}[0][0] === low", low)  # at the next frame
+        assert page.evaluate(scales) == [[low, high]] * len(CHARTS)
 
 
 def test_export_holds_every_row_and_a_picture(watched, demo, tmp_path):

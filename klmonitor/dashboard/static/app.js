@@ -59,12 +59,17 @@
       return this.state.log ? [Math.max(range[0], 1), Math.max(range[1], 2)] : range;
     }
 
+    // The alerts of what is shown, by step; the same list as long as nothing else is shown.
     alerts() {
-      const several = this.shown().length > 1;
-      return this.shown().flatMap(({ run }) => run.alerts
-        .filter((alert) => alert.phase !== "end" && (alert.pair === null || alert.pair === this.state.pair))
+      const shown = this.shown(), { pair } = this.state, listed = this.listed;
+      if (listed && listed.pair === pair && listed.runs.length === shown.length && shown.every((one, i) => one.run === listed.runs[i])) return listed.alerts;
+      const several = shown.length > 1;
+      const alerts = shown.flatMap(({ run }) => run.alerts
+        .filter((alert) => alert.phase !== "end" && (alert.pair === null || alert.pair === pair))
         .map((alert) => ({ ...alert, run: run.name, runName: several ? run.name : "" })))
         .sort((a, b) => a.step - b.step);
+      this.listed = { pair, runs: shown.map((one) => one.run), alerts };
+      return alerts;
     }
 
     // --- what changes it ---------------------------------------------------------------------
@@ -76,17 +81,18 @@
       if (pin) this.pinned = this.state.step !== found || !this.pinned;
       if (found === this.state.step && !pin) return;
       this.state.step = found;
-      this.cursor();
+      this.later("cursor");
     }
 
     // A step that is looked for: pinned, and in view.
     goTo(step, run = this.state.focus) {
       const [low, high] = this.range();
-      const inView = step >= low && step <= high && run === this.state.focus;
+      const runs = run !== this.state.focus;
+      const inView = step >= low && step <= high && !runs;
       this.pinned = true;
       Object.assign(this.state, { step, focus: run });
       if (step < low || step > high) this.state.range = [step - (high - low) / 2, step + (high - low) / 2];
-      if (inView) this.cursor(); else this.draw();
+      this.later(inView ? "cursor" : runs ? "draw" : "update");
     }
 
     zoom(range) {
@@ -94,7 +100,7 @@
       if (range && range[1] - range[0] < 1) return;
       const to = range && [Math.max(range[0], low), Math.min(range[1], high)];
       this.state.range = to && to[1] - to[0] < high - low ? to : null;
-      this.update();
+      this.later("update");
     }
 
     zoomBy(factor) {
@@ -115,7 +121,7 @@
     nextAlert(by) {
       const alerts = this.alerts();
       const from = this.state.step ?? -Infinity;
-      const next = by > 0 ? alerts.find((a) => a.step > from) : alerts.reverse().find((a) => a.step < from);
+      const next = by > 0 ? alerts.find((a) => a.step > from) : alerts.findLast((a) => a.step < from);
       if (next) this.goTo(next.step, next.run);
     }
 
@@ -217,7 +223,16 @@
       this.draw();
     }
 
+    // What is to be drawn again, at the next frame and once: "cursor", "update" or "draw".
+    later(what) {
+      const rank = ["cursor", "update", "draw"];
+      const waits = this.due !== undefined;
+      if (!waits || rank.indexOf(what) > rank.indexOf(this.due)) this.due = what;
+      if (!waits) requestAnimationFrame(() => { const due = this.due; this.due = undefined; this[due](); });
+    }
+
     draw() {
+      KLM.freshInks();
       if (this.state.theme) document.documentElement.dataset.theme = this.state.theme;
       else delete document.documentElement.dataset.theme;
       this.selectors();
@@ -234,7 +249,10 @@
     }
 
     listAlerts() {
-      const items = this.alerts().map((alert) => KLM.alertItem(alert, () => this.goTo(alert.step, alert.run)));
+      const alerts = this.alerts();
+      if (alerts === this.inList) return;
+      this.inList = alerts;
+      const items = alerts.map((alert) => KLM.alertItem(alert, () => this.goTo(alert.step, alert.run)));
       this.alertBox.replaceChildren(...(items.length ? items : [el("li", { className: "why", textContent: "none at the selected runs and pair" })]));
     }
 
@@ -317,7 +335,7 @@
       try {
         if (!document.hidden && (await this.load())) {
           this.selectors();
-          this.update();
+          this.later("update");
         }
         this.status.textContent = `live, ${this.shown().map((one) => one.run.steps.length).join(" + ") || 0} steps`;
       } catch (error) {

@@ -13,7 +13,10 @@
     return node;
   };
 
-  KLM.ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  // A colour of the style sheet; read once, until the theme changes.
+  let inks = {};
+  KLM.ink = (name) => (inks[name] ??= getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim());
+  KLM.freshInks = () => { inks = {}; };
 
   function faded(colour, alpha) {
     const n = parseInt(colour.slice(1), 16);
@@ -46,7 +49,7 @@
       this.node.setAttribute("aria-label", panel.title);
     }
 
-    // Every line of every shown run: {line, run, metrics, dash, label}.
+    // Every line of every shown run: {line, at: index of the run, dash, label, get: its column or null}.
     lines() {
       const shown = this.app.shown();
       return shown.flatMap((one, at) => this.panel.lines(this.app.state).map((line) => ({
@@ -54,7 +57,7 @@
         label: shown.length > 1 ? `${KLM.visible(one.run.name)}: ${line.name}` : line.name,
         get: (how) => {
           const of = how || line.get;
-          return one.pair && of ? of(one.pair.metrics) : null;
+          return one.pair && of ? KLM.column(one.pair.metrics, of) : null;
         },
       })));
     }
@@ -67,7 +70,7 @@
         ? this.app.focused().pair !== null && this.app.focused().pair.heat.some((value) => value)
         : this.lines().some((one) => {
           const column = one.get(one.line.band ? one.line.low : null);
-          return column && shown[one.at].run.steps.some((_, row) => Number.isFinite(column(row)));
+          return column !== null && column.least.some((row) => row >= 0);
         });
       return has ? "" : this.panel.why(this.app.state);
     }
@@ -87,11 +90,13 @@
         this.body.append(KLM.el("p", { className: "why", textContent: "not drawn: uPlot is missing, see above" }));
         return;
       }
+      this.width = Math.max(280, Math.floor(this.body.clientWidth || this.node.clientWidth || 600));
       this.plot = new uPlot(this.options(), this.data(), this.body);
       this.plot.over.append(this.mark);
       this.plot.over.addEventListener("mousemove", (event) => this.hover(event));
       this.plot.over.addEventListener("mouseleave", () => this.app.hint(null));
       this.plot.over.addEventListener("click", (event) => this.seek(event));
+      this.buildLegend();
       this.values();
     }
 
@@ -102,12 +107,10 @@
       this.values();
     }
 
-    width() { return Math.max(280, Math.floor(this.body.clientWidth || this.node.clientWidth || 600)); }
-
     data() {
       const { state } = this.app;
       const range = this.app.range();
-      const columns = Math.max(100, Math.floor(this.width() - 75));
+      const columns = Math.max(100, Math.floor(this.width - 75));
       const shown = this.app.shown();
       this.sample = this.app.sample(columns);
       if (this.panel.axis === "heat") {
@@ -130,23 +133,12 @@
 
     options() {
       const ink = KLM.ink("ink"), grid = { stroke: KLM.ink("grid"), width: 1 };
-      const series = [{}], bands = [];
-      for (const { line, dash } of this.panel.axis === "heat" ? [] : this.lines()) {
-        const colour = KLM.ink(line.ink);
-        if (line.band) {
-          const edge = { stroke: "transparent", width: 0, points: { show: false } };
-          bands.push({ series: [series.length + 1, series.length], fill: faded(colour, line.alpha) });
-          series.push({ ...edge }, { ...edge });
-        } else {
-          series.push({
-            stroke: faded(colour, line.alpha || 1), width: line.width || 1.5, dash,
-            points: { show: true, size: 4, fill: colour, filter: (u, s) => lonely(u, s) },
-          });
-        }
-      }
-      if (this.panel.axis === "heat") series.push({ points: { show: false } });
+      // uPlot scales the axes by the series; lines and bands are painted by `drawLines`.
+      const one = { paths: () => null, points: { show: false } };
+      const count = this.panel.axis === "heat" ? 1 : this.lines().reduce((sum, { line }) => sum + (line.band ? 2 : 1), 0);
+      const series = [{}, ...Array.from({ length: count }, () => ({ ...one }))];
       return {
-        width: this.width(), height: 210, legend: { show: false }, series, bands,
+        width: this.width, height: 210, legend: { show: false }, series,
         padding: [8, 8, 0, 0],
         cursor: { x: false, y: false, points: { show: false }, drag: { x: true, y: false, setScale: false } },
         scales: { x: { time: false, distr: this.app.state.log ? 3 : 1, range: () => this.app.range() }, y: this.scale() },
@@ -155,7 +147,7 @@
           this.yAxis(ink, grid),
         ],
         hooks: {
-          draw: [(u) => { this.drawRules(u); this.drawThreshold(u); this.moveCursor(); }],
+          draw: [(u) => { this.drawLines(u); this.drawRules(u); this.drawThreshold(u); this.moveCursor(); }],
           drawAxes: [(u) => { if (this.panel.axis === "heat") this.drawHeat(u); }],
           setSelect: [(u) => {
             if (u.select.width < 4) return;
@@ -206,7 +198,7 @@
         const column = line.band ? null : get();
         const steps = shown[at].run.steps.length, stride = Math.max(1, Math.floor(steps / 500));
         for (let i = 0; column && i < steps; i += stride) {
-          const size = Math.abs(column(i));
+          const size = Math.abs(column.values[i]);
           if (size > 0 && Number.isFinite(size)) sizes.push(size);
         }
       }
@@ -216,12 +208,24 @@
       return this.knee_;
     }
 
+    drawLines(u) {
+      if (this.panel.axis === "heat") return;
+      const { ctx, bbox } = u, xs = u.data[0];
+      const dense = KLM.isDense(xs, bbox.width / devicePixelRatio);
+      const px = KLM.placesOf(u, xs, dense);
+      clipped(u);
+      let series = 1;
+      for (const { line, dash } of this.lines()) {
+        const colour = faded(KLM.ink(line.ink), line.alpha || 1);
+        if (line.band) KLM.fillBand(u, px, u.data[series++], u.data[series++], { colour, dense });
+        else KLM.strokeLine(u, px, u.data[series++], { colour, width: line.width || 1.5, dash, dense });
+      }
+      ctx.restore();
+    }
+
     drawRules(u) {
       const { ctx, bbox } = u;
-      ctx.save();
-      ctx.beginPath();
-      ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
-      ctx.clip();
+      clipped(u);
       const seen = new Set();
       for (const alert of this.app.alerts()) {
         const x = Math.round(u.valToPos(alert.step, "x", true)) + 0.5;
@@ -267,20 +271,10 @@
 
     drawHeat(u) {
       const bins = KLM.HEAT_ROWS, columns = this.columns;
-      const image = new ImageData(columns, bins);
-      const [low, high] = [KLM.ink("heat-low"), KLM.ink("heat-high")].map((c) => parseInt(c.slice(1), 16));
-      const mix = (shift, t) => ((low >> shift) & 255) * (1 - t) + ((high >> shift) & 255) * t;
-      const least = this.pixels.reduce((a, b) => (b && b < a ? b : a), 255), most = this.pixels.reduce((a, b) => Math.max(a, b), least + 1);
+      const image = new ImageData(columns, bins), pixels = new Uint32Array(image.data.buffer);
+      const colours = heatColours(this.pixels);
       for (let column = 0; column < columns; column++) {
-        for (let bin = 0; bin < bins; bin++) {
-          const value = this.pixels[column * bins + bin];
-          if (!value) continue;
-          const at = 4 * ((bins - 1 - bin) * columns + column), t = 0.15 + (0.85 * (value - least)) / (most - least);
-          image.data[at] = mix(16, t);
-          image.data[at + 1] = mix(8, t);
-          image.data[at + 2] = mix(0, t);
-          image.data[at + 3] = 255;
-        }
+        for (let bin = 0; bin < bins; bin++) pixels[(bins - 1 - bin) * columns + column] = colours[this.pixels[column * bins + bin]];
       }
       const canvas = KLM.el("canvas", { width: columns, height: bins });
       canvas.getContext("2d").putImageData(image, 0, 0);
@@ -314,21 +308,26 @@
       if (!hidden) this.mark.style.transform = `translateX(${Math.round(this.plot.valToPos(step, "x"))}px)`;
     }
 
-    // The values at the cursor, beside the name and the colour of each line.
-    values() {
-      if (!this.plot) return;
-      const { state } = this.app;
-      const shown = this.app.shown();
-      const rows = shown.map((one) => (state.step === null ? -1 : KLM.nearestRow(one.run.steps, state.step)));
-      const items = this.panel.axis === "heat" ? this.heatKey() : this.lines().map(({ line, at, get, label }) => {
-        const row = rows[at];
-        const value = (how) => { const column = get(how); return column && row >= 0 ? KLM.number(column(row)) : "-"; };
-        const text = line.band ? `${value(line.low)} to ${value(line.high)}` : value();
+    // The name and the colour of each line, beside the place of its value at the cursor.
+    buildLegend() {
+      if (this.panel.axis === "heat") { this.legend.replaceChildren(...this.heatKey()); return; }
+      this.shownValues = this.lines().map(({ line, label }) => {
         const swatch = KLM.el("i", { className: line.band ? "swatch wide" : "swatch" });
         swatch.style.background = faded(KLM.ink(line.ink), line.band ? 0.3 + line.alpha : line.alpha || 1);
-        return KLM.el("span", {}, swatch, `${label} `, KLM.el("b", { textContent: text }));
+        const value = KLM.el("b");
+        this.legend.append(KLM.el("span", {}, swatch, `${label} `, value));
+        return value;
       });
-      this.legend.replaceChildren(...items);
+    }
+
+    values() {
+      if (!this.plot || this.panel.axis === "heat") return;
+      const { step } = this.app.state;
+      const rows = this.app.shown().map((one) => (step === null ? -1 : KLM.nearestRow(one.run.steps, step)));
+      this.lines().forEach(({ line, at, get }, i) => {
+        const value = (how) => { const column = get(how); return column && rows[at] >= 0 ? KLM.number(column.values[rows[at]]) : "-"; };
+        this.shownValues[i].textContent = line.band ? `${value(line.low)} to ${value(line.high)}` : value();
+      });
     }
 
     heatKey() {
@@ -364,7 +363,7 @@
         for (let row = KLM.rowFrom(one.run.steps, low); row < one.run.steps.length && one.run.steps[row] <= high; row++) {
           const cells = lines.flatMap(({ line, at: mine, get }) => {
             const columns = line.band ? [get(line.low), get(line.high)] : [get()];
-            return columns.map((column) => (mine === at && column && Number.isFinite(column(row)) ? String(column(row)) : ""));
+            return columns.map((column) => (mine === at && column && Number.isFinite(column.values[row]) ? String(column.values[row]) : ""));
           });
           out.push([quoted(KLM.visible(one.run.name)), one.run.steps[row], ...cells].join(","));
         }
@@ -373,14 +372,29 @@
     }
   };
 
-  // Points are drawn where no line reaches: between two gaps.
-  function lonely(u, s) {
-    const y = u.data[s], out = [];
-    const beside = (i, by) => { while (y[i] === undefined && i >= 0 && i < y.length) i += by; return y[i]; };
-    for (let i = 0; i < y.length; i++) {
-      if (typeof y[i] === "number" && typeof beside(i - 1, -1) !== "number" && typeof beside(i + 1, 1) !== "number") out.push(i);
+  // What follows is drawn inside the axes only, until the context is restored.
+  function clipped({ ctx, bbox }) {
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+    ctx.clip();
+  }
+
+  // The colour of each byte of a heat map, as ImageData holds it; 0 is left clear.
+  function heatColours(bytes) {
+    let least = 255, most = 0;
+    for (const value of bytes) {
+      if (value > most) most = value;
+      if (value && value < least) least = value;
     }
-    return out;
+    const [low, high] = [KLM.ink("heat-low"), KLM.ink("heat-high")].map((c) => parseInt(c.slice(1), 16));
+    const colours = new Uint8ClampedArray(4 * 256);
+    for (let value = least; value <= most; value++) {
+      const t = 0.15 + (0.85 * (value - least)) / Math.max(most - least, 1);
+      [16, 8, 0].forEach((shift, i) => { colours[4 * value + i] = ((low >> shift) & 255) * (1 - t) + ((high >> shift) & 255) * t; });
+      colours[4 * value + 3] = 255;
+    }
+    return new Uint32Array(colours.buffer);
   }
 
   function spread(ticks, place, gap) {

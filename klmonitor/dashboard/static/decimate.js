@@ -44,7 +44,7 @@
       if (!column) return out;
       const part = parts[which];
       for (let i = part.first; i < part.last; i++) {
-        const value = column(i);
+        const value = column.values[i];
         out[slots[which][i - part.first]] = Number.isFinite(value) ? value : null;
       }
       return out;
@@ -63,49 +63,109 @@
       slot[column] = x.length;
       x.push(maps[0].at(column + 0.25), maps[0].at(column + 0.75));
     }
+    const cells = parts.map((part, i) => cellsOf(maps[i].of, part.first));
     function pick(which, column, how = "line") {
       const out = new Array(x.length).fill(undefined);
       if (!column) return out;
-      const part = parts[which], of = maps[which].of;
-      let i = part.first;
-      while (i < part.last) {
-        const here = of[i - part.first];
-        let low = NaN, high = NaN, lowAt = i, highAt = i;
-        for (; i < part.last && of[i - part.first] === here; i++) {
-          const value = column(i);
-          if (!Number.isFinite(value)) continue;
-          if (!(low <= value)) { low = value; lowAt = i; }
-          if (!(high >= value)) { high = value; highAt = i; }
-        }
-        const first = how === "low" || (how === "line" && lowAt <= highAt) ? low : high;
-        const second = how === "high" || (how === "line" && lowAt <= highAt) ? high : low;
-        out[slot[here]] = Number.isFinite(first) ? first : null;
-        out[slot[here] + 1] = Number.isFinite(second) ? second : null;
+      const { values } = column;
+      for (const { at, from, to } of cells[which]) {
+        const [least, largest] = extremes(column, from, to);
+        const low = least < 0 ? null : values[least], high = least < 0 ? null : values[largest];
+        const rises = how === "line" && least <= largest;
+        out[slot[at]] = how === "low" || rises ? low : high;
+        out[slot[at] + 1] = how === "high" || rises ? high : low;
       }
       return out;
     }
     return { x, pick, exact: false };
   }
 
+  // Rows by pixel column: {at, from, to}.
+  function cellsOf(of, first) {
+    const cells = [];
+    for (let i = 0; i < of.length;) {
+      const from = i;
+      while (i < of.length && of[i] === of[from]) i++;
+      cells.push({ at: of[from], from: first + from, to: first + i });
+    }
+    return cells;
+  }
+
+  // Of every 2^SHIFT rows it is known which hold the least and the largest value, so that a zoom looks
+  // at blocks and not at rows.
+  const SHIFT = 5, BLOCK = 1 << SHIFT;
+
+  function indexed(values) {
+    const blocks = (values.length >> SHIFT) + 1;
+    const least = new Int32Array(blocks).fill(-1), largest = new Int32Array(blocks).fill(-1);
+    for (let i = 0; i < values.length; i++) {
+      const value = values[i], block = i >> SHIFT;
+      if (!Number.isFinite(value)) continue;
+      if (least[block] < 0 || value < values[least[block]]) least[block] = i;
+      if (largest[block] < 0 || value > values[largest[block]]) largest[block] = i;
+    }
+    return { values, least, largest };
+  }
+
+  // The rows of the least and of the largest value from one row to another, -1 where none is finite.
+  function extremes({ values, least, largest }, from, to) {
+    let low = -1, high = -1;
+    for (let i = from; i < to;) {
+      const whole = (i & (BLOCK - 1)) === 0 && i + BLOCK <= to;
+      const a = whole ? least[i >> SHIFT] : i, b = whole ? largest[i >> SHIFT] : i;
+      i += whole ? BLOCK : 1;
+      if (a < 0 || !Number.isFinite(values[a])) continue;
+      if (low < 0 || values[a] < values[low]) low = a;
+      if (high < 0 || values[b] > values[high]) high = b;
+    }
+    return [low, high];
+  }
+
+  // What `get` makes of a pair's metrics, indexed; made once, until rows arrive. null if it has none.
+  const made = new WeakMap();
+  KLM.column = function (metrics, get) {
+    if (!made.has(metrics)) made.set(metrics, new Map());
+    const mine = made.get(metrics);
+    if (!mine.has(get.key)) {
+      const values = get(metrics);
+      mine.set(get.key, values && indexed(values));
+    }
+    return mine.get(get.key);
+  };
+
+  // Per block of rows the largest density of each bin.
+  const tops = new WeakMap();
+  function heatTops(heat) {
+    if (!tops.has(heat)) {
+      const bins = KLM.HEAT_ROWS, rows = heat.length / bins;
+      const out = new Uint8Array(((rows >> SHIFT) + 1) * bins);
+      for (let row = 0; row < rows; row++) {
+        const from = row * bins, to = (row >> SHIFT) * bins;
+        for (let bin = 0; bin < bins; bin++) if (out[to + bin] < heat[from + bin]) out[to + bin] = heat[from + bin];
+      }
+      tops.set(heat, out);
+    }
+    return tops.get(heat);
+  }
+
   // The heat map's pixels: per pixel column the largest density of its rows, for each bin.
   KLM.heatPixels = function (run, pair, range, width, log) {
-    const bins = KLM.HEAT_ROWS;
+    const bins = KLM.HEAT_ROWS, { heat } = pair, top = heatTops(heat);
     const out = new Uint8Array(width * bins);
     const first = KLM.rowFrom(run.steps, range[0]), last = KLM.rowFrom(run.steps, range[1] + 1e-9);
-    if (last <= first) return out;
-    const of = columnsOf(run.steps, first, last, range, width, log).of;
-    for (let i = first; i < last; i++) {
-      // A row is as wide as the way to the next one, at most 1/50 of the picture.
-      const reach = i + 1 < last ? Math.min(of[i + 1 - first], of[i - first] + Math.ceil(width / 50)) : of[i - first] + 1;
-      for (let bin = 0; bin < bins; bin++) {
-        const value = pair.heat[i * bins + bin];
-        if (!value) continue;
-        for (let column = of[i - first]; column < Math.max(reach, of[i - first] + 1) && column < width; column++) {
-          const place = column * bins + bin;
-          if (out[place] < value) out[place] = value;
-        }
+    const cells = cellsOf(columnsOf(run.steps, first, last, range, width, log).of, first);
+    cells.forEach(({ at, from, to }, k) => {
+      const place = at * bins;
+      for (let i = from; i < to;) {
+        const whole = (i & (BLOCK - 1)) === 0 && i + BLOCK <= to;
+        const source = whole ? top : heat, row = (whole ? i >> SHIFT : i) * bins;
+        i += whole ? BLOCK : 1;
+        for (let bin = 0; bin < bins; bin++) if (out[place + bin] < source[row + bin]) out[place + bin] = source[row + bin];
       }
-    }
+      // A row is as wide as the way to the next one, at most 1/50 of the picture.
+      const next = k + 1 < cells.length ? Math.min(cells[k + 1].at, at + Math.ceil(width / 50)) : at + 1;
+      for (let column = at + 1; column < next; column++) out.copyWithin(column * bins, place, place + bins);
+    });
     return out;
   };
 })();

@@ -1,11 +1,17 @@
-// What each panel shows. `lines(view)` names metrics; a value of a row is `get(metrics, row)`.
+// What each panel shows. `lines(view)` names metrics; `get(metrics)` is the values of a line.
 "use strict";
 
 (function () {
   const Z95 = 1.96;
-  const metric = (name, sign = 1) => (m) => (m[name] ? (i) => sign * m[name][i] : null);
-  const bound = (mean, se, side) => (m) =>
-    m[mean] && m[se] ? (i) => m[mean][i] + side * Z95 * (m[se][i] >= 0 ? m[se][i] : NaN) : null;
+  // A metric, or minus it, of all rows; `key` tells one such function from another.
+  function metric(name, sign = 1) {
+    const get = (m) => (!m[name] || sign === 1 ? m[name] || null : m[name].map((v) => -v));
+    return Object.assign(get, { key: `${sign}*${name}` });
+  }
+  function bound(mean, se, side) {
+    const get = (m) => (m[mean] && m[se] ? m[mean].map((v, i) => v + side * Z95 * (m[se][i] >= 0 ? m[se][i] : NaN)) : null);
+    return Object.assign(get, { key: `${mean}+${side}*${se}` });
+  }
 
   function band(name, low, high, ink, alpha) {
     return { band: true, name, low, high, ink, alpha };

@@ -4,6 +4,7 @@ var KLM = {};
 
 (function () {
   function bytes(text) {
+    if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
     const raw = atob(text);
     const out = new Uint8Array(raw.length);
     for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
@@ -27,10 +28,13 @@ var KLM = {};
     return { name, meta: {}, starts: [], spike: { z: null, known: true }, generation: 0, steps: new Float64Array(0), pairs: {}, alerts: [] };
   }
 
-  // A run with what came since, as a new object; `data` is an answer of the host.
+  // A run with what came since, as a new object if anything did; `data` is an answer of the host.
   function extended(run, data) {
     const from = data.rows;
     const more = doubles(data.steps);
+    if (run.generation === data.generation && from === run.steps.length && !more.length && !data.alerts.length && run.name === data.name) {
+      return Object.assign(run, { meta: data.meta, starts: data.starts, spike: data.spike });
+    }
     const rows = from + more.length;
     const next = {
       name: data.name, meta: data.meta, starts: data.starts, spike: data.spike, generation: data.generation, pairs: {},
