@@ -29,7 +29,7 @@ from klmonitor import assemble
 from klmonitor.batch import TensorLike, TokenBatch, build, moved
 from klmonitor.logged import LoggedSteps
 from klmonitor.notify import Notify
-from klmonitor.outputs import Annotate, Outputs, make_sinks
+from klmonitor.outputs import Outputs, make_sinks
 from klmonitor.pairs import Pair, default_pairs, parse_pairs
 from klmonitor.record import RecordWriter
 from klmonitor.reduce import Group, HostCopy, agree, default_group, rank_of, reduce_over
@@ -38,6 +38,7 @@ from klmonitor.rules import RuleSet, settings_to_row
 from klmonitor.rulesfile import load_rules
 from klmonitor.running import Running
 from klmonitor.sinks import Metrics, Sink
+from klmonitor.sinks.tokentable import Annotate
 from klmonitor.statistics import PairTotals
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import SEQUENCE_FIELDS, TOKEN_FIELDS, SummaryConfig
@@ -153,7 +154,14 @@ class Monitor:
                 )
             self._outputs = Outputs(
                 record,
-                make_sinks(sinks, run_dir, metrics, notify),
+                make_sinks(
+                    sinks,
+                    run_dir,
+                    metrics,
+                    notify,
+                    tokens=log_tokens is not False,
+                    annotate=annotate if log_tokens is True else None,
+                ),
                 annotate=annotate,
                 keep_tokens=log_tokens is not False,
                 failed=self._caught,

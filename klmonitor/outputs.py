@@ -14,7 +14,7 @@ from pathlib import Path
 
 from klmonitor.notify import Notifier, Notify, parse_targets
 from klmonitor.record import RecordWriter
-from klmonitor.report import Alert, ExtremeToken, Report
+from klmonitor.report import Alert, Report
 from klmonitor.rows import recorded_tokens
 from klmonitor.sinks import (
     ConsoleSink,
@@ -25,13 +25,13 @@ from klmonitor.sinks import (
     WandbSink,
     as_sink,
 )
+from klmonitor.sinks.tokentable import Annotate
 
 NAMES = ("tensorboard", "wandb", "prometheus")
 CLOSE_SECONDS = 5.0
 """What closing may wait for all outputs together, seconds."""
-
-Annotate = Callable[[Sequence[ExtremeToken], str], Sequence[ExtremeToken]]
-"""Gives extreme tokens, seen in a phase, their text for the record."""
+FLUSH_SECONDS = 1.0
+"""Of these, for the record before the sinks are closed."""
 
 
 class Outputs:
@@ -96,13 +96,14 @@ class Outputs:
 
     def close(self) -> None:
         """Write what is queued and close everything, side by side; safe to call again."""
+        deadline = time.monotonic() + CLOSE_SECONDS
         closers: list[Callable[[], object]] = [self._sinks.close]
         if self._record is not None:
-            closers.append(partial(self._record.close, 0.9 * CLOSE_SECONDS))
+            self.flush(FLUSH_SECONDS)  # what a sink makes of the record shall be whole
+            closers.append(partial(self._record.close, 0.7 * CLOSE_SECONDS))
         threads = [threading.Thread(target=close, daemon=True) for close in closers]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + CLOSE_SECONDS
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
 
@@ -112,6 +113,8 @@ def make_sinks(
     run_dir: str | os.PathLike[str] | None,
     metrics: str | Sequence[str],
     notify: Notify = None,
+    tokens: bool = True,
+    annotate: Annotate | None = None,
 ) -> FanOut:
     """The sinks of a run behind one boundary, the console (for alerts) first.
 
@@ -120,6 +123,8 @@ def make_sinks(
         run_dir: TensorBoard files go to its ``tensorboard`` folder; None: ``runs/klmonitor``.
         metrics: which metrics the named sinks send.
         notify: who is told of alerts (see `klmonitor.notify`).
+        tokens: whether trackers get extreme tokens.
+        annotate: gives those their text; None: they have none.
 
     Raises:
         ValueError: a name is not known, or a target cannot work.
@@ -133,7 +138,9 @@ def make_sinks(
             log_dir = Path(run_dir) / "tensorboard" if run_dir else Path("runs/klmonitor")
             sinks.append(TensorBoardSink(log_dir, metrics=metrics))
         elif sink == "wandb":
-            sinks.append(WandbSink(metrics=metrics))
+            sinks.append(
+                WandbSink(metrics=metrics, run_dir=run_dir, tokens=tokens, annotate=annotate)
+            )
         elif sink == "prometheus":
             sinks.append(PrometheusSink(metrics=metrics))
         else:

@@ -7,43 +7,39 @@ table to its TensorBoard: at every alert, and every 50 steps.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from klmonitor.report import ExtremeToken, Report
-from klmonitor.rows import recorded_tokens
+from klmonitor.report import Report
+from klmonitor.sinks.panels import TOKENS
+from klmonitor.sinks.tokentable import COLUMNS, Annotate, shown_tokens, token_rows
 
 EVERY = 50
 """Steps between two tables where nothing alerts."""
-TAG = "kl/extreme_tokens"
-COLUMNS = ("step", "pair", "tail", "d", "log q", "log p", "token id", "text", "prompt", "place")
-
-Annotate = Callable[[Sequence[ExtremeToken], str], Sequence[ExtremeToken]]
 
 
 class TokenTables:
     """A sink for the text of tokens."""
 
-    def __init__(self, trainer: Any, annotate: Annotate) -> None:
-        """For one trainer; `annotate` gives tokens their text."""
-        self._trainer, self._annotate = trainer, annotate
+    def __init__(self, trainer: Any, annotate: Annotate, wandb: bool = True) -> None:
+        """For one trainer; `annotate` gives tokens their text; `wandb`: whether it gets them."""
+        self._trainer, self._annotate, self._wandb = trainer, annotate, wandb
 
     def __call__(self, report: Report) -> None:
         """Send a table, if it is time for one."""
         if report.phase != "train" or not (report.alerts or report.step % EVERY == 0):
             return
-        tokens = [token for pair in report.pairs.values() for token in recorded_tokens(pair)]
-        rows = [_row(report.step, token) for token in self._annotate(tokens, report.phase)]
+        rows = token_rows(report.step, self._annotate(shown_tokens(report), report.phase))
         if not rows:
             return
         wandb = sys.modules.get("wandb")
         run = getattr(wandb, "run", None)
-        if wandb is not None and run is not None:
+        if self._wandb and wandb is not None and run is not None:
             # The open row: the trainer's own log, which comes next, commits it.
-            run.log({TAG: wandb.Table(columns=list(COLUMNS), data=rows)}, commit=False)
+            run.log({TOKENS: wandb.Table(columns=list(COLUMNS), data=rows)}, commit=False)
         writer = _tensorboard(self._trainer)
         if writer is not None:
-            writer.add_text(TAG, markdown(rows), report.step)
+            writer.add_text(TOKENS, markdown(rows), report.step)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -56,13 +52,6 @@ def markdown(rows: Sequence[Sequence[Any]]) -> str:
         cells = (str(cell).replace("|", "\\|").replace("\n", "\\n") for cell in row)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _row(step: int, token: ExtremeToken) -> list[Any]:
-    numbers = (round(token.log_ratio, 4), round(token.log_q, 4), round(token.log_p, 4))
-    prompt = "" if token.prompt_id is None else str(token.prompt_id)
-    ids = -1 if token.token_id is None else token.token_id
-    return [step, token.pair, token.tail, *numbers, ids, token.text or "", prompt, token.where]
 
 
 def _tensorboard(trainer: Any) -> Any:

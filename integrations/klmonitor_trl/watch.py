@@ -20,7 +20,7 @@ from klmonitor.report import ExtremeToken, Report
 from klmonitor.sinks import select
 from klmonitor.statistics import PairTotals
 from klmonitor_trl import describe
-from klmonitor_trl.alerts import with_alerts
+from klmonitor_trl.alerts import with_extras
 from klmonitor_trl.bindings import Guard, Wrap
 from klmonitor_trl.feed import Capture, Feed, held_pairs
 from klmonitor_trl.kinds import capture_for, kind_of, watched_pairs
@@ -85,7 +85,10 @@ class Watch:
             pairs=self._pairs,
             log_tokens=options.log_tokens,
             strict=options.strict,
-            sinks=(*with_alerts(options.sinks), *self._token_tables()),
+            sinks=(
+                *with_extras(options.sinks, directory, tokens=options.log_tokens == "local"),
+                *self._token_tables(),
+            ),
             notify=options.notify,
             half_life=options.half_life,
             merge_rows=True,
@@ -269,7 +272,9 @@ class Watch:
         """What sends text to the trackers, where the user wants that."""
         if self._text is None or self._options.log_tokens is not True:
             return ()
-        return (TokenTables(self.trainer, self._annotate),)
+        return (
+            TokenTables(self.trainer, self._annotate, wandb="wandb" not in self._options.sinks),
+        )
 
     def _annotate(self, tokens: Sequence[ExtremeToken], phase: str) -> Sequence[ExtremeToken]:
         """The tokens with their text, or as they are if that fails."""

@@ -62,7 +62,8 @@ def heat_columns(
 def tokens_by_row(edges: Sequence[float], counts: Sequence[float]) -> Floats:
     """One step's tokens in each of the `ROWS` rows, which lie between the `BOUNDS` of d."""
     row = _row_of(np.asarray(edges, dtype=float))
-    return np.bincount(row, weights=np.asarray(counts, dtype=float), minlength=ROWS)
+    tokens: Floats = np.bincount(row, np.asarray(counts, dtype=float), ROWS).astype(float)
+    return tokens
 
 
 def _row_of(d: Floats) -> Rows:

@@ -1,4 +1,4 @@
-"""Scalars and alerts to Weights & Biases, in a run that somebody else may be logging to.
+"""Numbers, alerts and media to Weights & Biases, in a run that somebody else may be logging to.
 
 A run has one row open at a time, and its step only grows: a trainer that passes ``step=n`` loses
 its own data, without an error, once anybody has pushed the run's step beyond n. So a report goes
@@ -9,13 +9,21 @@ open already holds an earlier report of ours. This keeps the trainer's rows and 
 - as long as a trainer that passes steps counts them no slower than reports come.
 
 Our x-axis is a metric of its own, ``klmonitor/step``, not the run's step.
+
+Media are a histogram of d by pair and a table of the extreme tokens, at the first step, every
+`MEDIA_EVERY` and at alerts; and, once, when the sink is closed or the interpreter exits, the page
+of ``klmonitor report``, if nobody has finished the run before.
+No prompt, and no token's text unless an `annotate` is given.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -23,20 +31,24 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from klmonitor.background import Worker
-from klmonitor.report import Alert, Report
+from klmonitor.report import Alert, ExtremeToken, Report
 from klmonitor.sinks.selection import Metrics, check_metrics, select
+from klmonitor.sinks.tokentable import Annotate, shown_tokens
+from klmonitor.sinks.wandbmedia import histograms, page, table, warm_up
 
 CAPACITY = 256
 """Reports that may wait once wandb has stalled."""
 PATIENCE = 5.0
 """Seconds that one report may wait for wandb; after that nothing waits until it recovers."""
+MEDIA_EVERY = 50
+"""Steps between two histograms, and two tables, where nothing alerts."""
 LEVELS = {"info": "INFO", "warn": "WARN", "critical": "ERROR"}
 
 logger = logging.getLogger("klmonitor")
 
 
 class WandbSink:
-    """Logs the chosen metrics and the alerts of each report.
+    """Logs the chosen metrics, the alerts and, now and then, the media of each report.
 
     Make it after the trainer's own ``wandb.init``, in the process that logs (rank 0). A call
     returns once wandb has taken the row, so that rows stay in step with the trainer's; if wandb
@@ -48,6 +60,9 @@ class WandbSink:
         metrics: ``"core"``, ``"full"`` or a list of globs.
         step_key: the metric that is the x-axis of ours; nobody else may log it.
         alert_seconds: an alert that repeats within this time is not sent again.
+        run_dir: of the record whose page is logged at the end; None: no page.
+        tokens: whether there is a table of extreme tokens.
+        annotate: gives those tokens their text; None: the table has none.
 
     Raises:
         ImportError: wandb is not installed.
@@ -60,6 +75,9 @@ class WandbSink:
         metrics: Metrics = "core",
         step_key: str = "klmonitor/step",
         alert_seconds: float = 300.0,
+        run_dir: str | os.PathLike[str] | None = None,
+        tokens: bool = True,
+        annotate: Annotate | None = None,
     ) -> None:
         check_metrics(metrics)
         self._owns_run = False
@@ -73,9 +91,15 @@ class WandbSink:
         self._row = -1  # the run's row that holds our last report, and that report's step
         self._row_step = -1
         self._alerted: dict[str, float] = {}
+        self._run_dir = None if run_dir is None else Path(run_dir)
+        self._tokens = tokens
+        self._annotate = annotate
+        self._media_step: int | None = None
+        self._last: int | None = None
         self._closed = False
         self._prompt = True
         self._worker = Worker("wandb", CAPACITY)
+        self._worker.submit(warm_up)
 
     @property
     def dropped(self) -> int:
@@ -89,15 +113,39 @@ class WandbSink:
 
     def __call__(self, report: Report) -> None:
         """Log a report."""
+        if self._last is None:
+            atexit.register(self.close)  # before wandb's own, which finishes the run
+        self._last = report.step
         self._worker.submit(partial(self._log, report))
+        if self._media_due(report):
+            self._media_step = report.step
+            self._worker.submit(partial(self._log_media, report, self._table_of(report)))
         self._prompt = self._worker.flush(PATIENCE if self._prompt else 0.0)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Log what waits, within `timeout` seconds; a run is finished only if we made it."""
+        """Log what waits and the page, within `timeout` seconds; finish a run that we made."""
+        if not self._closed:
+            self._worker.submit(self._log_page)
         if self._owns_run and not self._closed:
             self._worker.submit(self.run.finish)
         self._closed = True
+        atexit.unregister(self.close)
         self._worker.close(timeout)
+
+    def _media_due(self, report: Report) -> bool:
+        """Whether it is time for histograms and the table, and there is what they show."""
+        shown = any(pair.histogram or pair.extremes for pair in report.pairs.values())
+        if not shown or report.phase != "train":
+            return False
+        last = self._media_step
+        return last is None or bool(report.alerts) or not 0 <= report.step - last < MEDIA_EVERY
+
+    def _table_of(self, report: Report) -> Sequence[ExtremeToken]:
+        """The tokens of the table, with their text if they may have it: it is at hand only now."""
+        tokens = shown_tokens(report) if self._tokens else []
+        if self._annotate is not None:
+            return self._annotate(tokens, report.phase)
+        return [replace(token, text=None) for token in tokens]
 
     # --- on the worker's thread ------------------------------------------------------------
     def _log(self, report: Report) -> None:
@@ -108,7 +156,33 @@ class WandbSink:
         for alert in report.alerts:
             self._alert(alert)
 
-    def _log_row(self, row: dict[str, float], step: int) -> None:
+    def _log_media(self, report: Report, tokens: Sequence[ExtremeToken]) -> None:
+        """Log histograms and the table of tokens beside the numbers of the same report."""
+        media = histograms(report)
+        media |= table(report.step, tokens, text=self._annotate is not None)
+        if media:
+            self._define(media)
+            self._log_row({**media, self._step_key: report.step}, report.step)
+
+    def _log_page(self) -> None:
+        """Log the run's page into the last row; say why, where there is none."""
+        if self._last is None:
+            return
+        if getattr(self.run, "_is_finished", False):
+            logger.info("klmonitor: no page in wandb: close the monitor before the run is finished")
+            return
+        if self._run_dir is None:
+            logger.info("klmonitor: no page in wandb: the run keeps no record, give it a run_dir")
+            return
+        try:
+            shown = page(self._run_dir)
+        except (ValueError, OSError) as error:
+            logger.warning("klmonitor: no page in wandb: %s", error)
+            return
+        self._define(shown)
+        self._log_row({**shown, self._step_key: self._last}, self._last)
+
+    def _log_row(self, row: dict[str, Any], step: int) -> None:
         """Log into the row that is open, unless it holds another step of ours."""
         if self.run.settings.mode == "shared":  # rows of shared runs have no step
             self.run.log(row)
@@ -121,7 +195,7 @@ class WandbSink:
             self.run.log(row, commit=False)
         self._row, self._row_step = row_number, step
 
-    def _define(self, row: dict[str, float]) -> None:
+    def _define(self, row: Mapping[str, object]) -> None:
         """Put metrics over our x-axis, by exact name: an earlier glob would win over a later."""
         if not self._defined:
             self.run.define_metric(self._step_key, hidden=True)
