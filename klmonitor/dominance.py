@@ -64,6 +64,10 @@ NEGLIGIBLE = 1e-9
 0.1 % of that mean, the mean is nan."""
 
 
+LISTED = 11
+"""Tokens of each tail that the rules look at: the ten largest may dominate, one is outside."""
+
+
 @dataclass(frozen=True)
 class Dominance:
     """How far a few tokens o carry an estimator's mean; every field is nan if nothing counted.
@@ -106,7 +110,7 @@ def dominance_k1(
         mean: mean of k1, nats.
         var: sample variance of k1, nats^2 (divisor N - 1).
         sum_abs: sum of |d|, nats.
-        left: |d| of the tokens of smallest d < 0, any order; the largest 11 of them at least.
+        left: |d| of the tokens of smallest d < 0, any order; the `LISTED` largest at least.
         right: d of the tokens of largest d > 0, likewise.
 
     Returns:
@@ -253,7 +257,7 @@ def _level(n: float, largest: float, reached: Mapping[float, bool]) -> float:
 
 def _log_ratios(left: Iterable[float], right: Iterable[float]) -> list[float]:
     """The extreme tokens of both tails as d."""
-    return [-float(d) for d in left] + [float(d) for d in right]
+    return [-d for d in left] + [*right]
 
 
 def _k3(d: float) -> float:

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from klmonitor.dominance import Dominance, dominance_k1, dominance_k3
+from klmonitor.dominance import LISTED, Dominance, dominance_k1, dominance_k3
 from klmonitor.statistics import GAP, K1, K2, K2_BIAS, K3, PairTotals, group_values, ratio
 from klmonitor.summary.layout import CORE_RADIUS
 
@@ -311,7 +311,7 @@ def gap_failed(totals: PairTotals) -> bool:
 
 def pair_values(totals: PairTotals, running: dict[str, float]) -> dict[str, float]:
     """Every metric of one pair at one step, by name."""
-    n, left, right = totals.n, *totals.tails
+    n, (left, right) = totals.n, (tail[:LISTED].tolist() for tail in totals.tails)
     context = Context(
         totals,
         k1=dominance_k1(n, totals.mean(K1), totals.var_k1, totals["abs"], left, right),

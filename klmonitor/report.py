@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 Row = dict[str, Any]
@@ -263,9 +264,14 @@ def finite_or_none(value: float) -> float | None:
     return max(min(value, LARGEST), -LARGEST)
 
 
-def shorten(edge: float) -> float:
+def shorten(edge: float) -> float | None:
     """A bucket's edge to three significant digits (0.5 %): a histogram is for drawing."""
-    return float(f"{edge:.3g}")
+    return _three_digits(edge) if edge else finite_or_none(edge)  # 0 and -0 are one key
+
+
+@lru_cache(1024)
+def _three_digits(value: float) -> float | None:
+    return finite_or_none(float(f"{value:.3g}"))
 
 
 def report_to_row(report: Report) -> Row:
@@ -283,7 +289,7 @@ def report_to_row(report: Report) -> Row:
                     if not math.isnan(value)
                 },
                 "histogram": {
-                    "edges": [finite_or_none(shorten(edge)) for edge, _ in pair.histogram],
+                    "edges": [shorten(edge) for edge, _ in pair.histogram],
                     "counts": [finite_or_none(count) for _, count in pair.histogram],
                 },
             }
@@ -335,8 +341,7 @@ LOG_FIELDS = ("log_ratio", "log_q", "log_p")
 
 def token_to_row(token: ExtremeToken) -> Row:
     """A token as a JSON object, unknown fields left out."""
-    row = asdict(token)
-    row |= {key: finite_or_none(row[key]) for key in LOG_FIELDS}
+    row = vars(token) | {key: finite_or_none(getattr(token, key)) for key in LOG_FIELDS}
     return {key: value for key, value in row.items() if value is not None}
 
 
