@@ -163,6 +163,8 @@ def _believe(pair: PairReport) -> str:
         return "believe k1 before k3, whose mean is carried more by its tokens; both without them"
     if k1 and k3:
         return "believe neither mean: read both without their largest tokens"
+    if failed and pair["gap"] > 0:
+        return "believe neither: the sampler draws tokens that q hardly would"
     if failed:
         return "believe k1: where the gap test fails, k3 misses what q no longer samples"
     if k1:

@@ -114,6 +114,18 @@ def test_the_gap_changes_the_verdict_where_the_sampler_is_not_q():
     assert "believe k1: where the gap test fails" in text
 
 
+def test_neither_is_believed_where_another_policy_drew_the_tokens():
+    """Drawn from p, which q is far from: mean(r) is 1 + chi^2(p || q), above 1."""
+    generator = np.random.default_rng(7)
+    q = generator.dirichlet(np.full(200, 3.0))
+    p = near(q, 0.7)
+    x = generator.choice(200, size=(ROWS, COLUMNS), p=p)
+    text, pair = verdict({"policy": torch.tensor(np.log(q)[x]), "ref": torch.tensor(np.log(p)[x])})
+    assert pair["gap_z"] > 5
+    assert "likely the sampler was another one" in text
+    assert "believe neither: the sampler draws tokens that q hardly would" in text
+
+
 def test_precision_is_said_where_it_cannot_resolve_the_kl():
     q = near(Q, 1.0)
     batch = {k: v.bfloat16() for k, v in sampled(q, near(q, 0.003)).items()}

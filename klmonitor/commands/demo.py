@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 
+from klmonitor.demo.scenarios import SCENARIOS
+
 NAME = "demo"
 NEEDED = ("trl", "transformers", "datasets", "tokenizers")
 
@@ -13,9 +15,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "--scenario",
-        choices=("spike", "k1", "k3"),
+        choices=SCENARIOS,
         default="spike",
-        help="spike: the learning rate jumps; k1, k3: one token is planted (default: spike)",
+        help="; ".join(f"{name}: {one.help}" for name, one in SCENARIOS.items())
+        + " (default: spike)",
     )
     parser.add_argument("--steps", type=int, default=80, help="optimizer steps (default: 80)")
     parser.add_argument(

@@ -1,9 +1,4 @@
-"""The demo: a GRPO run of TRL with klmonitor attached, what it found, and where it all is.
-
-Scenario ``spike`` multiplies the learning rate by 200 on three steps near step 60, and the KL that
-follows is found by the ordinary rules. ``k1`` and ``k3`` plant one token in an otherwise ordinary
-run, d = -40 and d = +8, and say so.
-"""
+"""The demo: a GRPO run of TRL with klmonitor attached, what it found, and where it all is."""
 
 from __future__ import annotations
 
@@ -16,22 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from klmonitor.demo.plant import Plant
+from klmonitor.demo.scenarios import SCENARIOS, Scenario
 from klmonitor.demo.screen import Screen, make_screen
 from klmonitor.report import Alert, Report
-
-SCENARIOS = {
-    "spike": ("spike", "surge"),
-    "k1": ("dominance_k1",),
-    "k3": ("dominance_k3",),
-}
-"""Scenario -> the kinds of alert of which it must raise one."""
-PLANTED = {"k1": -40.0, "k3": 8.0}
-"""Scenario -> d of the token that it plants, nats."""
-
-LEARNING_RATE = 5e-5
-JUMP = 200.0
-JUMP_STEPS = 3
 
 
 @dataclass
@@ -42,18 +24,24 @@ class Run:
         directory: where its files are.
         reports: step -> report.
         seconds: training time.
+        did: what the scenario's disturbance left, None without one.
         wandb: directory of the offline wandb run, None without one.
     """
 
     directory: Path
     reports: dict[int, Report] = field(default_factory=dict)
     seconds: float = 0.0
+    did: Any = None
     wandb: Path | None = None
 
     @property
     def alerts(self) -> list[Alert]:
         """Every alert, in the order of the steps."""
         return [alert for report in self.reports.values() for alert in report.alerts]
+
+    def verdict(self, step: int) -> str:
+        """What `Report.explain` says of a step, empty where there is no report."""
+        return self.reports[step].explain() if step in self.reports else ""
 
 
 def run_demo(
@@ -80,42 +68,60 @@ def run_demo(
         raise ValueError(f"scenario {scenario!r}: choose from {', '.join(SCENARIOS)}")
     if steps < 40:
         raise ValueError(f"steps = {steps}: the rules need 40 at least")
-    event = steps * 3 // 4
-    plant = Plant(event, PLANTED[scenario]) if scenario in PLANTED else None
     run = Run(_fresh(Path(out_dir), scenario))
+    wanted = SCENARIOS[scenario]
+    event = wanted.event(steps)
     _introduce(scenario, steps, event, run.directory)
     with _quiet(run.directory):
-        _train(run, steps, event, plant, [name for name in trackers if find_spec(name)])
-    wanted = SCENARIOS[scenario]
-    found = [alert for alert in run.alerts if alert.step >= event and alert.kind in wanted]
-    _tell_findings(run, found[0].step if found else event, plant)
+        _train(run, steps, event, wanted, [name for name in trackers if find_spec(name)])
+    found = _found(run, wanted, event)
+    _tell_findings(run, found or [max(run.reports)])
     if not found:
-        print(f"\nNo {' or '.join(wanted)} alert from step {event} on: one was expected.")
+        print(f"\nThat is not what was expected: {_expected(wanted, event)}.")
     _tell_places(run)
     return 0 if found else 1
 
 
-def _train(run: Run, steps: int, event: int, plant: Plant | None, trackers: Sequence[str]) -> None:
+def _found(run: Run, wanted: Scenario, event: int) -> list[int]:
+    """The steps that say what a scenario must show: its alert's, its verdict's; else none."""
+    if not wanted.kinds:
+        last = max(run.reports)
+        return [last] if not run.alerts and wanted.verdict in run.verdict(last) else []
+    steps = [a.step for a in run.alerts if a.step >= event and a.kind in wanted.kinds]
+    if not steps:
+        return []
+    said = [
+        step for step in run.reports if step >= steps[0] and wanted.verdict in run.verdict(step)
+    ]
+    return list(dict.fromkeys([steps[0], said[0]])) if said else []
+
+
+def _expected(wanted: Scenario, event: int) -> str:
+    if not wanted.kinds:
+        return "no alert at all"
+    return f'{" or ".join(wanted.kinds)} from step {event} on, and the verdict "{wanted.verdict}"'
+
+
+def _train(run: Run, steps: int, event: int, scenario: Scenario, trackers: Sequence[str]) -> None:
     from klmonitor import KLMonitorCallback
     from klmonitor.demo import tiny
 
     model = tiny.save_tiny_model(run.directory / "model")
     tab = ["tensorboard"] if "tensorboard" in trackers else []
     callback = KLMonitorCallback(run_dir=run.directory / "klmonitor", sinks=tab)
-    jump = range(event - 1, event - 1 + JUMP_STEPS) if plant is None else range(0)
     trainer = tiny.make_trainer(
         model,
         run.directory,
         steps=steps,
-        beta=0.04,
-        learning_rate=LEARNING_RATE,
+        beta=scenario.beta,
+        learning_rate=scenario.learning_rate,
         num_generations=2,
-        optimizer=lambda weights: _optimizer(weights, jump),
+        optimizer=lambda weights: _optimizer(weights, scenario, event),
         callbacks=[callback],
         report_to=list(trackers) or "none",
     )
-    if plant is not None:
-        plant.into(trainer)
+    if scenario.disturb is not None:
+        run.did = scenario.disturb(trainer, event)
     screen = make_screen(steps)
     trainer.add_callback(_show(screen, callback, run.reports))
     started = time.perf_counter()
@@ -129,13 +135,13 @@ def _train(run: Run, steps: int, event: int, plant: Plant | None, trackers: Sequ
             callback.handle.detach()
 
 
-def _optimizer(model: Any, jump: range) -> tuple[Any, Any]:
-    """AdamW, and a schedule that multiplies the rate on the steps (from 0) in `jump`."""
+def _optimizer(model: Any, scenario: Scenario, event: int) -> tuple[Any, Any]:
+    """AdamW, and the scenario's schedule."""
     import torch
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=scenario.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: JUMP if step in jump else 1.0
+        optimizer, lambda before: scenario.rate(before + 1, event)
     )
     return optimizer, schedule
 
@@ -157,30 +163,25 @@ def _show(screen: Screen, watched: Any, reports: dict[int, Report]) -> Any:
 
 def _introduce(scenario: str, steps: int, event: int, directory: Path) -> None:
     """Say what is about to happen."""
-    what = {
-        "spike": f"the learning rate is multiplied by {JUMP:g} on steps {event} to "
-        f"{event + JUMP_STEPS - 1}",
-        "k1": f"one token with d = {PLANTED['k1']:g} is planted at step {event}",
-        "k3": f"one token with d = +{PLANTED['k3']:g} is planted at step {event}",
-    }[scenario]
     print(
         f"klmonitor demo: TRL's GRPOTrainer, {steps} steps of a tiny random model on this CPU "
-        f"(a reward counts the letter a).\nScenario {scenario}: {what}.\nFiles: {directory}\n",
+        f"(a reward counts the letter a).\nScenario {scenario}: "
+        f"{SCENARIOS[scenario].story.format(event=event)}.\nFiles: {directory}\n",
         flush=True,
     )
 
 
-def _tell_findings(run: Run, step: int, plant: Plant | None) -> None:
-    """The alerts of the step that matters in full, what that step held, and the other alerts."""
-    print(f"\n{len(run.reports)} steps in {run.seconds:.0f} s, {len(run.alerts)} alerts.")
-    if plant is not None and plant.done:
-        print(f"Planted at step {plant.step}: d = {plant.log_ratio:+g}, token id {plant.token_id}.")
-    print(f"\nWhat klmonitor found at step {step}:")
-    if step in run.reports:
+def _tell_findings(run: Run, steps: Sequence[int]) -> None:
+    """The alerts and the verdicts of the steps that matter in full, and the other alerts."""
+    print(f"\n{len(run.reports)} steps in {run.seconds:.0f} s, {len(run.alerts) or 'no'} alerts.")
+    if run.did is not None:
+        print(run.did)
+    for step in steps:
+        print(f"\nWhat klmonitor found at step {step}:")
         for alert in run.reports[step].alerts:
             print(alert.text())
-        print(f"\n{run.reports[step].explain()}")
-    others = [alert for alert in run.alerts if alert.step != step]
+        print(f"\n{run.verdict(step)}")
+    others = [alert for alert in run.alerts if alert.step not in steps]
     if others:
         print("\nAnd at other steps:")
         for alert in others:

@@ -5,14 +5,20 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from wandb_reader import read_wandb
 
 from klmonitor.cli import main
+from klmonitor.demo import tiny
+from klmonitor.demo.plant import StaleSampler
 from klmonitor.demo.run import run_demo
+from klmonitor.demo.scenarios import SCENARIOS
 from klmonitor.demo.screen import LiveScreen, PlainScreen
+from klmonitor.record import read_run
 from klmonitor.report import Alert, PairReport, Report
 
 SERIES = "kl/policy_ref/k3/mean"
@@ -112,6 +118,87 @@ def test_a_planted_token_is_named(tmp_path, capsys, scenario, log_ratio):
     own = -d if scenario == "k1" else math.expm1(d) - d
     assert (n * with_it - own) / (n - 1) == pytest.approx(without, abs=1e-9)
     assert said.count(f"{scenario} is dominated by 1 token") == 1
+
+
+def shown(tmp_path, scenario, steps):
+    """The reports and the alerts of a short run of a scenario, which found what it must."""
+    assert run_demo(scenario, steps, tmp_path, trackers=()) == 0
+    run = read_run(tmp_path / scenario / "klmonitor")
+    assert len(run.reports) == steps
+    opened = [alert for alert in run.alerts if alert.phase == "open"]
+    return {report.step: report for report in run.reports}, opened
+
+
+def gap_z(report):
+    pair = report.pairs["policy_ref"]
+    return pair["gap_z"]
+
+
+def test_a_healthy_run_raises_no_alert(tmp_path, capsys):
+    reports, alerts = shown(tmp_path, "healthy", 60)
+    assert alerts == []
+    assert all("gap" not in report.explain() for report in reports.values())
+    assert "60 steps in" in capsys.readouterr().out
+    k3 = [report.pairs["policy_ref"].k3.mean for report in reports.values()]
+    assert 0 < max(k3) < 0.1
+
+
+def test_a_stale_sampler_fails_the_gap_test(tmp_path, capsys):
+    reports, alerts = shown(tmp_path, "sampler", 48)
+    event = SCENARIOS["sampler"].event(48)
+    assert {alert.kind for alert in alerts} == {"gap"}
+    assert event <= alerts[0].step <= event + 5
+    before = [gap_z(report) for step, report in reports.items() if 1 < step < event]
+    after = [gap_z(report) for step, report in reports.items() if step >= event + 5]
+    assert max(map(abs, before)) < 5
+    assert min(after) > 5
+    k1 = {step: report.pairs["policy_ref"].k1.mean for step, report in reports.items()}
+    assert k1[48] < 0 < k1[event - 1]
+    assert "the sampler was another one" in reports[48].explain()
+    assert "believe neither" in reports[48].explain()
+    assert f"weights of the start: {48 - event + 1} batches" in capsys.readouterr().out
+
+
+def test_a_policy_that_collapses_runs_away_and_is_told(tmp_path):
+    reports, alerts = shown(tmp_path, "collapse", 75)
+    event = SCENARIOS["collapse"].event(75)
+    kinds = {alert.kind for alert in alerts if alert.severity == "critical"}
+    assert {"surge", "shift"} <= kinds
+    assert event <= alerts[0].step <= event + 10
+    k1 = {step: report.pairs["policy_ref"].k1.mean for step, report in reports.items()}
+    assert abs(k1[event]) < 0.1
+    # one token of 97 is left, which the reference draws with 1/97 or so
+    assert k1[75] == pytest.approx(math.log(97), abs=1)
+    told = [step for step, report in reports.items() if "q has collapsed" in report.explain()]
+    assert told
+    assert min(told) > event
+
+
+def test_stale_weights_leave_the_training_weights_alone(tmp_path):
+    model = tiny.save_tiny_model(tmp_path / "model")
+    trainer = tiny.make_trainer(model, tmp_path, steps=1)
+    sampler = StaleSampler(trainer, 1)
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight.add_(1.0)
+    changed = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    ids = torch.tensor([[5, 6, 7]])
+    sampler._generate = lambda *_, **__: float(next(trainer.model.parameters()).detach().sum())
+    seen = trainer.model.generate(ids)
+    start = next(iter(sampler._start.values()))
+    assert seen == pytest.approx(float(start.sum()))
+    for name, weight in trainer.model.named_parameters():
+        assert torch.equal(weight, changed[name])
+
+
+def test_a_scenario_that_shows_nothing_fails(tmp_path, capsys, monkeypatch):
+    from klmonitor.demo import run
+
+    undisturbed = replace(SCENARIOS["k1"], disturb=None)
+    monkeypatch.setattr(run, "SCENARIOS", {"k1": undisturbed})
+    assert run_demo("k1", 40, tmp_path, trackers=()) == 1
+    said = capsys.readouterr().out
+    assert "not what was expected: dominance_k1 from step 30 on" in said
 
 
 def test_a_second_run_gets_a_directory_of_its_own(tmp_path):
