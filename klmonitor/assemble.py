@@ -52,12 +52,16 @@ def _totals(summary: Summary, pair: str) -> PairTotals:
 
 
 def pair_report(
-    name: str, totals: PairTotals, summary: Summary, running: Mapping[str, float]
+    name: str,
+    totals: PairTotals,
+    summary: Summary,
+    running: Mapping[str, float],
+    more: Mapping[str, float] | None = None,
 ) -> PairReport:
-    """All numbers of a pair at one step."""
+    """All numbers of a pair at one step, with those that an adapter adds."""
     return PairReport(
         name=name,
-        values=pair_values(totals, dict(running)),
+        values=pair_values(totals, dict(running)) | dict(more or {}),
         extremes=extreme_tokens(summary, name),
         histogram=coarse_histogram(totals.histogram),
     )

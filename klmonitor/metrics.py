@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -42,6 +42,11 @@ class Context:
     k1: Dominance
     k3: Dominance
     running: dict[str, float]
+
+    @cached_property
+    def quantiles(self) -> list[float]:
+        """Of d, in the order of `QUANTILES`."""
+        return self.totals.quantiles([probability for probability, _ in QUANTILES])
 
 
 @dataclass(frozen=True)
@@ -135,8 +140,8 @@ def _beyond(context: Context, threshold: float) -> float:
     return context.totals.beyond(threshold)
 
 
-def _quantile(context: Context, probability: float) -> float:
-    return context.totals.quantile(probability)
+def _quantile(context: Context, number: int) -> float:
+    return context.quantiles[number]
 
 
 def _dominance(name: str) -> list[Metric]:
@@ -261,8 +266,8 @@ METRICS: tuple[Metric, ...] = (
                                  + c.totals.beyond(-OUTLIER_THRESHOLD), c.totals.n)),
     *(metric for threshold in COUNT_THRESHOLDS for metric in _count(threshold)),
     *(Metric(f"log_ratio/{label}", "nats", f"{probability:.1%} quantile of d", "to 0.8 %",
-             partial(_quantile, probability=probability))
-      for probability, label in QUANTILES),
+             partial(_quantile, number=number))
+      for number, (probability, label) in enumerate(QUANTILES)),
     Metric("log_ratio/min", "nats", "min d", "exact", lambda c: c.totals.smallest),
     Metric("log_ratio/max", "nats", "max d", "exact", lambda c: c.totals.largest),
     Metric("log_ratio/excluded", "tokens", f"#(|d| > {CORE_RADIUS:g})",

@@ -383,10 +383,8 @@ class Monitor:
         pairs = {}
         for name, totals in assemble.pair_totals(summary).items():
             running = self._running.update(name, totals) if update else self._running.values(name)
-            pair = assemble.pair_report(name, totals, summary, running)
-            if self._extra_values is not None:
-                pair = replace(pair, values={**pair.values, **self._extra_values(name, totals)})
-            pairs[name] = pair
+            more = self._extra_values(name, totals) if self._extra_values else {}
+            pairs[name] = assemble.pair_report(name, totals, summary, running, more)
         return Report(step=step, first_step=step, phase=phase, time=time.time(), pairs=pairs)
 
     def take_logged(self) -> Report | None:

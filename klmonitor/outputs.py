@@ -14,7 +14,7 @@ from pathlib import Path
 
 from klmonitor.notify import Notifier, Notify, parse_targets
 from klmonitor.record import RecordWriter
-from klmonitor.report import Alert, Report
+from klmonitor.report import Alert, ExtremeToken, Report
 from klmonitor.rows import recorded_tokens
 from klmonitor.sinks import (
     ConsoleSink,
@@ -75,19 +75,25 @@ class Outputs:
         self._sinks(report)
 
     def _write(self, record: RecordWriter, report: Report, ended: Sequence[Alert]) -> None:
-        record.step(report)
-        for alert in (*report.alerts, *ended):
-            record.alert(alert)
-        if self._keep_tokens:
-            alerted = {alert.pair for alert in report.alerts}
-            kept = [
-                token
-                for pair in report.pairs.values()
-                for token in recorded_tokens(pair, pair.name in alerted)
-            ]
-            if self._annotate is not None:
-                kept = list(self._annotate(kept, report.phase))
-            record.tokens(report.step, kept, report.phase)
+        tokens = None
+        try:  # before the writer's thread has work: two threads of Python wait for one another
+            tokens = self._tokens(report) if self._keep_tokens else None
+        finally:
+            record.step(report)
+            for alert in (*report.alerts, *ended):
+                record.alert(alert)
+        if tokens is not None:
+            record.tokens(report.step, tokens, report.phase)
+
+    def _tokens(self, report: Report) -> Sequence[ExtremeToken]:
+        """The extreme tokens to record, with their text if there is something to decode it."""
+        alerted = {alert.pair for alert in report.alerts}
+        kept = [
+            token
+            for pair in report.pairs.values()
+            for token in recorded_tokens(pair, pair.name in alerted)
+        ]
+        return kept if self._annotate is None else self._annotate(kept, report.phase)
 
     def flush(self, timeout: float) -> None:
         """Wait until the record is written, at most `timeout` seconds."""

@@ -243,13 +243,13 @@ class PairTotals:
         not_negative = self._cumulative[-1] - self._cumulative[CENTRE - 1]
         return float(not_negative) - self["zero"]
 
-    def quantile(self, probability: float) -> float:
+    def quantiles(self, probabilities: Sequence[float]) -> list[float]:
         """D at rank ceil(probability x N), to 0.8 % of its value (numpy's ``inverted_cdf``)."""
         if not self.n:
-            return math.nan
-        rank = max(math.ceil(probability * self.n), 1)
-        bucket = int(np.searchsorted(self._cumulative, rank - 0.5))
-        return float(min(max(MIDDLES[bucket], -self.maxima[1]), self.maxima[0]))
+            return [math.nan] * len(probabilities)
+        ranks = [max(math.ceil(probability * self.n), 1) - 0.5 for probability in probabilities]
+        found: list[float] = MIDDLES[self._cumulative.searchsorted(ranks)].tolist()
+        return [min(max(middle, -self.maxima[1]), self.maxima[0]) for middle in found]
 
     @property
     def smallest(self) -> float:

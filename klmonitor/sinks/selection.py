@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from klmonitor.metrics import CORE
 from klmonitor.report import Report
@@ -50,7 +51,7 @@ def select(metrics: Metrics, report: Report) -> dict[str, float]:
     return {
         prefix + full: value
         for full, short, value in _named(report)
-        if not math.isnan(value) and is_chosen(globs, full, short, training)
+        if not math.isnan(value) and _is_chosen(globs, full, short, training)
     }
 
 
@@ -63,9 +64,15 @@ def is_chosen(metrics: Metrics, full: str, short: str, training: bool = True) ->
         short: its name without the pair.
         training: False: as an evaluation's number.
     """
+    globs = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    return _is_chosen(globs, full, short, training)
+
+
+@lru_cache(2**14)
+def _is_chosen(globs: tuple[str, ...], full: str, short: str, training: bool) -> bool:
     core = CORE if training else EVAL_CORE
     run_core = RUN_CORE if training else frozenset()
-    for glob in (metrics,) if isinstance(metrics, str) else metrics:
+    for glob in globs:
         if glob == "full" or (glob == "core" and (short in core or full in run_core)):
             return True
         if fnmatchcase(full, glob) or fnmatchcase(short, glob):
