@@ -10,7 +10,17 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from klmonitor.commands import backtest, demo, doctor, notify_test, report, serve, tune, watch
+from klmonitor.commands import (
+    backtest,
+    demo,
+    doctor,
+    notify_test,
+    report,
+    serve,
+    tune,
+    wandb_dashboard,
+    watch,
+)
 
 
 class Command(Protocol):
@@ -26,5 +36,15 @@ class Command(Protocol):
         """Do it; the exit status."""
 
 
-COMMANDS: tuple[Command, ...] = (demo, report, serve, watch, backtest, tune, doctor, notify_test)
+COMMANDS: tuple[Command, ...] = (
+    demo,
+    report,
+    serve,
+    watch,
+    backtest,
+    tune,
+    doctor,
+    notify_test,
+    wandb_dashboard,
+)
 """In the order of the help."""

@@ -38,7 +38,11 @@ def make_layout(pairs: Iterable[str], metrics: Metrics) -> Any:
     categories = [
         layout_pb2.Category(
             title=f"kl/{pair}",
-            chart=[chart(panel.title, panel.metrics) for panel in panels_of(pair, metrics)],
+            chart=[
+                chart(panel.title, panel.metrics)
+                for panel in panels_of(pair, metrics)
+                if panel.kind == "lines"
+            ],
         )
         for pair in pairs
     ]

@@ -7,7 +7,7 @@ draws as one and no tracker can (bands of standard errors) is a panel more, afte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from klmonitor.sinks.selection import Metrics, is_chosen
@@ -32,12 +32,22 @@ class Panel:
         metrics: what it draws, without the ``kl/{pair}/`` prefix.
         unit: of the y-axis.
         log: whether the y-axis is logarithmic; the page's asinh is not to be had.
+        kind: ``"lines"``, ``"heat"`` (a histogram over the steps) or ``"media"``.
     """
 
     title: str
     metrics: tuple[str, ...]
     unit: str
     log: bool = False
+    kind: str = "lines"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Panels under a common title."""
+
+    title: str
+    panels: tuple[Panel, ...]
 
 
 def _each(what: str, names: tuple[str, ...] = ESTIMATORS) -> tuple[str, ...]:
@@ -61,11 +71,12 @@ PANELS = (
     Panel(
         "Variance, and running variance", (*_each("var"), *_each("running_var")), "nats²", log=True
     ),
+    Panel("Tokens by log-ratio d", (HISTOGRAM,), "nats", kind="heat"),
     Panel("Outlier tokens", ("outliers/k1", "outliers/k3", "outliers/rate"), "tokens"),
     Panel("Spike score", ("spike/z",), "scales"),
     Panel("Gap of k3 and k1", ("gap_z",), "standard errors"),
 )
-"""In the page's order; the heat map, which needs the histogram, comes after the variances."""
+"""In the page's order."""
 
 
 def panels_of(pair: str, metrics: Metrics) -> Iterator[Panel]:
@@ -74,7 +85,17 @@ def panels_of(pair: str, metrics: Metrics) -> Iterator[Panel]:
         full = tuple(
             f"kl/{pair}/{name}"
             for name in panel.metrics
-            if is_chosen(metrics, f"kl/{pair}/{name}", name)
+            if panel.kind == "heat" or is_chosen(metrics, f"kl/{pair}/{name}", name)
         )
         if full:
             yield replace(panel, metrics=full)
+
+
+def sections_of(pairs: Iterable[str], metrics: Metrics) -> tuple[Section, ...]:
+    """A section a pair, then what belongs to the run."""
+    run = [Panel("Extreme tokens", (TOKENS,), "", kind="media")]
+    if is_chosen(metrics, ALERTS, ALERTS):
+        run.append(Panel("Alerts opened", (ALERTS,), "alerts"))
+    run.append(Panel("Report", (REPORT,), "", kind="media"))
+    drawn = [Section(f"kl/{pair}", tuple(panels_of(pair, metrics))) for pair in pairs]
+    return (*drawn, Section("kl", tuple(run)))

@@ -116,8 +116,11 @@ class WandbSink:
         if self._last is None:
             atexit.register(self.close)  # before wandb's own, which finishes the run
         self._last = report.step
+        media = self._media_due(report)
+        if not (self._metrics or report.alerts or media):
+            return
         self._worker.submit(partial(self._log, report))
-        if self._media_due(report):
+        if media:
             self._media_step = report.step
             self._worker.submit(partial(self._log_media, report, self._table_of(report)))
         self._prompt = self._worker.flush(PATIENCE if self._prompt else 0.0)
@@ -224,7 +227,7 @@ def _find_run() -> tuple[Any, bool]:
         return wandb.run, False
     settings = wandb.setup().settings
     undecided = "WANDB_MODE" not in os.environ and settings.mode == "online"
-    offline = undecided and not _has_key(settings)
+    offline = undecided and not has_key(settings)
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "klmonitor"), mode="offline" if offline else None
     )
@@ -237,7 +240,7 @@ def _find_run() -> tuple[Any, bool]:
     return run, True
 
 
-def _has_key(settings: Any) -> bool:
+def has_key(settings: Any) -> bool:
     """Whether wandb can log in without asking anybody."""
     environment = (os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
     if settings.api_key or any(environment):
