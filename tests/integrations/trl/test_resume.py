@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +92,51 @@ def test_a_resumed_run_reports_what_the_uninterrupted_one_does(
         )
     assert resumed.callback_handler.callbacks == [
         one for one in resumed.callback_handler.callbacks if not isinstance(one, KLMonitorCallback)
+    ]
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from transformers import TrainerCallback
+from klmonitor.attachment import attach
+from klmonitor.demo import tiny
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+torch.set_num_threads(1)
+trainer = tiny.make_trainer(*sys.argv[1:], steps=8, save_strategy="steps", save_steps=4, beta=0.04)
+attach(trainer)
+trainer.add_callback(Kill())
+trainer.train()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill a process so")
+def test_a_process_that_was_killed_is_continued_to_the_same_record(
+    uninterrupted, make_trainer, model_path, watched_class, tmp_path
+):
+    command = [sys.executable, "-c", KILLED, str(model_path), str(tmp_path)]
+    died = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    left = read_run(tmp_path / "klmonitor")
+    assert [report.step for report in left.reports] in ([*range(1, 6)], [*range(1, 7)])
+
+    resumed = make_trainer(8, **SAVING)
+    watched = watched_class(resumed, run_dir=tmp_path / "klmonitor")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    for step in range(5, 9):
+        expected = uninterrupted.reports["train", step]
+        assert fields(watched.reports["train", step]) == fields(expected), step
+    watched.handle.detach()
+    whole = read_run(Path(uninterrupted.trainer.args.output_dir) / "klmonitor")
+    spliced = read_run(tmp_path / "klmonitor")
+    assert spliced.bad_lines == 0
+    assert [fields(report) for report in spliced.reports] == [
+        fields(report) for report in whole.reports
     ]
 
 
