@@ -180,7 +180,8 @@ class EventFile:
         return self._descriptor
 
     def _fresh_path(self) -> Path:
-        place = f"{socket.gethostname()}.{os.getpid()}.{next(_file_number):06d}"  # read in the order of names
+        number = f"{next(_file_number):06d}"  # files are read in the order of their names
+        place = f"{socket.gethostname()}.{os.getpid()}.{number}"
         return self._directory / f"events.out.tfevents.{int(time.time()):010d}.{place}.klmonitor"
 
     def close(self) -> None:
