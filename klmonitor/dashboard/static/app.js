@@ -243,9 +243,23 @@
 
     // Other data or another range of the same selection.
     update() {
-      for (const chart of this.charts) chart.update();
+      for (const chart of this.charts) chart.stale = true;
+      for (const chart of this.charts.filter((one) => one.inView())) chart.update();
       this.listAlerts();
       this.cursor();
+      this.catchUp();
+    }
+
+    // The panels that are scrolled out of sight follow, one a frame.
+    catchUp() {
+      if (this.catching) return;
+      this.catching = requestAnimationFrame(() => {
+        this.catching = 0;
+        const chart = this.charts.find((one) => one.stale);
+        if (!chart) return;
+        chart.update();
+        this.catchUp();
+      });
     }
 
     listAlerts() {

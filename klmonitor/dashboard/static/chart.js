@@ -2,6 +2,7 @@
 "use strict";
 
 (function () {
+  const MOST_COLUMNS = 480; // least and largest of each are drawn: enough for the widest panel
   const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
 
   KLM.el = function (tag, props = {}, ...children) {
@@ -75,7 +76,13 @@
       return has ? "" : this.panel.why(this.app.state);
     }
 
+    inView() {
+      const { top, bottom } = this.node.getBoundingClientRect();
+      return bottom > 0 && top < innerHeight;
+    }
+
     draw() {
+      this.stale = false;
       this.unit.textContent = this.panel.unit(this.app.state);
       const why = this.empty();
       if (this.plot) { this.plot.destroy(); this.plot = null; }
@@ -102,6 +109,7 @@
 
     // New data or another range, in the plot that is there.
     update() {
+      this.stale = false;
       if (!this.plot || this.empty()) { this.draw(); return; }
       this.plot.setData(this.data());
       this.values();
@@ -110,7 +118,7 @@
     data() {
       const { state } = this.app;
       const range = this.app.range();
-      const columns = Math.max(100, Math.floor(this.width - 75));
+      const columns = Math.min(MOST_COLUMNS, Math.max(100, Math.floor(this.width - 75)));
       const shown = this.app.shown();
       this.sample = this.app.sample(columns);
       if (this.panel.axis === "heat") {
@@ -163,7 +171,7 @@
     yAxis(ink, grid) {
       const axis = { stroke: ink, grid, ticks: grid, size: 62, font: "11px system-ui, sans-serif" };
       if (this.panel.axis === "heat") {
-        return { ...axis, grid: { show: false }, splits: () => [6, 14, 22, 30, 38, 46, 54], values: (u, at) => at.map(KLM.heatLabel) };
+        return { ...axis, grid: { show: false }, splits: () => KLM.HEAT_TICKS, values: (u, at) => at.map(KLM.heatLabel) };
       }
       if (this.panel.axis === "asinh") axis.splits = (u, i, low, high) => asinhTicks(low, high, u.scales.y.asinh, u.bbox.height / devicePixelRatio);
       if (this.panel.axis === "log") axis.splits = (u, i, low, high) => logTicks(low, high, u.bbox.height / devicePixelRatio);
@@ -217,8 +225,14 @@
       let series = 1;
       for (const { line, dash } of this.lines()) {
         const colour = faded(KLM.ink(line.ink), line.alpha || 1);
-        if (line.band) KLM.fillBand(u, px, u.data[series++], u.data[series++], { colour, dense });
-        else KLM.strokeLine(u, px, u.data[series++], { colour, width: line.width || 1.5, dash, dense });
+        if (line.band) {
+          const [low, high] = [u.data[series++], u.data[series++]];
+          KLM.fillBand(u, px, low, high, { colour, dense });
+          const edge = { colour: faded(KLM.ink(line.ink), 0.45), width: 1, dash, dense };
+          if (line.edge) for (const side of [low, high]) KLM.strokeLine(u, px, side, edge);
+        } else {
+          KLM.strokeLine(u, px, u.data[series++], { colour, width: line.width || 1.5, dash, dense });
+        }
       }
       ctx.restore();
     }
@@ -332,7 +346,7 @@
 
     heatKey() {
       const who = this.app.shown().length > 1 ? `${KLM.visible(this.app.focused().run.name)} alone; ` : "";
-      return [KLM.el("span", { textContent: `${who}darker: a larger share of tokens (log)` })];
+      return [KLM.el("span", {}, `${who}few`, KLM.el("i", { className: "swatch heat" }), "many of the step's tokens (log)")];
     }
 
     // --- export ------------------------------------------------------------------------------

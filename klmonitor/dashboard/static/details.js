@@ -35,6 +35,7 @@
     ...alert.lines.map(([label, text]) => `${label}: ${KLM.visibleLong(text)}`),
   ].join("\n");
 
+  const TITLES = { sample: "rank · micro-batch · sequence", position: "column within the row" };
   const COLUMNS = [
     ["token", (t) => (t.text === undefined ? "" : KLM.visible(t.text))],
     ["id", (t) => t.token_id ?? ""],
@@ -44,7 +45,7 @@
     ["log p", (t) => KLM.number(t.log_p)],
     ["k1", (t) => KLM.number(t.k1)],
     ["k3", (t) => KLM.number(t.k3)],
-    ["sample", (t) => `rank ${t.rank}, micro-batch ${t.micro_batch}, sequence ${t.sequence}`],
+    ["sample", (t) => `${t.rank} · ${t.micro_batch} · ${t.sequence}`],
     ["prompt", (t) => t.prompt_id ?? ""],
   ];
 
@@ -61,7 +62,7 @@
       return el("p", { className: "why", textContent: `no data because ${why}` });
     }
     return el("div", { className: "scroll" }, el("table", {},
-      el("thead", {}, el("tr", {}, ...COLUMNS.map(([name]) => el("th", { textContent: name, scope: "col" })))),
+      el("thead", {}, el("tr", {}, ...COLUMNS.map(([name]) => el("th", { textContent: name, scope: "col", title: TITLES[name] || "" })))),
       el("tbody", {}, ...tokens.map((token) => el("tr", { className: token.tail },
         ...COLUMNS.map(([name, show]) => el("td", { className: name === "token" ? "token" : "", dir: "ltr", textContent: show(token) })))))));
   };

@@ -13,8 +13,8 @@
     return Object.assign(get, { key: `${mean}+${side}*${se}` });
   }
 
-  function band(name, low, high, ink, alpha) {
-    return { band: true, name, low, high, ink, alpha };
+  function band(name, low, high, ink, alpha, edge = false) {
+    return { band: true, name, low, high, ink, alpha, edge };
   }
   const line = (name, get, ink, more = {}) => ({ name, get, ink, ...more });
 
@@ -34,7 +34,7 @@
   // k1 = -d: the p-quantile of k1 is minus the (1 - p)-quantile of d.
   const k1q = (of_d) => metric(`log_ratio/${of_d}`, -1);
   const fan = () => [
-    band("0.1-99.9 %", k1q("p99.9"), k1q("p0.1"), "k1", 0.14),
+    band("0.1-99.9 %", k1q("p99.9"), k1q("p0.1"), "k1", 0.14, true),
     band("1-99 %", k1q("p99"), k1q("p1"), "k1", 0.22),
     band("25-75 %", k1q("p75"), k1q("p25"), "k1", 0.4),
     line("median", k1q("p50"), "k1"),
@@ -87,6 +87,7 @@
 
   // The signed value at the edge of a heat-map row; HALF rows a side, two an octave from 2^-9.
   const HALF = 30;
+  KLM.HEAT_TICKS = [3, 11, 19, 30, 41, 49, 57]; // 16, 1 and 1/16 nats, either way
   KLM.heatLabel = function (row) {
     if (row === HALF) return "0";
     const away = Math.abs(row - HALF);
