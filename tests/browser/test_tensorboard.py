@@ -1,5 +1,7 @@
 """The "KL" tab in a real TensorBoard, with the fast and the slow loader."""
 
+import json
+import re
 import subprocess
 import sys
 import time
@@ -8,10 +10,13 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
-from pages import read, wait_until
+from pages import HOSTILE_RUN, read, wait_until
+from reports import make_alert, make_report, make_token
 
 from klmonitor.record import read_run
+from klmonitor.report import token_to_row
 from klmonitor.sinks import TensorBoardSink
+from klmonitor.sinks.stepevent import PLUGIN, TAG, step_bytes, tensor_value
 
 CHARTS = ("estimators", "fan", "dominance", "variance", "heat", "outliers", "spike")
 OF_TENSORBOARD = ("Multiple instances of Three.js", "404")
@@ -80,20 +85,73 @@ def test_the_tab_shows_the_runs(watched, demo, logdir, options):
     watched.assert_quiet()
 
 
-def test_new_steps_arrive_without_a_click(watched, demo, tmp_path):
+def test_new_steps_and_new_runs_arrive_without_a_click(watched, demo, tmp_path):
     reports = read_run(demo / "klmonitor").reports
     sink = TensorBoardSink(tmp_path / "run")
     for report in reports[:20]:
         sink(report)
-    sink.close()
     with tensorboard(tmp_path, "--reload_interval", "1") as url:
         frame = open_tab(watched, url)
         wait_until(frame, "KLM.app.runs.length === 1 && KLM.app.runs[0].steps.length === 20")
-        again = TensorBoardSink(tmp_path / "run" / "resumed")
+        end = "KLM.app.charts[0].plot.scales.x.max"
+        assert frame.evaluate(end) == reports[19].step
+        assert frame.locator(".alert").count() == 0
         for report in reports[20:]:
+            sink(report)
+        wait_until(frame, f"KLM.app.runs[0].steps.length === {len(reports)}", seconds=60)
+        wait_until(frame, f"{end} === {reports[-1].step}")
+        frame.locator(".alert", has_text="spike ·").first.wait_for()
+        sink.close()
+        again = TensorBoardSink(tmp_path / "run" / "resumed")
+        for report in reports[:5]:
             again(report)
         again.close()
         wait_until(frame, "KLM.app.names.length === 2", seconds=60)
+
+
+HOSTILE_TOKENS = {
+    "<img src=x onerror=alert(2)>": "<img src=x onerror=alert(2)>",
+    "\u202eright to left\u2066": "\\u{202e}right to left\\u{2066}",
+    "\x00\x1b[31m\n\u2028": "\\u{0}\\u{1b}[31m\\n\\u{2028}",
+}
+
+
+def test_hostile_runs_tokens_and_alerts_are_inert(watched, tmp_path, monkeypatch):
+    """A log directory may come from anybody, text that our sink never writes included."""
+
+    def with_text(report):
+        row = json.loads(step_bytes(report))
+        row["tokens"] = [token_to_row(make_token(i, t)) for i, t in enumerate(HOSTILE_TOKENS)]
+        return tensor_value(TAG, PLUGIN, json.dumps(row).encode())
+
+    monkeypatch.setattr("klmonitor.sinks.tensorboard.step_value", with_text)
+    message = "<svg onload=alert(3)></svg><script>alert(4)</script>\u202e"
+    for name in (HOSTILE_RUN, "other"):
+        sink = TensorBoardSink(tmp_path / name)
+        for step in range(3):
+            alerts = (make_alert(step=1, message=message),) if step == 1 else ()
+            sink(make_report(step, alerts=alerts))
+        sink.close()
+    with tensorboard(tmp_path) as url:
+        frame = open_tab(watched, url)
+        wait_until(frame, "KLM.app.names.length === 2")
+        frame.locator(".runs summary").click()
+        names = frame.locator(".runs label").all_inner_texts()
+        assert names == ["<img src=x onerror=alert(1)>\\u{202e}gnp.exe", "other"]
+        frame.get_by_role("checkbox", name="other").check()  # names stand in legends and alerts
+        item = frame.locator(".alert", has_text=HOSTILE_RUN[:28]).first
+        assert "<svg onload=alert(3)></svg><script>alert(4)</script>" in item.inner_text()
+        item.click()
+        frame.locator("#panel-tokens tbody tr").first.wait_for()
+        texts = frame.locator("td.token").all_inner_texts()
+        assert sorted(texts) == sorted(HOSTILE_TOKENS.values())
+        assert HOSTILE_RUN[:28] in frame.locator("#panel-estimators .legend").inner_text()
+        item.hover()
+        whole = frame.locator("#klm").inner_text()
+        assert not re.search("[\u202a-\u202e\u2066-\u2069\x00-\x08\x1b]", whole)
+        assert frame.locator("#klm img, #klm script, #klm svg").count() == 0
+    said = [line for line in watched.said if not any(t in line for t in OF_TENSORBOARD)]
+    assert said == []
 
 
 def test_a_log_directory_without_our_data_says_how_to_get_them(watched, tmp_path):
