@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: help install test test-browser test-trl-matrix lint format demo docs sim bench clean
+.PHONY: help install test test-browser pictures test-trl-matrix lint format demo docs sim bench clean
 
 help:
 	@echo "make test    the default test tier (sets up $(VENV) first)"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint    ruff, mypy, import-linter, generated docs"
 	@echo "make demo    a real GRPO run with a KL spike, watched"
 	@echo "make docs    regenerate docs/metrics.md"
+	@echo "make pictures  the screenshots of docs/dashboard.md, from real runs (minutes)"
 	@echo "make sim     the full statistical simulations (minutes)"
 	@echo "make bench   timings, written to benchmarks/RESULTS.md (minutes)"
 
@@ -51,6 +52,12 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
+
+pictures: install
+	test -x $(CHROMIUM) || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--editable ".[browser]" pillow
+	CHROMIUM=$(CHROMIUM) $(BIN)/python docs/pictures.py
 
 docs: install
 	$(BIN)/python -m klmonitor.docs
