@@ -74,8 +74,9 @@ class PairColumns:
     def append(self, body: Row | None) -> None:
         """Add a row."""
         values = {} if body is None else body["values"]
-        for name in values.keys() - self.metrics.keys():
-            self.metrics[name] = array("d", [NAN]) * self.rows
+        for name in values:
+            if name not in self.metrics:
+                self.metrics[name] = array("d", [NAN]) * self.rows
         for name, column in self.metrics.items():
             value = values.get(name)
             column.append(NAN if value is None else value)
@@ -87,8 +88,9 @@ class PairColumns:
     def put(self, row: int, body: Row | None) -> None:
         """Fill a row that exists in every column."""
         values = {} if body is None else body["values"]
-        for name in values.keys() - self.metrics.keys():
-            self.metrics[name] = array("d", [NAN]) * self.rows
+        for name in values:
+            if name not in self.metrics:
+                self.metrics[name] = array("d", [NAN]) * self.rows
         for name, column in self.metrics.items():
             column[row] = as_float(values.get(name))
         self._waiting[row] = (body or {}).get("histogram")
@@ -157,8 +159,9 @@ class RunColumns:
         last = at == len(self.steps)
         if not last:
             self.generation += 1
-        for name in bodies.keys() - self.pairs.keys():
-            self.pairs[name] = PairColumns(len(self.steps))
+        for name in bodies:
+            if name not in self.pairs:
+                self.pairs[name] = PairColumns(len(self.steps))
         if not again:
             self.steps.insert(at, step)
         for name, pair in self.pairs.items():
