@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: help install test test-browser pictures test-trl-matrix lint format demo docs sim bench clean
+.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite lint format demo docs sim bench clean
 
 help:
 	@echo "make test    the default test tier (sets up $(VENV) first)"
 	@echo "make test-browser  the dashboard in a real Chromium (Debian; installs it)"
 	@echo "make test-trl-matrix  the equality tests on nine versions of TRL (half an hour)"
+	@echo "make test-trl-suite   TRL's own GRPO and RLOO tests, with and without klmonitor (an hour)"
 	@echo "make lint    ruff, mypy, import-linter, generated docs"
 	@echo "make demo    a real GRPO run with a KL spike, watched"
 	@echo "make docs    regenerate docs/metrics.md"
@@ -41,6 +42,11 @@ test-browser: install
 # the results go into docs/trl.md.
 test-trl-matrix: install
 	$(BIN)/python benchmarks/trl_matrix.py $(ARGS)
+
+# TRL's tests are cloned into .cache/trl-suite and run there; the result goes into docs/trl.md.
+test-trl-suite: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt jmespath
+	$(BIN)/python benchmarks/trl_suite.py $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .
