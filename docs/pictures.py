@@ -74,9 +74,17 @@ def picture(
         page.close()
         server.shutdown()
         thread.join()
-    whole = Image.open(BytesIO(shot)).convert("RGB")
-    few = whole.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    few.save(to, optimize=True)  # a third of the size, and no line changes its colour
+    in_few_colours(Image.open(BytesIO(shot)).convert("RGB")).save(to, optimize=True)
+
+
+def in_few_colours(image: Image.Image) -> Image.Image:
+    """256 colours, a third of the size: the commonest as they are, the others near enough."""
+    counts = sorted(image.getcolors(1 << 24) or [], reverse=True)
+    common = [value for _, colour in counts[:128] for value in colour]
+    covering = image.quantize(128, Image.Quantize.MAXCOVERAGE).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(common + covering[: 3 * 128])
+    return image.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 if __name__ == "__main__":
