@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 
 import pytest
 from pages import (
@@ -16,6 +17,7 @@ from pages import (
 from reports import make_alert, make_report, make_token, small_report
 
 from klmonitor.cli import main
+from klmonitor.dashboard import assets
 from klmonitor.dashboard.document import document
 from klmonitor.dashboard.source import RecordSource
 from klmonitor.record import RecordWriter
@@ -80,7 +82,7 @@ def test_the_rule_of_an_alert_is_drawn_and_says_what_it_is(watched, demo):
         page = watched.open(url)
         found = page.evaluate("probe.ruleAt(0, KLM.app.alerts()[0].step)")
         assert found > 0.3
-        box = page.locator("#panel-estimators .over").bounding_box()
+        box = page.locator("#panel-estimators .u-over").bounding_box()
         left = page.evaluate("KLM.app.charts[0].plot.valToPos(KLM.app.alerts()[0].step, 'x')")
         page.mouse.move(box["x"] + left, box["y"] + 20)
         first = read(demo / "klmonitor" / "alerts.jsonl")[0]
@@ -222,7 +224,7 @@ def test_zoom_keys_selectors_and_permalink(watched, long_run):
 def test_dragging_zooms_every_panel(watched, demo):
     with serving(demo) as url:
         page = watched.open(url)
-        box = page.locator("#panel-fan .over").bounding_box()
+        box = page.locator("#panel-fan .u-over").bounding_box()
         page.mouse.move(box["x"] + 50, box["y"] + 50)
         page.mouse.down()
         page.mouse.move(box["x"] + 200, box["y"] + 60, steps=4)
@@ -268,6 +270,18 @@ def test_what_is_missing_is_said(watched, tmp_path):
             in page.locator("#panel-heat").inner_text()
         )
         page.get_by_text("no data because no extreme tokens").wait_for()
+
+
+def test_without_uplot_the_page_says_how_to_get_it(watched, demo, monkeypatch, tmp_path):
+    bare = tmp_path / "static"
+    shutil.copytree(assets.STATIC, bare, ignore=shutil.ignore_patterns("vendor"))
+    monkeypatch.setattr(assets, "STATIC", bare)
+    file = tmp_path / "bare.html"
+    file.write_text(document(RecordSource([demo])), encoding="utf-8")
+    page = watched.open(file.as_uri())
+    assert "lacks uPlot, which npm fetches" in page.locator(".notes").inner_text()
+    assert page.locator(".alert").count() > 0
+    watched.assert_quiet()
 
 
 def test_a_phone_shows_one_column_and_no_sideways_scroll(chromium, demo):

@@ -190,6 +190,10 @@
         this.notes.append(el("details", { open: true }, el("summary", { textContent: "Summary" }),
           el("pre", { className: "summary", textContent: this.source.summary.split("\n").map(KLM.visibleLong).join("\n") })));
       }
+      if (typeof uPlot === "undefined") {
+        this.notes.append(el("p", { className: "why", textContent:
+          "The charts are not drawn: this installation lacks uPlot, which npm fetches when klmonitor is built. Install a wheel (pip install klmonitor), or install npm and build again (pip install .); alerts, verdicts and tokens are shown all the same." }));
+      }
     }
 
     selectors() {

@@ -1,16 +1,9 @@
-// One panel: a chart or the heat map, with rules for alerts and the shared cursor.
+// One panel: a uPlot chart or the heat map, with rules for alerts and the shared cursor.
 "use strict";
 
 (function () {
   const MOST_COLUMNS = 480; // least and largest of each are drawn: enough for the widest panel
   const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
-
-  // The vertical axes that depend on no data but their range.
-  const AXES = {
-    linear: { kind: "linear", range: () => [0, 1], ticks: (low, high) => KLM.evenTicks(low, high, 5) },
-    log: { kind: "log", range: (low, high) => (low > 0 && low <= high ? [low / 1.6, high * 1.6] : [1e-6, 1]), ticks: (low, high, pixels) => KLM.logTicks(low, high, pixels) },
-    heat: { kind: "linear", range: () => [-0.5, KLM.HEAT_ROWS - 0.5], ticks: () => KLM.HEAT_TICKS, label: (row) => KLM.heatLabel(row), bare: true },
-  };
 
   KLM.el = function (tag, props = {}, ...children) {
     const node = document.createElement(tag);
@@ -100,9 +93,12 @@
         this.body.append(KLM.el("p", { className: "why", textContent: `no data because ${why}` }));
         return;
       }
+      if (typeof uPlot === "undefined") {
+        this.body.append(KLM.el("p", { className: "why", textContent: "not drawn: uPlot is missing, see above" }));
+        return;
+      }
       this.width = Math.max(280, Math.floor(this.body.clientWidth || this.node.clientWidth || 600));
-      this.plot = new KLM.Plot(this.options(), this.body);
-      this.plot.setData(this.data());
+      this.plot = new uPlot(this.options(), this.data(), this.body);
       this.plot.over.append(this.mark);
       this.plot.over.addEventListener("mousemove", (event) => this.hover(event));
       this.plot.over.addEventListener("mouseleave", () => this.app.hint(null));
@@ -144,34 +140,62 @@
     }
 
     options() {
-      const { axis } = this.panel, { state } = this.app;
+      const ink = KLM.ink("ink"), grid = { stroke: KLM.ink("grid"), width: 1 };
+      // uPlot scales the axes by the series; lines and bands are painted by `drawLines`.
+      const one = { paths: () => null, points: { show: false } };
+      const count = this.panel.axis === "heat" ? 1 : this.lines().reduce((sum, { line }) => sum + (line.band ? 2 : 1), 0);
+      const series = [{}, ...Array.from({ length: count }, () => ({ ...one }))];
       return {
-        width: this.width, height: 210, ink: KLM.ink("ink"), grid: KLM.ink("grid"),
-        x: { kind: state.log ? "log" : "linear", range: () => this.app.range() },
-        y: { label: KLM.number, ...(axis === "asinh" ? this.asinhAxis() : AXES[axis]) },
-        draw: (u) => {
-          if (axis === "heat") this.drawHeat(u); else this.drawLines(u);
-          this.drawRules(u);
-          this.drawThreshold(u);
-          this.moveCursor();
-        },
-        select: (range) => {
-          this.dragged = Date.now();
-          this.app.zoom(range);
+        width: this.width, height: 210, legend: { show: false }, series,
+        padding: [8, 8, 0, 0],
+        cursor: { x: false, y: false, points: { show: false }, drag: { x: true, y: false, setScale: false } },
+        scales: { x: { time: false, distr: this.app.state.log ? 3 : 1, range: () => this.app.range() }, y: this.scale() },
+        axes: [
+          { stroke: ink, grid, ticks: grid, size: 30, font: "11px system-ui, sans-serif" },
+          this.yAxis(ink, grid),
+        ],
+        hooks: {
+          draw: [(u) => { this.drawLines(u); this.drawRules(u); this.drawThreshold(u); this.moveCursor(); }],
+          drawAxes: [(u) => { if (this.panel.axis === "heat") this.drawHeat(u); }],
+          setSelect: [(u) => {
+            if (u.select.width < 4) return;
+            const low = u.posToVal(u.select.left, "x"), high = u.posToVal(u.select.left + u.select.width, "x");
+            u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+            this.dragged = Date.now();
+            this.app.zoom([low, high]);
+          }],
         },
       };
     }
 
-    asinhAxis() {
-      const { panel } = this, knee = this.knee();
-      const range = (low, high) => {
-        if (low > high) low = high = 0;
-        if (panel.threshold) high = Math.max(high, this.app.spike().z ?? high);
-        if (panel.zero || panel.least === 0) { low = Math.min(low, 0); high = Math.max(high, 0); }
-        const a = Math.asinh(low / knee), b = Math.asinh(high / knee), pad = Math.max((b - a) * 0.06, 0.05);
-        return [panel.least === 0 ? 0 : knee * Math.sinh(a - pad), knee * Math.sinh(b + pad)];
+    yAxis(ink, grid) {
+      const axis = { stroke: ink, grid, ticks: grid, size: 62, font: "11px system-ui, sans-serif" };
+      if (this.panel.axis === "heat") {
+        return { ...axis, grid: { show: false }, splits: () => KLM.HEAT_TICKS, values: (u, at) => at.map(KLM.heatLabel) };
+      }
+      if (this.panel.axis === "asinh") axis.splits = (u, i, low, high) => asinhTicks(low, high, u.scales.y.asinh, u.bbox.height / devicePixelRatio);
+      if (this.panel.axis === "log") axis.splits = (u, i, low, high) => logTicks(low, high, u.bbox.height / devicePixelRatio);
+      return { ...axis, filter: (u, at) => at, values: (u, at) => at.map((v) => (v === null ? "" : KLM.number(v))) };
+    }
+
+    scale() {
+      const { axis, range } = this.panel;
+      if (axis === "heat") return { range: [-0.5, KLM.HEAT_ROWS - 0.5] };
+      if (axis === "linear") return { range };
+      if (axis === "log") {
+        return { distr: 3, range: (u, low, high) => (low > 0 ? [low / 1.6, high * 1.6] : [1e-6, 1]) };
+      }
+      return {
+        distr: 4, asinh: this.knee(),
+        range: (u, low, high) => {
+          if (this.panel.threshold) high = Math.max(high, this.app.spike().z ?? high);
+          if (this.panel.zero || this.panel.least === 0) { low = Math.min(low, 0); high = Math.max(high, 0); }
+          const knee = this.knee_;
+          const a = Math.asinh(low / knee), b = Math.asinh(high / knee), pad = Math.max((b - a) * 0.06, 0.05);
+          const floor = this.panel.least === 0 ? 0 : knee * Math.sinh(a - pad);
+          return [floor, knee * Math.sinh(b + pad)];
+        },
       };
-      return { kind: "asinh", knee, range, ticks: (low, high, pixels) => KLM.asinhTicks(low, high, knee, pixels) };
     }
 
     // Where the axis turns from linear to logarithmic: a power of ten near the median size.
@@ -188,10 +212,12 @@
       }
       sizes.sort((a, b) => a - b);
       const median = sizes.length ? sizes[sizes.length >> 1] : 1;
-      return Math.pow(10, Math.floor(Math.log10(median)));
+      this.knee_ = Math.pow(10, Math.floor(Math.log10(median)));
+      return this.knee_;
     }
 
     drawLines(u) {
+      if (this.panel.axis === "heat") return;
       const { ctx, bbox } = u, xs = u.data[0];
       const dense = KLM.isDense(xs, bbox.width / devicePixelRatio);
       const px = KLM.placesOf(u, xs, dense);
@@ -383,5 +409,34 @@
       colours[4 * value + 3] = 255;
     }
     return new Uint32Array(colours.buffer);
+  }
+
+  function spread(ticks, place, gap) {
+    const kept = [];
+    for (const tick of ticks) if (!kept.length || place(tick) - place(kept[kept.length - 1]) >= gap) kept.push(tick);
+    return kept;
+  }
+
+  function logTicks(low, high, height) {
+    const ticks = [];
+    for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) {
+      for (const m of Math.log10(high / low) < 2 ? [1, 2, 5] : [1]) {
+        const v = m * Math.pow(10, e);
+        if (v >= low && v <= high) ticks.push(v);
+      }
+    }
+    return spread(ticks, (v) => (Math.log(v / low) / Math.log(high / low)) * height, 18);
+  }
+
+  function asinhTicks(low, high, knee, height) {
+    const a = Math.asinh(low / knee), b = Math.asinh(high / knee);
+    const place = (v) => ((Math.asinh(v / knee) - a) / (b - a)) * height;
+    const up = [], most = Math.max(Math.abs(low), Math.abs(high));
+    for (let e = Math.log10(knee) - 1; Math.pow(10, e) <= most; e++) {
+      for (const m of b - a < 6 ? [1, 2, 5] : [1]) up.push(m * Math.pow(10, Math.round(e)));
+    }
+    const above = spread([0, ...up].filter((v) => v <= high), place, 18).filter((v) => v >= low);
+    const below = spread([0, ...up].filter((v) => -v >= low), (v) => -place(-v), 18).filter((v) => v > 0 && -v <= high);
+    return [...below.map((v) => -v).reverse(), ...above];
   }
 })();

@@ -10,8 +10,10 @@ function load(tag, properties) {
 }
 
 export async function render() {
-  await load("link", { rel: "stylesheet", href: at("style.css") });
-  const scripts = ["source.js", "decimate.js", "panels.js", "plot.js", "paint.js", "chart.js", "details.js", "app.js"];
+  for (const name of ["vendor/uPlot.min.css", "style.css"]) {
+    await load("link", { rel: "stylesheet", href: at(name) });
+  }
+  const scripts = ["vendor/uPlot.iife.min.js", "source.js", "decimate.js", "panels.js", "paint.js", "chart.js", "details.js", "app.js"];
   for (const name of scripts) await load("script", { src: at(name) });
   await window.KLM.start(window.KLM.live(at("api/")));
 }
