@@ -37,6 +37,7 @@ ESTIMATORS = {"k1": K1, "k3": K3}
 DESIGNS = {
     "64 sequences": Clustering(prompts=64),
     "64 prompts x 8, correlation .3": Clustering(prompts=64, completions=8, icc=0.3),
+    "4 prompts x 8, correlation .3": Clustering(prompts=4, completions=8, icc=0.3),
 }
 
 

@@ -9,6 +9,7 @@ sum of values and the number of tokens of cluster i, B the number of clusters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -204,13 +205,15 @@ METRICS: tuple[Metric, ...] = (
            lambda c: 1 - ratio(abs(c.totals["d"]), c.totals["abs"])),
     Metric("k2/bias", "nats", "mean(k2 - k1)", "measured difference of k2 and the unbiased k1",
            lambda c: c.totals.mean(K2_BIAS)),
-    Metric("k2/bias_z", "standard errors", "mean(k2 - k1) / SE, paired, clustered",
-           "beyond +-3, k2 is visibly biased here", lambda c: c.totals.z(K2_BIAS)),
+    Metric("k2/bias_z", "standard errors", "z of mean(k2 - k1) / SE, paired, clustered",
+           "a t with B - 1 degrees of freedom as a normal deviate: beyond +-3, k2 is biased here",
+           lambda c: c.totals.z(K2_BIAS)),
     Metric("gap", "nats", "mean(k3) - mean(k1) = mean(r) - 1",
            "0 in expectation if q drew the tokens; only where it did",
            lambda c: c.totals.mean(GAP) if c.totals.on_policy else NAN),
-    Metric("gap_z", "standard errors", "gap / SE, clustered",
-           "beyond +-5 the tokens were hardly drawn from q (collapse, top-p, a stale sampler)",
+    Metric("gap_z", "standard errors", "z of gap / SE, clustered",
+           "a t with B - 1 degrees of freedom as a normal deviate: beyond +-5 the tokens were "
+           "hardly drawn from q (collapse, top-p, a stale sampler)",
            lambda c: c.totals.gap_z if c.totals.on_policy else NAN, core=True),
     Metric("cv/lambda", "share", "-Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1]",
            "best weight of r - 1 in -d + lambda (r - 1): 0 is k1, 1 is k3; below 1/2 k1 is "
@@ -226,7 +229,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("sequences", "sequences", "#(T_i > 0)", "sequences with a counted token",
            lambda c: c.totals["sequences"]),
     Metric("clusters", "clusters", "B",
-           "what the standard errors count as independent: prompts if at least 8 are known, "
+           "what the standard errors count as independent: prompts if at least 2 are known, "
            "else sequences", lambda c: c.totals.clusters.count),
     Metric("prompts", "prompts", "#(prompts with tokens)", "where every sequence has a prompt id",
            lambda c: c.totals.n_prompts),
@@ -278,7 +281,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("dominance/level", "0, 1, 2", "the larger of k1's and k3's", "0 none, 1 warn, 2 severe",
            lambda c: max(c.k1.level, c.k3.level), core=True),
     Metric("dominance/top_sequence_share", "share", "max_i (S_i - mean T_i)^2 / sum (...)^2, of k1",
-           "share of k1's error that one sequence holds", lambda c: c.totals.top_sequence_share),
+           "share of k1's error that one sequence holds, of the 16 furthest from the recent mean",
+           lambda c: c.totals.top_sequence_share),
     Metric("sequence/k1", "nats per sequence", "sum of token k1 / sequences",
            "mean over sequences of the sums of token values",
            lambda c: ratio(-c.totals["d"], c.totals["sequences"])),
@@ -303,7 +307,7 @@ CORE = frozenset(metric.name for metric in METRICS if metric.core)
 
 def best(totals: PairTotals) -> float:
     """1.0 or 3.0: the estimator to read; nan off-policy, where neither is unbiased."""
-    if not totals.on_policy or not totals.n:
+    if not totals.on_policy or math.isnan(totals.cv_lambda):
         return NAN
     return 1.0 if totals.cv_lambda < 0.5 or gap_failed(totals) else 3.0
 
@@ -320,7 +324,14 @@ def pair_values(totals: PairTotals, running: dict[str, float]) -> dict[str, floa
     context = Context(
         totals,
         k1=dominance_k1(n, totals.mean(K1), totals.var_k1, totals["abs"], left, right),
-        k3=dominance_k3(n, totals.mean(K3), totals.var_k3, left, right),
+        k3=dominance_k3(
+            n,
+            totals.mean(K3),
+            totals.var_k3,
+            left,
+            right,
+            core=(totals["core/n"], totals["core/k3"]),
+        ),
         running=running,
     )
     values = {

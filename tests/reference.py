@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 
+def deviate(t, df):
+    """Wallace's normal deviate of a t."""
+    return np.sign(t) * (8 * df + 1) / (8 * df + 3) * np.sqrt(df * np.log1p(t * t / df))
+
+
 def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
     """The metrics of finite, counted tokens.
 
@@ -17,10 +22,11 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
     """
     n = len(d)
     k = {"k1": -d, "k2": d * d / 2, "k3": np.expm1(d) - d}
-    few = prompt is None or len(np.unique(prompt)) < 8
+    few = prompt is None or len(np.unique(prompt)) < 2
     clusters = sequence if few else prompt
     index = np.unique(clusters, return_inverse=True)[1]
     sizes = np.bincount(index)
+    n_clusters = len(sizes)
 
     def error_of(x):
         sums = np.bincount(index, weights=x)
@@ -42,9 +48,9 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
         "k1/negative_share": np.mean(d > 0),
         "k1/cancellation": 1 - abs(d.sum()) / np.abs(d).sum(),
         "k2/bias": bias.mean(),
-        "k2/bias_z": bias.mean() / error_of(bias),
+        "k2/bias_z": deviate(bias.mean() / error_of(bias), n_clusters - 1),
         "gap": gap.mean() if on_policy else np.nan,
-        "gap_z": gap.mean() / error_of(gap) if on_policy else np.nan,
+        "gap_z": deviate(gap.mean() / error_of(gap), n_clusters - 1) if on_policy else np.nan,
         "cv/lambda": lam,
         "cv/corr": np.corrcoef(-d, r - 1)[0, 1],
         "cv/variance_ratio": k["k3"].var(ddof=1) / k["k1"].var(ddof=1),

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.coverage import DESIGNS, coverage, intervals, merged
 
-SEQUENCES, PROMPTS = DESIGNS
+SEQUENCES, PROMPTS, FEW = DESIGNS
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +18,9 @@ def shares():
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_the_reported_interval_covers(shares, design, estimator):
-    """The benchmark's 1,000 replications give 94 %; 200 scatter by 1.7 points."""
-    assert 0.90 <= shares[design][estimator, "by prompt"] <= 0.98
+    """The benchmark's 1,000 replications give 94 % (4 prompts: 90 %); 200 scatter by 2 points."""
+    least = 0.84 if design == FEW else 0.90
+    assert least <= shares[design][estimator, "by prompt"] <= 0.98
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -31,6 +32,7 @@ def test_tokens_of_a_sequence_are_not_independent(shares, design, estimator):
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_completions_of_a_prompt_are_not_independent_sequences(shares, estimator):
     assert shares[PROMPTS][estimator, "by sequence"] < 0.85
+    assert shares[FEW][estimator, "by sequence"] < 0.85
 
 
 def test_one_sequence_a_prompt_makes_both_errors_one():

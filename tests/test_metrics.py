@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from reference import plain_metrics
+from scipy import stats
 
 from klmonitor.assemble import pair_report, pair_totals
 from klmonitor.batch import build
 from klmonitor.metrics import CORE, METRICS, NAMES
 from klmonitor.pairs import default_pairs
 from klmonitor.running import Running
+from klmonitor.statistics import normal_deviate, t_quantile
 from klmonitor.summary import numpy_pass
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import SummaryConfig
@@ -106,9 +108,9 @@ def test_every_metric_equals_its_formula(case):
     check(pair.values, plain_metrics(d, sequence), skip)
 
 
-@pytest.mark.parametrize("completions", [4, 8])
+@pytest.mark.parametrize("completions", [4, 20, 40])
 def test_off_policy_and_prompts(completions):
-    """Ten prompts are clusters; of five, too few to tell their spread, sequences are."""
+    """Two prompts are clusters; one, whose spread cannot be told, is not: its sequences are."""
     q, p, mask = CASES["moderate"]
     generator = np.random.default_rng(9)
     sampler = (q + 0.2 * generator.normal(size=q.shape)).astype(np.float32)
@@ -205,3 +207,51 @@ def test_nothing_counted_is_nan():
     assert pair["nonfinite"] == 6
     nan_expected = [n for n in NAMES if n.endswith(("mean", "/se", "/var", "/min", "/max"))]
     assert all(np.isnan(pair[name]) for name in nan_expected)
+
+
+@pytest.mark.parametrize(
+    ("df", "short"), [(1, 0.11), (2, 0.07), (3, 0.05), (7, 0.02), (15, 0.01), (63, 0.003)]
+)
+def test_a_ratio_to_a_rough_error_is_told_as_a_normal_deviate(df, short):
+    for t in (2.0, 5.0, 40.0, 1000.0):
+        found, tail = normal_deviate(t, df), stats.t.sf(t, df)
+        assert normal_deviate(-t, df) == -found
+        if tail > 1e-300:
+            exact = stats.norm.isf(tail)
+            assert (1 - short) * exact <= found <= exact
+    assert np.isnan(normal_deviate(3.0, 0))
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 10, 100])
+def test_quantiles_of_t(df):
+    for probability in (0.6, 0.9, 0.975):
+        assert t_quantile(probability, df) == pytest.approx(stats.t.ppf(probability, df), rel=4e-3)
+
+
+def test_a_clean_step_of_two_clusters_seldom_fails_the_gap_test():
+    generator = np.random.default_rng(5)
+    failed = 0
+    for _ in range(400):
+        d = 0.1 * generator.normal(size=(2, 50)) - 0.005  # log of a lognormal of mean 1
+        q = -generator.exponential(size=d.shape)
+        (pair,) = report_of({"policy": torch.tensor(q), "ref": torch.tensor(q + d)}).values()
+        failed += abs(pair["gap_z"]) > 3
+    assert failed <= 6  # .27 % of 400 is 1; a ratio to the error would exceed 3 in 20 %
+
+
+def test_a_constant_log_ratio_is_no_bias():
+    q = -torch.rand(40, 10, dtype=torch.float64)
+    (pair,) = report_of({"policy": q, "ref": q + 0.25}).values()
+    assert abs(pair["k1/mean"] + 0.25) < 1e-12
+    assert pair["k1/se"] < 1e-9
+
+
+def test_one_huge_token_leaves_the_mean_of_the_others_exact():
+    generator = np.random.default_rng(6)
+    q = -generator.exponential(size=(16, 64))
+    d = 0.1 * generator.normal(size=q.shape) - 0.005
+    rest = np.delete(np.expm1(d) - d, 0)
+    for huge in (22.0, 26.0, 34.0, 60.0, 300.0):
+        d[0, 0] = huge
+        (pair,) = report_of({"policy": torch.tensor(q), "ref": torch.tensor(q + d)}).values()
+        assert pair["k3/mean_without_top"] == pytest.approx(rest.mean(), rel=1e-9)

@@ -115,6 +115,7 @@ def _train(run: Run, steps: int, event: int, scenario: Scenario, trackers: Seque
         steps=steps,
         beta=scenario.beta,
         learning_rate=scenario.learning_rate,
+        per_device_train_batch_size=scenario.batch,
         num_generations=2,
         optimizer=lambda weights: _optimizer(weights, scenario, event),
         callbacks=[callback],

@@ -26,6 +26,7 @@ class Scenario:
         verdict: words of the verdict on that step or a later one.
         at: the event, as a share of the steps.
         beta: weight of the KL penalty.
+        batch: completions a step, two of each prompt.
         learning_rate: of AdamW, constant but for `jump`.
         jump: factor of the learning rate from the event on.
         jump_steps: for so many steps.
@@ -38,6 +39,7 @@ class Scenario:
     verdict: str
     at: float = 0.75
     beta: float = 0.04
+    batch: int = 16
     learning_rate: float = 5e-5
     jump: float = 1.0
     jump_steps: float = math.inf
@@ -108,6 +110,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         verdict="the sampler was another one",
         learning_rate=5e-4,
         beta=0.02,
+        batch=32,  # 8 prompts' errors are too rough for 5 standard errors
         disturb=_stale,
     ),
     "collapse": Scenario(

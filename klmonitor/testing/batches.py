@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from klmonitor.dominance import dominance_k1, dominance_k3
 from klmonitor.report import ExtremeToken, PairReport, Report
+from klmonitor.statistics import normal_deviate
 
 Floats = NDArray[np.float64]
 
@@ -223,7 +224,8 @@ def batch_report(
             values[f"{name}/se"] = _cluster_error(value.sum(axis=1), lengths, mean)
             values[f"{name}/var"] = float(value[finite].var(ddof=1))
         values["gap"] = values.pop("gap/mean")
-        values["gap_z"] = values["gap"] / values.pop("gap/se")
+        clusters = int(np.count_nonzero(lengths))
+        values["gap_z"] = normal_deviate(values["gap"] / values.pop("gap/se"), clusters - 1)
         values["outliers/rate"] = 1e4 * float(np.count_nonzero(np.abs(d) >= 2)) / n
         found = {
             "k1": dominance_k1(
