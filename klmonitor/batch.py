@@ -172,8 +172,8 @@ def _as_tensor(name: str, value: TensorLike) -> Tensor:
     """A detached tensor; a list of 1-D tensors becomes one 1-D tensor."""
     if isinstance(value, Tensor):
         return value.detach()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
+    if isinstance(value, np.ndarray):  # torch takes neither read-only nor reversed memory
+        return torch.from_numpy(np.require(value, requirements=["C", "W"]))
     if isinstance(value, (list, tuple)):
         parts = [_as_tensor(name, part) for part in value]
         if any(part.dim() != 1 for part in parts):
@@ -242,7 +242,7 @@ def _sequences(
         return None, reference.shape[0]
     tokens, device = reference.shape[0], reference.device
     if lengths is not None:
-        counts = moved(torch.tensor(lengths), device)
+        counts = moved(torch.tensor(lengths, dtype=torch.int64), device)
         index = torch.arange(len(lengths), device=device)
         return torch.repeat_interleave(index, counts, output_size=tokens), len(lengths)
     if cu_seqlens is not None:
@@ -254,6 +254,8 @@ def _sequences(
                 f"cu_seqlens runs from {int(ends[0])} to {int(ends[-1])} but there are "
                 f"{tokens} tokens: it must run from 0 to the number of tokens"
             )
+        if check_values and bool((ends[1:] < ends[:-1]).any()):
+            raise ValueError("cu_seqlens decreases: pass the offsets of the sequences, in order")
         position = torch.arange(tokens, device=device)
         return torch.bucketize(position, ends[1:-1], right=True), ends.shape[0] - 1
     if sequence_ids is not None:

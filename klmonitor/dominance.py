@@ -79,7 +79,7 @@ class Dominance:
         j: (mean - mean without o) / (s without o / sqrt(N)), standard errors.
         top_share: share of sum |x| held by o.
         mean_without_top: mean of the tokens outside o, nats; nan where the sums cannot resolve it
-            (k3 beside a token of d > 30, unless the sums of the core are given).
+            (k3 beside a token of d > 20 or so, unless the sums of the core are given).
         apart: ratio of the smallest |x| in o to the largest outside it.
     """
 
@@ -257,7 +257,7 @@ def _level(n: float, largest: float, reached: Mapping[float, bool]) -> float:
 
 def _log_ratios(left: Iterable[float], right: Iterable[float]) -> list[float]:
     """The extreme tokens of both tails as d."""
-    return [-d for d in left] + [*right]
+    return [-float(d) for d in left] + [float(d) for d in right]
 
 
 def _k3(d: float) -> float:

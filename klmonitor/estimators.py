@@ -46,7 +46,8 @@ def k3(d: Tensor) -> Tensor:
     """
     d = _floating(d)
     small = d.abs() < SERIES_RADIUS[d.dtype]
-    return torch.where(small, _series(torch.where(small, d, 0.0)), torch.expm1(d) - d)
+    large = torch.expm1(d) - d.clamp(max=torch.finfo(d.dtype).max)  # inf at inf, not inf - inf
+    return torch.where(small, _series(torch.where(small, d, 0.0)), large)
 
 
 def _series(d: Tensor) -> Tensor:

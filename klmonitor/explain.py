@@ -26,6 +26,8 @@ def explain(report: Report) -> str:
 
 def explain_pair(pair: PairReport, step: int) -> str:
     """The verdict on one pair: a headline and at most five reasons."""
+    if nothing := _nothing(pair):
+        return "\n".join([_headline(pair, step), f"  {nothing}"])
     findings = (
         _nonfinite(pair),
         _dominated(pair, "k1"),
@@ -48,6 +50,16 @@ def _headline(pair: PairReport, step: int) -> str:
         f"step {step}, KL({q} || {p}) over {pair.tokens:,.0f} tokens in "
         f"{pair['sequences']:,.0f} sequences: {numbers} nats/token"
     )
+
+
+def _nothing(pair: PairReport) -> str:
+    """Why there is no estimate to speak of."""
+    if pair.tokens == 0:
+        return f"{_nonfinite(pair)}: no estimate" if _nonfinite(pair) else "no tokens: no estimate"
+    if pair["identical"] == 1:
+        q, p = pair.name.split("_")
+        return f"{q} and {p} gave the very same log-probs: every estimate is 0 [docs/estimators.md]"
+    return ""
 
 
 def _mean(pair: PairReport, name: str) -> str:
@@ -128,6 +140,8 @@ def _biased(pair: PairReport) -> str:
 
 def _few(pair: PairReport) -> str:
     count = _clusters(pair)
+    if pair["prompts"] == 1:
+        return "one prompt: standard errors tell of its completions, not of other prompts"
     if not count < FEW_SEQUENCES:
         return ""
     by_prompt = pair["prompts"] == count
@@ -167,10 +181,18 @@ def _believe(pair: PairReport) -> str:
         return "believe neither: the sampler draws tokens that q hardly would"
     if failed:
         return "believe k1: where the gap test fails, k3 misses what q no longer samples"
+    quieter = "k1" if pair.k1.se < pair.k3.se else "k3"
+    if k1 and quieter == "k3":
+        return "believe k3: no token dominates it and its error is the smaller"
     if k1:
-        return "believe k3: it weighs tokens with d << 0 by |d| only once and others not at all"
+        return "believe k1 without its largest tokens, or k3: neither is quiet here"
+    if k3 and quieter == "k1":
+        return "believe k1: no token dominates it and its error is the smaller"
     if k3:
-        return "believe k1: it does not grow exponentially in d"
+        return (
+            f"believe k3 without its largest tokens, {pair['k3/mean_without_top']:.4g}: even with "
+            "them its error is smaller than k1's"
+        )
     if pair["best"] == 1:
         return f"believe k1: it is the less noisy here (lambda {pair['cv/lambda']:.2f} < 1/2)"
     if pair["best"] == 3:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -220,6 +221,7 @@ class Monitor:
                 self.active = False
             self._caught("observe", error)
 
+    @torch.inference_mode(False)  # a state made in inference mode could not be added to outside it
     @torch.no_grad()
     def _add(
         self,
@@ -267,8 +269,16 @@ class Monitor:
     ) -> int | Tensor:
         if group is None or isinstance(group, str):
             return self._config.group_index(group)
+        if isinstance(group, np.ndarray):
+            group = torch.from_numpy(group)
         if not isinstance(group, Tensor):
-            group = torch.tensor([self._config.group_index(name) for name in group])
+            group = torch.tensor(
+                [
+                    self._config.group_index(one) if isinstance(one, str) else int(one)
+                    for one in group
+                ],
+                dtype=torch.int64,
+            )
         if tuple(group.shape) != (batch.n_sequences,):
             raise ValueError(
                 f"group has {group.numel()} entries but there are {batch.n_sequences} sequences: "
@@ -300,7 +310,9 @@ class Monitor:
             ValueError: the worker's monitor has other settings.
         """
         state = self._states.get(phase)
-        self._states[phase] = part if state is None else state.merge(part.to(state.device))
+        if state is None:
+            state = Summary.empty(self._config, part.device)
+        self._states[phase] = state.merge(part.to(state.device))
 
     def _take(self, phase: str) -> Summary:
         self._micro_batches[phase] = 0
@@ -382,7 +394,10 @@ class Monitor:
     def _assemble(self, summary: Summary, step: int, phase: str, *, update: bool) -> Report:
         pairs = {}
         for name, totals in assemble.pair_totals(summary).items():
-            running = self._running.update(name, totals) if update else self._running.values(name)
+            if update:
+                running = self._running.update(name, totals)
+            else:  # running numbers are training's
+                running = self._running.values(name) if phase == "train" else {}
             more = self._extra_values(name, totals) if self._extra_values else {}
             pairs[name] = assemble.pair_report(name, totals, summary, running, more)
         return Report(step=step, first_step=step, phase=phase, time=time.time(), pairs=pairs)

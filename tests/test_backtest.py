@@ -90,3 +90,11 @@ def test_a_record_replays_the_alerts_of_the_live_run(tmp_path):
     assert {alert.kind for alert in live} >= {"spike", "nonfinite", "dominance_k3"}
     replayed = replay(read_run(tmp_path).reports)
     assert [alert_to_row(alert) for alert in replayed] == [alert_to_row(alert) for alert in live]
+
+
+def test_a_jump_from_exactly_zero_is_found():
+    """Zeros stay out of every baseline: a run that was on the reference until then has none."""
+    alerts = backtest([0.0] * 100 + [1.0] * 30)
+    assert ("surge", 100) in {(alert.kind, alert.step) for alert in alerts}
+    assert backtest([0.0] * 100 + [0.01] * 30) == []
+    assert backtest([0.0] * 5 + [1.0] * 4) == []

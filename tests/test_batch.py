@@ -159,3 +159,23 @@ def test_bad_input_is_a_one_line_error_with_the_remedy(case):
     with pytest.raises(error, match=message) as caught:
         build(log_probs, check_values=True, **layout)
     assert "\n" not in str(caught.value)
+
+
+def test_read_only_and_reversed_arrays_are_copied():
+    array = -np.ones((2, 3), dtype=np.float32)
+    array.setflags(write=False)
+    batch = build({"policy": array, "ref": array[:, ::-1]})
+    assert batch.log_probs["ref"].tolist() == array.tolist()
+
+
+def test_lists_of_no_sequences_are_no_tokens():
+    assert build({"policy": [], "ref": []}).shape == (1, 0)
+
+
+def test_offsets_that_decrease_are_refused():
+    with pytest.raises(ValueError, match="decreases"):
+        build(
+            {"policy": torch.zeros(20), "ref": torch.zeros(20)},
+            cu_seqlens=torch.tensor([0, 15, 5, 20]),
+            check_values=True,
+        )

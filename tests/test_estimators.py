@@ -93,3 +93,9 @@ def test_gaussian_closed_forms(mu):
         fourth = ((values - values.mean()) ** 4).mean().item()
         error_of_variance = np.sqrt((fourth - sd**4) / n)
         assert abs(values.var().item() - sd**2) <= 4 * error_of_variance
+
+
+def test_infinite_log_ratios_have_their_limits():
+    d = torch.tensor([torch.inf, -torch.inf, torch.nan], dtype=torch.float64)
+    assert k3(d)[:2].tolist() == [torch.inf, torch.inf]
+    assert k3(d)[2].isnan()

@@ -157,3 +157,37 @@ def test_no_verdict_is_longer_than_six_lines():
     text, _ = verdict(few)
     assert 2 <= len(text.splitlines()) <= 6
     assert "believe k1 before k3" in text
+
+
+@pytest.mark.parametrize(
+    ("d", "said"),
+    [
+        (torch.zeros(4, 8), "gave the very same log-probs: every estimate is 0"),
+        (torch.full((4, 8), torch.nan), "32 tokens have a nan or infinite log-ratio"),
+    ],
+)
+def test_where_there_is_nothing_to_estimate_nothing_is_believed(d, said):
+    q = -torch.rand(4, 8)
+    text, pair = verdict({"policy": q, "ref": q + d})
+    assert said in text
+    assert "believe" not in text
+    assert np.isnan(pair["best"])
+
+
+def test_completions_of_one_prompt_tell_of_no_other():
+    ids = torch.zeros(ROWS, dtype=torch.long)
+    assert "one prompt: standard errors tell of its" in verdict(CLEAN | {"prompt_ids": ids})[0]
+    assert "64 prompts" not in verdict(CLEAN | {"prompt_ids": torch.arange(ROWS)})[0]
+
+
+def test_the_quieter_estimator_is_believed_though_a_token_stands_out_in_it():
+    """A token of 12 standard deviations, and yet k3's error is a fifth of k1's."""
+    q = -torch.rand(ROWS, COLUMNS, dtype=torch.float64)
+    d = 0.001 * torch.randn(
+        q.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    d[3, 5] = 0.03
+    text, pair = verdict({"policy": q, "ref": q + d})
+    assert pair["dominance/k3/level"] >= 1
+    assert pair.k3.se < pair.k1.se
+    assert "believe k3 without its largest tokens" in text

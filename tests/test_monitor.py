@@ -292,3 +292,51 @@ def test_the_first_wrong_and_later_right_call_still_counts_as_setup():
     monitor.observe(**batch())
     assert monitor.step(0).pairs["policy_ref"].tokens > 0
     assert monitor.errors == 0
+
+
+def test_what_is_observed_in_inference_mode_adds_up_with_what_is_observed_outside():
+    monitor = Monitor(strict=True)
+    lp = -torch.rand(40, 1024)
+    with torch.inference_mode():
+        monitor.observe(policy=lp, ref=lp - 0.1)
+    monitor.observe(policy=lp, ref=lp - 0.1)
+    with torch.inference_mode():
+        monitor.observe(policy=lp + 0, ref=lp - 0.1)
+    assert monitor.step(1).pairs["policy_ref"].tokens == 3 * lp.numel()
+    with torch.inference_mode():
+        monitor.observe(policy=lp, ref=lp - 0.1)
+    monitor.take_part(1)
+
+
+def test_a_part_of_other_settings_is_refused_even_as_the_first_and_is_not_changed():
+    worker, driver = Monitor(groups=["a", "b"]), Monitor(groups=["b", "a"])
+    lp = -torch.rand(4, 8)
+    worker.observe(policy=lp, ref=lp, group="a")
+    part = worker.take_part(0)
+    with pytest.raises(ValueError, match="groups"):
+        driver.add_part(part)
+    same = Monitor(groups=["a", "b"])
+    before = part.flat.clone()
+    same.add_part(part)
+    same.observe(policy=lp, ref=lp)
+    assert torch.equal(part.flat, before)
+
+
+@pytest.mark.parametrize("kind", [np.array, list, torch.tensor])
+def test_groups_by_index(kind):
+    monitor = Monitor(groups=["a", "b"], strict=True)
+    lp = -torch.rand(3, 8)
+    monitor.observe(policy=lp, ref=lp - 1, group=kind([1, 0, 7]))
+    values = monitor.step(1).pairs["policy_ref"].values
+    assert {name.split("/")[1] for name in values if name.startswith("group/")} == {
+        "a", "b", "other",
+    }  # fmt: skip
+
+
+def test_an_evaluation_has_no_running_numbers():
+    monitor = Monitor(strict=True)
+    lp = -torch.rand(3, 8)
+    monitor.observe(policy=lp, ref=lp - 1)
+    monitor.step(1)
+    monitor.observe(policy=lp, ref=lp - 1, phase="eval")
+    assert math.isnan(monitor.step(1, phase="eval").pairs["policy_ref"].k1.running_var)

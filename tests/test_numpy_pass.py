@@ -40,7 +40,15 @@ def with_ids():
     return replace(whole, token_ids=ids, prompt_ids=torch.tensor([7, 7, 1, 1, 2**50, -1]))
 
 
-BATCHES = {**CASES, "packed": packed, "with ids": with_ids}
+def two_halves():
+    """Two formats of two bytes: the bits of one are other numbers in the other."""
+    whole = made_up(32, 6, 300, scale=0.1, dtypes=(torch.float16,))
+    names = list(whole.log_probs)
+    other = whole.log_probs[names[1]].to(torch.bfloat16)
+    return replace(whole, log_probs={**whole.log_probs, names[1]: other})
+
+
+BATCHES = {**CASES, "packed": packed, "with ids": with_ids, "two halves": two_halves}
 
 
 def both(batches, groups, centres):

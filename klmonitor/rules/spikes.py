@@ -112,7 +112,11 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
     """
     k3 = finite(reading["k3/mean"])
     earlier = reading.history[-LOOK_BACK:][:-SKIP]
-    if reading.steps < SURGE_FROM or not earlier.size or not k3 > limits["nats"]:
+    if reading.steps < SURGE_FROM or not k3 > limits["nats"]:
+        return None
+    if not reading.history.size:
+        return _from_nothing(reading, k3)
+    if not earlier.size:
         return None
     largest = math.exp(float(np.max(earlier)))
     threshold = limits["ratio"] * largest
@@ -136,6 +140,20 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
         tokens=tokens,
         action=READ_TOKENS if by_tokens else "",
         means=odd_tokens(tokens) if by_tokens else "",
+    )
+
+
+def _from_nothing(reading: Reading, k3: float) -> Finding:
+    """The first KL of a run whose policies had been equal to the last bit."""
+    return Finding(
+        level=CRITICAL,
+        severity="critical",
+        message=(
+            f"k3 surged to {nats(k3)} per token from exactly 0 in all {reading.steps} steps before"
+        ),
+        believe=believe(reading.pair),
+        values={"k3": k3, "largest_before": 0.0},
+        tokens=heaviest(reading.pair, "k3", dominating(reading.pair, "k3")),
     )
 
 

@@ -134,7 +134,7 @@ class Tokens:
 
 def _flat(tensor: Tensor) -> NDArray[Any]:
     wide = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-    flat: NDArray[Any] = wide.numpy().reshape(-1)
+    flat: NDArray[Any] = wide.resolve_neg().numpy().reshape(-1)
     return flat
 
 

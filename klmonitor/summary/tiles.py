@@ -66,6 +66,7 @@ class TileMask:
         mask: bool [rows, columns]; None: all count.
         bits: integer [rows, columns] with all bits set where a token counts; None with `mask`.
         fill: the bits of `MASKED` where it does not count, else 0; None with `mask`.
+        dtype: of the log-probs that `fill` is made for; None with `mask`.
         by_row: counted tokens of each row, [rows].
         total: counted tokens, a scalar tensor.
     """
@@ -74,6 +75,7 @@ class TileMask:
     mask: Tensor | None
     bits: Tensor | None
     fill: Tensor | None
+    dtype: torch.dtype | None
     by_row: Tensor
     total: Tensor
 
@@ -82,7 +84,7 @@ class TileMask:
         """The mask of one tile of a batch."""
         if batch.mask is None:
             by_row = torch.full((tile.shape[0],), tile.shape[1], device=batch.device)
-            return cls(tile, None, None, None, by_row, by_row.sum())
+            return cls(tile, None, None, None, None, by_row, by_row.sum())
         mask = tile.of(batch.mask)
         log_probs = next(iter(batch.log_probs.values()))
         bits = mask.view(torch.int8).to(INTEGER[log_probs.element_size()]).neg_()
@@ -90,13 +92,13 @@ class TileMask:
         masked = filled.view(bits.dtype).item()
         fill = torch.bitwise_not(bits).bitwise_and_(masked)
         by_row = mask.sum(1)
-        return cls(tile, mask, bits, fill, by_row, by_row.sum())
+        return cls(tile, mask, bits, fill, log_probs.dtype, by_row, by_row.sum())
 
     def apply(self, x: Tensor) -> Tensor:
         """X with `MASKED` where masked, whatever lies there; by bits, which is cheaper."""
         if self.mask is None or self.bits is None or self.fill is None:
             return x
-        if x.element_size() != self.bits.element_size() or x.dtype == torch.float16:
+        if x.dtype != self.dtype:
             return torch.where(self.mask, x, MASKED)
         return x.view(self.bits.dtype).bitwise_and(self.bits).bitwise_or_(self.fill).view(x.dtype)
 
