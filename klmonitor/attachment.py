@@ -126,7 +126,7 @@ def attach(trainer: Any, **options: Any) -> Handle:
         TypeError: no integration knows this trainer, or an option is unknown.
         ValueError: an option has a value that cannot work, or the trainer is watched already.
     """
-    return _integration(trainer).load()(trainer, **options)  # type: ignore[no-any-return]
+    return _integration(trainer).load()(trainer, **options)  # type: ignore[no-any-return]  # a plugin
 
 
 def disabled() -> bool:

@@ -29,7 +29,7 @@ _given: WeakKeyDictionary[Any, Options] = WeakKeyDictionary()
 """Trainer -> the options of the callback that it was built with."""
 
 
-class KLMonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+class KLMonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # transformers: untyped
     """Watch the trainer that this callback is given to: ``callbacks=[KLMonitorCallback()]``.
 
     Takes the options of `klmonitor.attach`. It binds when training begins, so an evaluation

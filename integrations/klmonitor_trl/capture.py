@@ -239,4 +239,4 @@ class GroupCapture(Capture):
             found = self._log_probs(
                 self._trainer.model, ids, mask, inputs["completion_ids"].shape[1]
             )
-        return (found[0] if isinstance(found, tuple) else found).detach()  # type: ignore[no-any-return]
+        return (found[0] if isinstance(found, tuple) else found).detach()  # type: ignore[no-any-return]  # TRL: untyped

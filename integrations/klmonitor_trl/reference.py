@@ -160,7 +160,7 @@ def adapters_off(trainer: Any, log_probs: Callable[..., Any]) -> Source:
             images["batch_size"] = rows
         with unchanged(model), _initial_weights(model):
             found = log_probs(trainer.model, *_sequences(batch), **images)
-        return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
+        return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]  # TRL: untyped
 
     return source
 
