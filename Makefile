@@ -73,7 +73,7 @@ bench: install
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 
 sim: install
-	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/intervals.py
 	$(BIN)/python benchmarks/dominance.py
 	$(BIN)/python benchmarks/rules.py
 

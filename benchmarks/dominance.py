@@ -36,7 +36,8 @@ from klmonitor.dominance import (
     dominance_k1,
     dominance_k3,
     k3_score,
-    most_tokens,
+    most_tokens_k1,
+    most_tokens_k3,
 )
 from klmonitor.simulate import CLEAN_FAMILIES, Case, sample
 
@@ -52,6 +53,7 @@ HEAVIEST = "uneven noise"
 MORE_POOLS = {"t4 noise": 5}
 """Families that get a multiple of the pools: in one pool of five a single context with a huge draw
 of t4 noise decides what happens to all its batches."""
+MOST_TOKENS = {"k1": most_tokens_k1, "k3": most_tokens_k3}
 LISTED = 16
 """Extreme tokens of each tail that a summary keeps."""
 ESTIMATORS = ("k1", "k3")
@@ -83,7 +85,7 @@ def contaminate(
 ) -> Floats:
     """A copy in which a few tokens shift the estimator's mean by z clean standard errors."""
     x = -d if estimator == "k1" else k3(d)
-    fewest, most = moved or (1, min(MOST_MOVED, most_tokens(len(d), estimator)))
+    fewest, most = moved or (1, min(MOST_MOVED, MOST_TOKENS[estimator](len(d))))
     count = int(rng.integers(fewest, most + 1))
     where = rng.choice(len(d), count, replace=False)
     weights = rng.uniform(0.5, 1.5, count)
@@ -236,7 +238,7 @@ def print_scores(rates: Rates) -> None:
 def alternatives(d: Floats) -> dict[str, float]:
     """Statistics on which a rule for k3 could stand; m as k3's rule has it."""
     n, x = len(d), k3(d)
-    m = most_tokens(n, "k3")
+    m = most_tokens_k3(n)
     ordered = np.sort(x)[::-1]
     top, rest = ordered[:m], ordered[m:]
     return {

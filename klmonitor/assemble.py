@@ -2,80 +2,140 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from klmonitor.buckets import coarse_histogram
-from klmonitor.metrics import pair_values
-from klmonitor.pairs import PAIR_INDEX, PAIRS, POLICIES
-from klmonitor.report import ExtremeToken, PairReport
-from klmonitor.statistics import PairTotals
-from klmonitor.summary.layout import COLUMN, SEQUENCE_FIELDS, TAILS
+import numpy as np
+
+from klmonitor.buckets import Array, coarse_histogram
+from klmonitor.compiled import Compiled
+from klmonitor.metrics import COMPUTED
+from klmonitor.pairs import PAIRS, POLICIES
+from klmonitor.report import ExtremeToken, ExtremeTokens, PairReport
+from klmonitor.statistics import HELPERS, N_RUNNING, group_values, pair_numbers
+from klmonitor.summary.layout import (
+    COLUMN,
+    HISTOGRAM,
+    PER_SEQUENCE,
+    POLICY_COUNTS,
+    SEQUENCE_FIELDS,
+    TAILS,
+    TOKEN_FIELDS,
+)
 from klmonitor.summary.state import Summary
 
-SEEN = [COLUMN[name] for name in ("core/n", "tail/n", "nan", "inf")]
+SEEN = tuple(COLUMN[name] for name in ("core/n", "tail/n", "nan", "inf"))
 """Columns of which one is positive where a pair had tokens."""
+BY_PAIR = ("sums", "histogram", "prompts", "maxima", "tokens", "sequences")
+"""The parts of a summary that each pair has one of."""
 KEY = 0
-"""The field that orders tokens and sequences; -inf: there is none."""
-T_AND_S1 = [SEQUENCE_FIELDS.index("t"), SEQUENCE_FIELDS.index("k1")]
+"""The field that orders tokens; -inf: there is none."""
+
+
+def _nothing() -> tuple[Any, ...]:
+    """Arguments of `pair_numbers` for a pair without tokens."""
+    shapes = {
+        "sums": (1, len(COLUMN)),
+        "histogram": (HISTOGRAM,),
+        "prompts": (1, 0, len(PER_SEQUENCE)),
+        "q": (len(POLICY_COUNTS),),
+        "p": (len(POLICY_COUNTS),),
+        "maxima": (2,),
+        "tokens": (len(TAILS), 1, len(TOKEN_FIELDS)),
+        "sequences": (1, len(SEQUENCE_FIELDS)),
+        "running": (N_RUNNING,),
+    }
+    return *map(np.zeros, shapes.values()), 1.0, np.empty(len(COMPUTED))
+
+
+numbers = Compiled(pair_numbers, HELPERS, _nothing)
+
+
+@dataclass(frozen=True)
+class PairTotals:
+    """What a summary on the host holds of one pair, as views of its memory.
+
+    Attributes:
+        groups: names of the groups.
+        sums: [groups, COLUMNS].
+        histogram: [HISTOGRAM] counts of d by bucket.
+        prompts: [groups, buckets, 4] sums by prompt.
+        policies: [POLICY_COUNTS] of q and of p.
+        maxima: the largest d and the largest -d.
+        tokens: [2, top, TOKEN_FIELDS], the extreme tokens of both tails, largest first.
+        sequences: [top, SEQUENCE_FIELDS], the most influential ones.
+    """
+
+    groups: tuple[str, ...]
+    sums: Array
+    histogram: Array
+    prompts: Array
+    policies: tuple[Array, Array]
+    maxima: Array
+    tokens: Array
+    sequences: Array
+
+    def values(self, running: Array, decay: float = math.nan) -> dict[str, float]:
+        """Every metric that follows from these and the running sums, by name.
+
+        Args:
+            running: running sums, to which these are added.
+            decay: of the running sums before; nan: these are not added.
+        """
+        found = np.empty(len(COMPUTED))
+        numbers(
+            self.sums,
+            self.histogram,
+            self.prompts,
+            *self.policies,
+            self.maxima,
+            self.tokens,
+            self.sequences,
+            running,
+            decay,
+            found,
+        )
+        values = dict(zip(COMPUTED, found.tolist(), strict=True))
+        if len(self.groups) > 1:
+            for i, group in enumerate(self.groups):
+                values |= group_values(group, self.sums[i], self.prompts[i : i + 1])
+        return values
 
 
 def pair_totals(summary: Summary) -> dict[str, PairTotals]:
     """The sums of each pair that has counted tokens or non-finite ones, by pair name."""
-    seen = summary.arrays["sums"][:, :, SEEN].sum((1, 2)).tolist()
-    return {
-        pair.name: _totals(summary, pair.name)
-        for pair, tokens in zip(PAIRS, seen, strict=True)
-        if tokens > 0
-    }
+    arrays, found = summary.arrays, {}
+    for index, rows in enumerate(arrays["sums"].tolist()):
+        if any(row[column] > 0 for row in rows for column in SEEN):
+            pair, policies = PAIRS[index], arrays["policies"]
+            found[pair.name] = PairTotals(
+                groups=summary.config.all_groups,
+                policies=(policies[POLICIES.index(pair.q)], policies[POLICIES.index(pair.p)]),
+                **{name: arrays[name][index] for name in BY_PAIR},
+            )
+    return found
 
 
-def _totals(summary: Summary, pair: str) -> PairTotals:
-    index, config = PAIR_INDEX[pair], summary.config
-    names, policies = config.all_groups, summary.arrays["policies"]
-    arrays = {name: array[index] for name, array in summary.arrays.items() if name != "policies"}
-    prompts = arrays["prompts"] if config.buckets_per_group else ()
-    sequences = arrays["sequences"]
-    high, low = arrays["maxima"].tolist()
-    return PairTotals(
-        sums=arrays["sums"].sum(0),
-        groups=dict(zip(names, arrays["sums"], strict=True)),
-        histogram=arrays["histogram"],
-        prompts=dict(zip(names, prompts, strict=False)),
-        policy_counts=(
-            policies[POLICIES.index(PAIRS[index].q)],
-            policies[POLICIES.index(PAIRS[index].p)],
-        ),
-        maxima=(high, low),
-        tails=tuple(keys[keys > 0] for keys in arrays["tokens"][:, :, KEY]),
-        top_sequences=sequences[sequences[:, KEY] >= 0][:, T_AND_S1],
-    )
-
-
-def pair_report(
-    name: str,
-    totals: PairTotals,
-    summary: Summary,
-    running: Mapping[str, float],
-    more: Mapping[str, float] | None = None,
-) -> PairReport:
-    """All numbers of a pair at one step, with those that an adapter adds."""
+def pair_report(name: str, totals: PairTotals, values: Mapping[str, float]) -> PairReport:
+    """The report of a pair at one step, with these values."""
     return PairReport(
         name=name,
-        values=pair_values(totals, dict(running)) | dict(more or {}),
-        extremes=extreme_tokens(summary, name),
+        values=values,
+        extremes=extreme_tokens(totals, name),
         histogram=coarse_histogram(totals.histogram),
     )
 
 
-def extreme_tokens(summary: Summary, pair: str) -> tuple[ExtremeToken, ...]:
+def extreme_tokens(totals: PairTotals, pair: str) -> ExtremeTokens:
     """The kept tokens of both tails as host data, most extreme first, left tail first."""
-    records = summary.tokens[PAIR_INDEX[pair]].tolist()
-    return tuple(
-        _token(pair, tail, *record)
-        for tail, kept in zip(TAILS, records, strict=True)
-        for record in kept
-        if record[0] > 0
+    left, right = (
+        [partial(_token, pair, tail, *record) for record in kept if record[KEY] > 0]
+        for tail, kept in zip(TAILS, totals.tokens.tolist(), strict=True)
     )
+    return ExtremeTokens(left, right)
 
 
 def _token(

@@ -11,7 +11,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from klmonitor.summary.layout import BUCKETS, CENTRE, LOW_EXPONENT, MANTISSA_BITS
+from klmonitor.compiled import Compiled
+from klmonitor.summary.layout import BUCKETS, CENTRE, HISTOGRAM, LOW_EXPONENT, MANTISSA_BITS
 
 Array = NDArray[np.float64]
 
@@ -53,11 +54,21 @@ DRAWN_BITS = 2
 _WIDTH = 1 << (MANTISSA_BITS - DRAWN_BITS)
 _DRAWN = np.concatenate([EDGES[:1], EDGES[1:-1:_WIDTH], EDGES[-1:]])
 _DRAWN_EDGES = np.concatenate([-_DRAWN[::-1], _DRAWN])
-_INSIDE = np.arange(0, BUCKETS, _WIDTH)
-_FIRST = np.concatenate(
-    [[0], 1 + _INSIDE, [CENTRE - 1, CENTRE], 1 + CENTRE + _INSIDE, [2 * CENTRE - 1]]
-)
-"""Where each coarse bucket begins: the last, the regular ones and the tiny one, of each sign."""
+_INSIDE = np.arange(_WIDTH, BUCKETS + 1, _WIDTH)
+_LAST = np.concatenate([[0], _INSIDE, [CENTRE - 1, CENTRE], CENTRE + _INSIDE, [2 * CENTRE - 1]])
+"""Where each coarse bucket ends: the last, the regular ones and the tiny one, of each sign."""
+
+
+def _coarse(histogram: Array) -> tuple[Array, Array]:
+    """Edges and counts of the coarse buckets that are not empty."""
+    ends = np.cumsum(histogram)[_LAST]
+    counts = ends.copy()
+    counts[1:] -= ends[:-1]
+    found = np.flatnonzero(counts)
+    return _DRAWN_EDGES[found], counts[found]
+
+
+_compiled = Compiled(_coarse, (), lambda: (np.zeros(HISTOGRAM),))
 
 
 def coarse_histogram(histogram: Array) -> tuple[tuple[float, float], ...]:
@@ -65,6 +76,5 @@ def coarse_histogram(histogram: Array) -> tuple[tuple[float, float], ...]:
 
     Only non-empty buckets, ascending. |d| < 2^-20 has edge 0.
     """
-    counts = np.add.reduceat(histogram, _FIRST)
-    found = np.flatnonzero(counts)
-    return tuple(zip(_DRAWN_EDGES[found].tolist(), counts[found].tolist(), strict=True))
+    edges, counts = _compiled(histogram)
+    return tuple(zip(edges.tolist(), counts.tolist(), strict=True))

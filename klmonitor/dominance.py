@@ -16,15 +16,22 @@ the k <= m tokens, m = clip(log_4(N / 64), 1, 5), that maximise
 Removing o leaves the standard error of the *rest* in J: dividing by the untrimmed one would let an
 outlier hide behind the spread that it makes itself. Rates, families and alternatives that were
 measured and dropped: docs/dominance.md; `python benchmarks/dominance.py` measures them again.
+
+Everything here is compiled where Numba is installed (`klmonitor.compiled`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from klmonitor.summary.layout import CORE_RADIUS
+
+Array = NDArray[np.float64]
 
 WARN, SEVERE = 1.0, 2.0
 
@@ -43,6 +50,9 @@ K3_THRESHOLDS = {
     65536: (4.8, 8.0),
 }
 """Tokens -> smallest score of the two levels, interpolated in ln N, constant beyond the end."""
+_LOG_SIZES = tuple(math.log(n) for n in K3_THRESHOLDS)
+_K3_WARN, _K3_SEVERE = zip(*K3_THRESHOLDS.values(), strict=True)
+_K1_WARN, _K1_SEVERE = K1_THRESHOLDS[WARN], K1_THRESHOLDS[SEVERE]
 K3_SMALLEST_J = 2.0
 
 FEWEST_TOKENS = 64
@@ -68,8 +78,7 @@ LISTED = 11
 """Tokens of each tail that the rules look at: the ten largest may dominate, one is outside."""
 
 
-@dataclass(frozen=True)
-class Dominance:
+class Dominance(NamedTuple):
     """How far a few tokens o carry an estimator's mean; every field is nan if nothing counted.
 
     Attributes:
@@ -90,9 +99,6 @@ class Dominance:
     top_share: float
     mean_without_top: float
     apart: float
-
-
-NOTHING = Dominance(*[math.nan] * 7)
 
 
 def dominance_k1(
@@ -117,15 +123,15 @@ def dominance_k1(
         Level 1 at V >= .3 and |J| >= 2, level 2 at V >= .5 and |J| >= 3.
     """
     if not n > 0:
-        return NOTHING
+        return _unknown(math.nan)
     if n >= 3 and not var < LARGEST_VARIANCE:
-        return replace(NOTHING, level=SEVERE)
-    log_ratios = sorted(_log_ratios(left, right), key=abs, reverse=True)
-    values = [-d for d in log_ratios]
-    found = _without(most_tokens(n, "k1"), values, n, mean, var, sum_abs)
-    reached = {level: found.v >= v and abs(found.j) >= j for level, (v, j) in K1_THRESHOLDS.items()}
-    largest = abs(log_ratios[0]) if log_ratios else 0.0
-    return replace(found, level=_level(n, largest, reached))
+        return _unknown(SEVERE)
+    d = _log_ratios(left, right)
+    d = d[np.argsort(-np.abs(d), kind="mergesort")]
+    found = _without(most_tokens_k1(n), -d, n, mean, var, sum_abs)
+    warn = found.v >= _K1_WARN[0] and abs(found.j) >= _K1_WARN[1]
+    severe = found.v >= _K1_SEVERE[0] and abs(found.j) >= _K1_SEVERE[1]
+    return _at_level(found, n, d, warn, severe)
 
 
 def dominance_k3(
@@ -134,7 +140,8 @@ def dominance_k3(
     var: float,
     left: Iterable[float],
     right: Iterable[float],
-    core: tuple[float, float] | None = None,
+    core_tokens: float = math.nan,
+    core_sum: float = math.nan,
 ) -> Dominance:
     """Is the mean of k3 = expm1(d) - d carried by its largest tokens?
 
@@ -144,44 +151,51 @@ def dominance_k3(
         var: sample variance of k3, nats^2 (divisor N - 1).
         left: |d| of the tokens of smallest d < 0, any order; the largest 6 of them at least.
         right: d of the tokens of largest d > 0, likewise.
-        core: number and sum of k3 of the tokens with |d| <= 20 nats, if they are known apart:
-            then the mean without o is exact beside a token of any size.
+        core_tokens: number of tokens with |d| <= 20 nats, if it is known; and then
+        core_sum: their sum of k3: so the mean without o is exact beside a token of any size.
 
     Returns:
         The k tokens of the largest score, with the level that `K3_THRESHOLDS` gives it; those of
         the largest J if no J reaches 2.
     """
     if not n > 0:
-        return NOTHING
+        return _unknown(math.nan)
     if n >= 3 and not var < LARGEST_VARIANCE:
-        return replace(NOTHING, level=SEVERE)
-    listed = sorted(((_k3(d), d) for d in _log_ratios(left, right)), reverse=True)
-    values, log_ratios = [k3 for k3, _ in listed], [d for _, d in listed]
-    sizes = range(1, most_tokens(n, "k3") + 1)
-    candidates = [_without(k, values, n, mean, var, n * mean) for k in sizes]
-    found = max(candidates, key=lambda o: (k3_score(o), o.j))
+        return _unknown(SEVERE)
+    d = _log_ratios(left, right)
+    d = d[np.argsort(-_k3(d), kind="mergesort")]
+    k3 = _k3(d)
+    found = _without(1, k3, n, mean, var, n * mean)
     score = k3_score(found)
-    reached = {level: score >= least for level, least in k3_thresholds(n).items()}
-    largest = max(map(abs, log_ratios), default=0.0)
-    found = replace(found, level=_level(n, largest, reached))
-    if core is not None and found.tokens > 0 and n - found.tokens >= 2:
-        mean_of_rest = _mean_outside_core(log_ratios, int(found.tokens), n, *core)
-        if not math.isnan(mean_of_rest):
-            return replace(found, mean_without_top=mean_of_rest)
-    return found
+    for k in range(2, most_tokens_k3(n) + 1):
+        other = _without(k, k3, n, mean, var, n * mean)
+        others = k3_score(other)
+        if others > score or (others == score and other.j > found.j):
+            found, score = other, others
+    warn, severe = k3_thresholds(n)
+    rest = found.mean_without_top
+    if found.tokens > 0 and n - found.tokens >= 2:
+        exact = _mean_outside_core(d, k3, int(found.tokens), n, core_tokens, core_sum)
+        rest = rest if math.isnan(exact) else exact
+    found = Dominance(
+        found.level, found.tokens, found.v, found.j, found.top_share, rest, found.apart
+    )
+    return _at_level(found, n, d, score >= warn, score >= severe)
 
 
-def k3_thresholds(n: float) -> dict[float, float]:
-    """Level -> smallest score at N = n tokens."""
-    sizes = list(K3_THRESHOLDS)
-    n = min(max(n, sizes[0]), sizes[-1])
-    upper = next(i for i, size in enumerate(sizes) if size >= n)
-    lower = max(upper - 1, 0)
-    span = math.log(sizes[upper] / sizes[lower])
-    weight = math.log(n / sizes[lower]) / span if span else 0.0
-    below, above = K3_THRESHOLDS[sizes[lower]], K3_THRESHOLDS[sizes[upper]]
-    warn, severe = (a + weight * (b - a) for a, b in zip(below, above, strict=True))
-    return {WARN: warn, SEVERE: severe}
+def k3_thresholds(n: float) -> tuple[float, float]:
+    """Smallest scores of the levels warn and severe at N = n tokens."""
+    at = math.log(max(n, 1.0))
+    upper = 1
+    while upper < len(_LOG_SIZES) - 1 and _LOG_SIZES[upper] < at:
+        upper += 1
+    below, above = _LOG_SIZES[upper - 1], _LOG_SIZES[upper]
+    weight = min(max((at - below) / (above - below), 0.0), 1.0)
+    rest = 1.0 - weight
+    return (
+        rest * _K3_WARN[upper - 1] + weight * _K3_WARN[upper],
+        rest * _K3_SEVERE[upper - 1] + weight * _K3_SEVERE[upper],
+    )
 
 
 def k3_score(found: Dominance) -> float:
@@ -192,55 +206,62 @@ def k3_score(found: Dominance) -> float:
     return 3 * math.log(found.j) + math.sqrt(found.tokens) * apart
 
 
-def most_tokens(n: float, estimator: str) -> int:
+def most_tokens_k1(n: float) -> int:
     """How many tokens o may have among N = n: more would reach into the clean tail."""
-    if estimator == "k1":
-        return min(max(int(n // 400), 1), 10)
-    return min(max(round(math.log(n / 64, 4)), 1), 5)
+    return min(max(int(n // 400), 1), 10)
 
 
-def _without(
-    k: int, values: Sequence[float], n: float, mean: float, var: float, sum_abs: float
-) -> Dominance:
+def most_tokens_k3(n: float) -> int:
+    """Likewise for k3."""
+    return min(max(round(math.log(n / 64) / math.log(4)), 1), 5)
+
+
+def _unknown(level: float) -> Dominance:
+    nan = math.nan
+    return Dominance(level, nan, nan, nan, nan, nan, nan)
+
+
+def _without(k: int, values: Array, n: float, mean: float, var: float, sum_abs: float) -> Dominance:
     """The numbers of `Dominance`, level 0, for the first k values; unlisted tokens are smaller."""
-    top, outside = values[:k], values[k : k + 1]
-    k = len(top)
+    top = values[:k]
+    k = top.size
     rest = n - k
+    nan = math.nan
     if not k:
-        return Dominance(0.0, 0.0, 0.0, 0.0, 0.0, mean, math.nan)
+        return Dominance(0.0, 0.0, 0.0, 0.0, 0.0, mean, nan)
     if rest < 2:
-        return Dominance(0.0, float(k), *[math.nan] * 5)
-    mean_of_top = sum(top) / k
-    mean_of_rest = (n * mean - sum(top)) / rest
+        return Dominance(0.0, float(k), nan, nan, nan, nan, nan)
+    mean_of_top = top.sum() / k
+    mean_of_rest = (n * mean - top.sum()) / rest
     squares = (n - 1) * var
     between = k * rest / n * (mean_of_top - mean_of_rest) ** 2
-    squares_of_rest = squares - between - sum((x - mean_of_top) ** 2 for x in top)
+    squares_of_rest = squares - between - ((top - mean_of_top) ** 2).sum()
     unresolved = RESOLUTION * (squares + n * mean**2)
     spread = math.sqrt(max(squares_of_rest, unresolved) / (rest - 1))
     uncertainty = RESOLUTION * sum_abs / rest
     known = uncertainty <= max(1e-3 * abs(mean_of_rest), NEGLIGIBLE)
+    outside = values[k] if values.size > k else 0.0
     return Dominance(
-        level=0.0,
-        tokens=float(k),
-        v=_share(sum((x - mean) ** 2 for x in top), squares),
-        j=(mean - mean_of_rest) * math.sqrt(n) / spread if spread > 0 else 0.0,
-        top_share=_share(sum(abs(x) for x in top), sum_abs),
-        mean_without_top=mean_of_rest if known else math.nan,
-        apart=abs(top[-1] / outside[0]) if outside and outside[0] else math.inf,
+        0.0,
+        float(k),
+        _share(((top - mean) ** 2).sum(), squares),
+        (mean - mean_of_rest) * math.sqrt(n) / spread if spread > 0 else 0.0,
+        _share(np.abs(top).sum(), sum_abs),
+        mean_of_rest if known else nan,
+        abs(float(top[-1]) / float(outside)) if outside != 0 else math.inf,
     )
 
 
 def _mean_outside_core(
-    log_ratios: Sequence[float], k: int, n: float, core_tokens: float, core_sum: float
+    d: Array, k3: Array, k: int, n: float, core_tokens: float, core_sum: float
 ) -> float:
     """Mean k3 without the first k tokens; nan if a token beyond the core is not listed."""
-    far = [d for d in log_ratios if abs(d) > CORE_RADIUS]
-    if len(far) != n - core_tokens:
+    far = np.abs(d) > CORE_RADIUS
+    if far.sum() != n - core_tokens:  # or it is not known
         return math.nan
-    top, others = log_ratios[:k], log_ratios[k:]
-    inside = core_sum - sum(_k3(d) for d in top if abs(d) <= CORE_RADIUS)
-    outside = sum(_k3(d) for d in others if abs(d) > CORE_RADIUS)
-    return (inside + outside) / (n - k)
+    inside = core_sum - (k3[:k] * ~far[:k]).sum()
+    outside = (k3[k:] * far[k:]).sum()
+    return float((inside + outside) / (n - k))
 
 
 def _share(part: float, whole: float) -> float:
@@ -248,18 +269,35 @@ def _share(part: float, whole: float) -> float:
     return min(part / whole, 1.0) if whole > 0 else 0.0
 
 
-def _level(n: float, largest: float, reached: Mapping[float, bool]) -> float:
-    """The highest level reached; 0 for too few tokens or where every |d| is rounding noise."""
-    if n < FEWEST_TOKENS or largest < SMALLEST_LOG_RATIO:
-        return 0.0
-    return max((level for level, yes in reached.items() if yes), default=0.0)
+def _at_level(found: Dominance, n: float, d: Array, warn: bool, severe: bool) -> Dominance:
+    """With the highest level reached; 0 for too few tokens or where every |d| is rounding noise."""
+    level = SEVERE if severe else WARN if warn else 0.0
+    if n < FEWEST_TOKENS or not d.size or np.abs(d).max() < SMALLEST_LOG_RATIO:
+        level = 0.0
+    return Dominance(
+        level,
+        found.tokens,
+        found.v,
+        found.j,
+        found.top_share,
+        found.mean_without_top,
+        found.apart,
+    )
 
 
-def _log_ratios(left: Iterable[float], right: Iterable[float]) -> list[float]:
+def _log_ratios(left: Iterable[float], right: Iterable[float]) -> Array:
     """The extreme tokens of both tails as d."""
-    return [-float(d) for d in left] + [float(d) for d in right]
+    return np.concatenate((-np.asarray(left), np.asarray(right)))
 
 
-def _k3(d: float) -> float:
-    """k3 of an extreme token; its rounding below |d| = 1e-5 does not matter here."""
-    return math.expm1(min(d, LARGEST_LOG_RATIO)) - d
+def _k3(d: Array) -> Array:
+    """k3 of extreme tokens; its rounding below |d| = 1e-5 does not matter here."""
+    k3: Array = np.expm1(np.minimum(d, LARGEST_LOG_RATIO)) - d
+    return k3
+
+
+HELPERS = (
+    dominance_k1, dominance_k3, k3_thresholds, k3_score, most_tokens_k1, most_tokens_k3, _unknown,
+    _without, _mean_outside_core, _share, _at_level, _log_ratios, _k3,
+)  # fmt: skip
+"""For the compiler: the functions of this module."""

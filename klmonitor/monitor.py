@@ -28,6 +28,8 @@ from torch import Tensor
 
 from klmonitor import assemble
 from klmonitor.batch import TensorLike, TokenBatch, build, moved
+from klmonitor.buckets import Array
+from klmonitor.compiled import Compiled
 from klmonitor.logged import LoggedSteps
 from klmonitor.notify import Notify
 from klmonitor.outputs import Outputs, make_sinks
@@ -40,7 +42,7 @@ from klmonitor.rulesfile import load_rules
 from klmonitor.running import Running
 from klmonitor.sinks import Metrics, Sink
 from klmonitor.sinks.tokentable import Annotate
-from klmonitor.statistics import PairTotals
+from klmonitor.statistics import N_RUNNING
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import SEQUENCE_FIELDS, TOKEN_FIELDS, SummaryConfig
 from klmonitor.summary.passes import accumulate
@@ -48,7 +50,7 @@ from klmonitor.summary.state import Summary
 
 logger = logging.getLogger("klmonitor")
 T = TypeVar("T")
-ExtraValues = Callable[[str, PairTotals], Mapping[str, float]]
+ExtraValues = Callable[[str, Mapping[str, float], Array], Mapping[str, float]]
 
 PATIENCE = 5
 """Failures in a row after which `observe` gives up."""
@@ -113,7 +115,8 @@ class Monitor:
             strict: raise instead of counting failures.
             merge_rows: keep what `take_logged` needs.
             meta: written into the record's ``run.json``.
-            extra_values: an adapter's own numbers of a pair, from its name and its sums.
+            extra_values: an adapter's own numbers of a pair, from its name, its other values and
+                its histogram, [HISTOGRAM] counts of d.
             annotate: gives extreme tokens, seen in a phase, their text for the record.
 
         Raises:
@@ -125,6 +128,7 @@ class Monitor:
         names = tuple(groups)
         if len(set(names)) < len(names) or "other" in names:
             raise ValueError(f"groups {names}: give distinct names, 'other' is taken")
+        Compiled.prepare()
         self.errors = 0
         self._enabled = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
         self.active = self._enabled
@@ -140,7 +144,8 @@ class Monitor:
         self._micro_batches = dict.fromkeys(PHASES, 0)
         self._centres: dict[str, float] = {}
         self._pending: Pending | None = None
-        self._rows = LoggedSteps() if merge_rows else None
+        self._spare: Summary | None = None
+        self._rows = LoggedSteps(self._recycle) if merge_rows else None
         self._observed = self._agreed = self._closed = False
         self._failures = 0
         self._warned: set[str] = set()
@@ -236,7 +241,7 @@ class Monitor:
         pairs = self._pairs_of(batch)
         state = self._states.get(phase)
         if state is None or state.device != batch.device:
-            fresh = Summary.empty(self._config, batch.device)
+            fresh = self._empty(batch.device)
             self._states[phase] = state = (
                 fresh if state is None else fresh.merge(state.to(batch.device))
             )
@@ -249,6 +254,18 @@ class Monitor:
             centres=self._centres,
         )
         self._micro_batches[phase] += 1
+
+    def _empty(self, device: torch.device) -> Summary:
+        """A summary of no tokens: the last step's, if nobody needs it any more."""
+        spare, self._spare = self._spare, None
+        if spare is None or device.type != "cpu":
+            return Summary.empty(self._config, device)
+        spare.clear()
+        return spare
+
+    def _recycle(self, summary: Summary) -> None:
+        if summary.device.type == "cpu":
+            self._spare = summary
 
     def _pairs_of(self, batch: TokenBatch) -> tuple[Pair, ...]:
         held = batch.log_probs
@@ -354,8 +371,7 @@ class Monitor:
             agree(self._config, ranks)
         failures = self.errors + self._outputs.errors
         lost = float(self.impaired or not self.active)
-        flags = torch.tensor([failures, lost], dtype=torch.float64)
-        summary, flags = reduce_over(ranks, state, flags)
+        summary, flags = reduce_over(ranks, state, (float(failures), lost))
         return Pending(step, phase, HostCopy.start(summary, flags))
 
     def _finish(self, pending: Pending) -> Report | None:
@@ -369,7 +385,7 @@ class Monitor:
         summary, flags = pending.copy.wait()
         train = pending.phase == "train"
         report = self._assemble(summary, pending.step, pending.phase, update=train)
-        errors, disabled = flags.tolist()
+        errors, disabled = flags
         run_values = {
             "klmonitor/active": 1.0 - disabled,
             "klmonitor/errors": errors,
@@ -377,6 +393,7 @@ class Monitor:
         if not train:
             report = replace(report, run_values=run_values)
             self._outputs.send(report)
+            self._recycle(summary)
             return report
         judged = self._rules.judge(report)
         pairs = {
@@ -386,7 +403,9 @@ class Monitor:
         run_values["kl/alerts"] = float(len(judged.alerts))
         report = replace(report, pairs=pairs, alerts=judged.alerts, run_values=run_values)
         self._centres = self._running.mean_k1()
-        if self._rows is not None:
+        if self._rows is None:
+            self._recycle(summary)
+        else:
             self._rows.keep(summary, report)
         self._outputs.send(report, judged.ended)
         return report
@@ -394,12 +413,14 @@ class Monitor:
     def _assemble(self, summary: Summary, step: int, phase: str, *, update: bool) -> Report:
         pairs = {}
         for name, totals in assemble.pair_totals(summary).items():
-            if update:
-                running = self._running.update(name, totals)
+            if phase == "train":
+                decay = self._running.decay if update else math.nan
+                values = totals.values(self._running.sums(name), decay)
             else:  # running numbers are training's
-                running = self._running.values(name) if phase == "train" else {}
-            more = self._extra_values(name, totals) if self._extra_values else {}
-            pairs[name] = assemble.pair_report(name, totals, summary, running, more)
+                values = totals.values(np.zeros(N_RUNNING))
+            if self._extra_values is not None:
+                values |= self._extra_values(name, values, totals.histogram)
+            pairs[name] = assemble.pair_report(name, totals, values)
         return Report(step=step, first_step=step, phase=phase, time=time.time(), pairs=pairs)
 
     def take_logged(self) -> Report | None:

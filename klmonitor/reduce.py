@@ -8,6 +8,7 @@ configuration, which decides that shape, is compared once, before the first redu
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,13 +62,17 @@ def agree(config: SummaryConfig, group: Group | None) -> None:
         )
 
 
-def reduce_over(group: Group | None, summary: Summary, flags: Tensor) -> tuple[Summary, Tensor]:
+Flags = Sequence[float] | Tensor
+"""Values of which every rank learns the largest; a tensor once they have travelled."""
+
+
+def reduce_over(group: Group | None, summary: Summary, flags: Flags) -> tuple[Summary, Flags]:
     """Merge the summaries of all ranks; every rank gets the result.
 
     Args:
         group: None: nothing to do.
         summary: this rank's.
-        flags: [n] float64 values of which every rank learns the largest.
+        flags: values of which every rank learns the largest.
 
     Returns:
         The merged summary and the largest flags. The extreme tokens carry their rank, so the order
@@ -76,9 +81,10 @@ def reduce_over(group: Group | None, summary: Summary, flags: Tensor) -> tuple[S
     if group is None:
         return summary, flags
     device = communication_device(group)
-    summary, flags = summary.to(device).clone(), flags.to(device)
+    summary = summary.to(device).clone()
+    local = torch.as_tensor(flags, dtype=torch.float64, device=device)
     dist.all_reduce(summary.flat, dist.ReduceOp.SUM, group=group)
-    largest = torch.cat([summary.maxima.flatten(), flags])
+    largest = torch.cat([summary.maxima.flatten(), local])
     dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
     maxima, flags = largest[: summary.maxima.numel()], largest[summary.maxima.numel() :]
     mine = torch.cat([summary.tokens.flatten(), summary.sequences.flatten()])
@@ -104,14 +110,14 @@ class HostCopy:
     """A summary on its way to the host: through pinned memory, without blocking, on CUDA."""
 
     summary: Summary
-    flags: Tensor
+    flags: Flags
     event: torch.cuda.Event | None = None
 
     @classmethod
-    def start(cls, summary: Summary, flags: Tensor) -> HostCopy:
+    def start(cls, summary: Summary, flags: Flags) -> HostCopy:
         """Start copying; on the CPU the summary itself is the copy."""
         if not summary.flat.is_cuda:
-            return cls(summary, flags.cpu())
+            return cls(summary, flags)
         host = Summary(
             summary.config,
             *(
@@ -119,14 +125,16 @@ class HostCopy:
                 for part in (summary.flat, summary.maxima, summary.tokens, summary.sequences)
             ),
         )
-        pinned = torch.empty_like(flags, device="cpu", pin_memory=True)
-        pinned.copy_(flags, non_blocking=True)
+        if isinstance(flags, Tensor):
+            pinned = torch.empty_like(flags, device="cpu", pin_memory=True)
+            flags = pinned.copy_(flags, non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         event.record()
-        return cls(host, pinned, event)
+        return cls(host, flags, event)
 
-    def wait(self) -> tuple[Summary, Tensor]:
+    def wait(self) -> tuple[Summary, Sequence[float]]:
         """The summary and the flags on the host."""
         if self.event is not None:
             self.event.synchronize()
-        return self.summary, self.flags
+        flags: Flags = self.flags
+        return self.summary, flags.tolist() if isinstance(flags, Tensor) else flags

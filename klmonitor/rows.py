@@ -83,7 +83,4 @@ def recorded_tokens(pair: PairReport, alerted: bool = False) -> list[ExtremeToke
     """
     if alerted or pair["dominance/level"] >= 1:
         return list(pair.extremes)
-    tails: dict[str, list[ExtremeToken]] = {}
-    for token in pair.extremes:
-        tails.setdefault(token.tail, []).append(token)
-    return [token for tail in tails.values() for token in tail[:RECORDED_TOKENS]]
+    return pair.most_extreme(RECORDED_TOKENS)

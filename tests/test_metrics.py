@@ -14,7 +14,7 @@ from klmonitor.metrics import CORE, METRICS, NAMES
 from klmonitor.pairs import default_pairs
 from klmonitor.running import Running
 from klmonitor.statistics import normal_deviate, t_quantile
-from klmonitor.summary import numpy_pass
+from klmonitor.summary import passes
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import SummaryConfig
 from klmonitor.summary.passes import accumulate
@@ -35,11 +35,13 @@ ELSEWHERE = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True, params=["numpy_pass", "chunked"])
+@pytest.fixture(scope="module", autouse=True, params=["compiled", "plain"])
 def the_pass(request):
     """Both of the CPU's passes, whatever the size of a batch."""
+    if request.param == "compiled":
+        pytest.importorskip("numba", reason="numba is not installed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numpy_pass, "MOST_TOKENS", 2**40 if request.param == "numpy_pass" else -1)
+        patch.setattr(passes.KERNELS["cpu"], "given_up", request.param == "plain")
         yield request.param
 
 
@@ -49,7 +51,7 @@ def report_of(log_probs, **layout):
     pairs = default_pairs(batch.log_probs)
     accumulate(state, batch, pairs, place=Place())
     return {
-        name: pair_report(name, totals, state, Running().update(name, totals))
+        name: pair_report(name, totals, totals.values(Running().sums(name), 1.0))
         for name, totals in pair_totals(state).items()
     }
 

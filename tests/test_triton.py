@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ from tritoncases import CASES, made_up, state_of
 
 from klmonitor import Monitor
 from klmonitor.pairs import default_pairs, sampler
-from klmonitor.summary import chunked, passes
+from klmonitor.summary import chunked
 from klmonitor.summary.layout import (
     CLAMP,
     COLUMN,
@@ -158,95 +156,6 @@ def test_the_kernel_builds_for_a_gpu(outputs):
     assert "atom.global" in ptx
     assert re.search(r"fma\.rn\.f64", ptx)
     assert "approx" not in ptx, "an approximate instruction in a float64 kernel"
-
-
-# --- giving up the kernel --------------------------------------------------------------------
-def stub(monkeypatch, collect):
-    module = SimpleNamespace(fits=lambda batch: batch.segments is None, collect=collect)
-    monkeypatch.setattr("klmonitor.summary.triton_pass", module, raising=False)
-
-
-def test_a_kernel_that_agrees_is_tried_once_and_used(monkeypatch):
-    batches = []
-
-    def collect(batch, pairs):
-        batches.append(batch)
-        return chunked.collect(batch, pairs, by_row=True)
-
-    stub(monkeypatch, collect)
-    kernel, batch = passes.Kernel(), made_up(0, 3, 30)
-    for _ in range(2):
-        found = kernel.collect(batch, default_pairs(batch.log_probs))
-        assert found.pairs[0].rows.sum() == plain(batch).pairs[0].rows.sum()
-    assert [b is batch for b in batches] == [False, True, True]
-    assert not kernel.given_up
-
-
-def broken(collection, what):
-    pair = collection.pairs[0]
-    if what == "histogram":
-        pair.histogram[10] += 1
-    elif what == "sums":
-        pair.rows[0, COLUMN["core/k3"]] *= 1 + 1e-6
-    elif what == "counts":
-        pair.rows[0, COLUMN["nan"]] += 1
-    elif what == "extremes":
-        pair.extremes.highs[0].add_(1)
-    elif what == "not a number":
-        pair.rows[0, COLUMN["core/d"]] = torch.nan
-    else:
-        collection.policies["policy"][1] += 1
-    return collection
-
-
-@pytest.mark.parametrize(
-    "what", ["histogram", "sums", "counts", "extremes", "not a number", "policies"]
-)
-def test_a_kernel_that_finds_other_numbers_is_given_up_with_one_warning(what, monkeypatch, caplog):
-    stub(monkeypatch, lambda b, pairs: broken(chunked.collect(b, pairs, by_row=True), what))
-    kernel, batch = passes.Kernel(), made_up(0, 3, 30)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            assert kernel.collect(batch, default_pairs(batch.log_probs)) is None
-    assert kernel.given_up
-    assert [record.message.count("the plain pass does its work") for record in caplog.records] == [
-        1
-    ]
-
-
-def test_a_kernel_that_cannot_be_built_is_given_up_with_one_warning(monkeypatch, caplog):
-    calls = []
-
-    def collect(batch, pairs):
-        calls.append(batch)
-        raise RuntimeError("no ptxas")
-
-    stub(monkeypatch, collect)
-    kernel, batch = passes.Kernel(), made_up(0, 3, 30)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            assert kernel.collect(batch, default_pairs(batch.log_probs)) is None
-    assert len(calls) == 1
-    assert len(caplog.records) == 1
-    assert "RuntimeError: no ptxas" in caplog.records[0].message
-
-
-def test_a_full_gpu_is_no_reason_to_give_the_kernel_up(monkeypatch):
-    def collect(batch, pairs):
-        raise torch.cuda.OutOfMemoryError("full")
-
-    stub(monkeypatch, collect)
-    kernel, batch = passes.Kernel(), made_up(0, 3, 30)
-    with pytest.raises(torch.cuda.OutOfMemoryError, match="full"):
-        kernel.collect(batch, default_pairs(batch.log_probs))
-    assert not kernel.given_up
-
-
-def test_packed_tokens_are_the_plain_pass_s(monkeypatch):
-    stub(monkeypatch, lambda batch, pairs: pytest.fail("packed tokens reached the kernel"))
-    batch = made_up(0, 1, 30)
-    packed = replace(batch, segments=torch.zeros(30, dtype=torch.int64), prompt_ids=None)
-    assert passes.Kernel().collect(packed, default_pairs(batch.log_probs)) is None
 
 
 # --- on a GPU --------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ import torch
 
 from klmonitor.batch import TokenBatch, build
 from klmonitor.pairs import default_pairs
-from klmonitor.summary import passes
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import SummaryConfig
 from klmonitor.summary.state import Summary
@@ -136,7 +135,7 @@ CASES: dict[str, Callable[[], TokenBatch]] = {
 def state_of(batch: TokenBatch, found: Any) -> Summary:
     """The state after one batch."""
     state = Summary.empty(CONFIG, batch.device)
-    passes.enter(state, found, place=Place(0, 3))
+    found.add_to(state, place=Place(0, 3), groups=0, centres={})
     return state
 
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from klmonitor.statistics import K1, K3, PairTotals
+from klmonitor.buckets import Array
+from klmonitor.statistics import below
 from klmonitor_trl.names import derives_from, is_rloo
 
 Range = tuple[float, float]
@@ -24,25 +25,31 @@ class Objective:
 
     Attributes:
         beta: weight of the KL penalty, 0 for none.
-        penalised: pair -> weights of the estimator that is penalised with.
+        penalised: pair -> the estimator that is penalised with, ``"k1"`` or ``"k3"``.
         ranges: pair -> the range that its importance ratios are clipped or masked to.
     """
 
     beta: float = 0.0
-    penalised: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    penalised: Mapping[str, str] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
 
-    def values(self, pair: str, totals: PairTotals) -> dict[str, float]:
-        """``penalty/*`` and ``clip/*`` of a pair, those that apply to it."""
+    def values(self, pair: str, values: Mapping[str, float], histogram: Array) -> dict[str, float]:
+        """``penalty/*`` and ``clip/*`` of a pair, those that apply to it.
+
+        Args:
+            pair: its name.
+            values: its metrics by name.
+            histogram: [HISTOGRAM] counts of d.
+        """
         found = {}
         if self.beta and pair in self.penalised:
-            weights = self.penalised[pair]
-            found["penalty/mean"] = self.beta * totals.mean(weights)
-            found["penalty/se"] = abs(self.beta) * totals.se(weights)
-        if pair in self.ranges and totals.n:
+            estimator = self.penalised[pair]
+            found["penalty/mean"] = self.beta * values[f"{estimator}/mean"]
+            found["penalty/se"] = abs(self.beta) * values[f"{estimator}/se"]
+        if pair in self.ranges and values["tokens"]:
             low, high = self.ranges[pair]
-            found["clip/low"] = totals.below(low) / totals.n
-            found["clip/high"] = 1 - totals.below(high) / totals.n
+            found["clip/low"] = below(histogram, low) / values["tokens"]
+            found["clip/high"] = 1 - below(histogram, high) / values["tokens"]
         return found
 
 
@@ -54,22 +61,22 @@ def objective_of(trainer: Any, kind: str) -> Objective:
         return Objective(ranges=_named({"rollout_policy": _clip(trainer)}))
     if kind == "monolith":
         args = trainer.args
-        weights = K3 if getattr(args, "kl_estimator", "k1") == "k3" else K1
-        return Objective(float(getattr(args, "kl_coef", 0.0)), {"old_ref": weights})
+        estimator = "k3" if getattr(args, "kl_estimator", "k1") == "k3" else "k1"
+        return Objective(float(getattr(args, "kl_coef", 0.0)), {"old_ref": estimator})
     return Objective()
 
 
 def _of_group(trainer: Any) -> Objective:
     beta = float(getattr(trainer, "beta", 0.0) or 0.0)
     if is_rloo(trainer):
-        return Objective(beta, {"old_ref": K1})
+        return Objective(beta, {"old_ref": "k1"})
     tokens = getattr(trainer, "importance_sampling_level", "token") == "token"
     weighted = getattr(trainer.args, "use_bias_correction_kl", False)
     reuses = trainer.args.gradient_accumulation_steps % _updates(trainer.args) != 0
     return Objective(
         beta,
         # The corrected penalty is k3 times the ratio to the sampler: k3 itself only without one.
-        {} if weighted and reuses else {"policy_ref": K3},
+        {} if weighted and reuses else {"policy_ref": "k3"},
         _named({"old_policy": _clip(trainer) if tokens else None, "rollout_old": _engine(trainer)}),
     )
 

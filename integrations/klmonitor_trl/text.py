@@ -8,7 +8,6 @@ have their context; of another rank's, which come with their id alone, the token
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -56,7 +55,7 @@ class TokenText:
         """The tokens with their text; at an ordinary step few of them with its context."""
         contexts = self._contexts(tokens, with_context(tokens), self._ids.get(phase, []))
         return [
-            replace(token, text=self._text(token, context))
+            token.with_text(self._text(token, context))
             for token, context in zip(tokens, contexts, strict=True)
         ]
 
@@ -72,30 +71,22 @@ class TokenText:
         chosen: Collection[int],
         kept: Sequence[Tensor | None],
     ) -> list[list[int]]:
-        """Ids before those chosen, oldest first: one gather a micro-batch, one copy for all."""
+        """Ids before those chosen, oldest first: one copy from a GPU for all."""
         contexts: list[list[int]] = [[] for _ in tokens]
-        owners: list[int] = []
-        places: dict[int, list[int]] = {}
+        places: list[tuple[int, Tensor]] = []
         for number in chosen:
             token = tokens[number]
-            if token.rank == self._rank and token.micro_batch < len(kept):
-                places.setdefault(token.micro_batch, []).append(number)
-        gathered = []
-        for micro_batch, numbers in places.items():
-            ids = kept[micro_batch]
-            if ids is None:
-                continue
-            flat: list[int] = []
-            for number in numbers:
-                row = tokens[number].sequence * ids.shape[1]
-                end = tokens[number].position
-                start = max(end - BEFORE, 0)
-                flat += range(row + start, row + end)
-                owners += [number] * (end - start)
-            gathered.append(ids.flatten()[torch.tensor(flat, device=ids.device, dtype=torch.long)])
-        values = torch.cat(gathered).tolist() if gathered else []
-        for number, value in zip(owners, values, strict=True):
-            contexts[number].append(value)
+            ids = kept[token.micro_batch] if token.micro_batch < len(kept) else None
+            if token.rank == self._rank and ids is not None:
+                before = slice(max(token.position - BEFORE, 0), token.position)
+                places.append((number, ids[token.sequence, before]))
+        if all(ids.is_cpu for _, ids in places):
+            for number, ids in places:
+                contexts[number] = ids.tolist()
+            return contexts
+        values = torch.cat([ids for _, ids in places]).tolist()
+        for number, ids in places:
+            contexts[number], values = values[: len(ids)], values[len(ids) :]
         return contexts
 
 

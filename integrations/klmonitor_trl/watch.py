@@ -14,11 +14,11 @@ import torch.distributed as dist
 
 from klmonitor.actions import CHECKPOINT, STOP, Actions
 from klmonitor.attachment import Handle, Options, disabled
+from klmonitor.buckets import Array
 from klmonitor.monitor import Monitor
 from klmonitor.reduce import communication_device, default_group
 from klmonitor.report import ExtremeToken, Report
 from klmonitor.sinks import select
-from klmonitor.statistics import PairTotals
 from klmonitor_trl import describe
 from klmonitor_trl.alerts import with_extras
 from klmonitor_trl.bindings import Guard, Wrap
@@ -281,9 +281,11 @@ class Watch:
         assert self._text is not None  # else the monitor is not given this
         return self._guards["text"].run(self._text.annotate, tokens, phase) or tokens
 
-    def _objective_values(self, pair: str, totals: PairTotals) -> Mapping[str, float]:
+    def _objective_values(
+        self, pair: str, values: Mapping[str, float], histogram: Array
+    ) -> Mapping[str, float]:
         """Penalty and clip range, nothing if that fails."""
-        return self._guards["objective"].run(self._objective.values, pair, totals) or {}
+        return self._guards["objective"].run(self._objective.values, pair, values, histogram) or {}
 
     def _count_error(self) -> None:
         self._monitor.errors += 1

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 
 NAME = "doctor"
 GROUP = "klmonitor.integrations"
-PACKAGES = ("torch", "numpy", "transformers", "accelerate", "peft", "rich")
+PACKAGES = ("torch", "numpy", "numba", "transformers", "accelerate", "peft", "rich")
 SINKS = {
     "tensorboard": ("tensorboard", "tensorboard"),
     "wandb": ("wandb", "wandb"),

@@ -11,7 +11,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from klmonitor.rules.window import Window, median, robust_sd
+import numpy as np
+
+from klmonitor.compiled import Compiled
+from klmonitor.rules.window import Floats, Window, median, robust_sd
 
 LENGTH, SKIP = 100, 5
 """Accepted values that the baseline is made of, and the latest ones left out."""
@@ -31,6 +34,20 @@ class FlatScore:
     se: float = 0.0
     centre: float = math.nan
     z: float = math.nan
+
+
+def _standing(
+    window: Floats, errors: Floats, value: float, se: float, slack: float
+) -> tuple[float, float]:
+    """The centre of a window and the z of a value; nan where there is no spread at all."""
+    centre = median(window)
+    own = robust_sd(window, centre) ** 2 - median(errors)
+    floor = RELATIVE_FLOOR * abs(centre)
+    scale = math.sqrt(max(own, floor**2) + se**2 + slack**2)
+    return centre, (value - centre) / scale if scale > 0 else math.nan
+
+
+standing = Compiled(_standing, (median, robust_sd), lambda: (np.ones(2), np.ones(2), 1.0, 1.0, 1.0))
 
 
 class FlatLevel:
@@ -53,13 +70,8 @@ class FlatLevel:
         window = self._values.last(LENGTH, skip=SKIP)
         if math.isnan(value) or window.size < WARM_UP:
             return FlatScore(value, se)
-        centre = median(window)
-        own = robust_sd(window, centre) ** 2 - median(self._errors.last(LENGTH))
-        floor = RELATIVE_FLOOR * abs(centre)
-        scale = math.sqrt(max(own, floor**2) + se**2 + slack**2)
-        if scale == 0.0:
-            return FlatScore(value, se, centre)
-        return FlatScore(value, se, centre, (value - centre) / scale)
+        centre, z = standing(window, self._errors.last(LENGTH), value, se, slack)
+        return FlatScore(value, se, centre, z)
 
     def take(self, score: FlatScore, flagged: bool) -> None:
         """Learn a value that has been judged, unless it was flagged or is nan."""

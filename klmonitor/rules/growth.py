@@ -10,10 +10,11 @@ import math
 
 import numpy as np
 
+from klmonitor.compiled import Compiled
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.spikes import LOOK_FIRST
 from klmonitor.rules.track import Reading, finite
-from klmonitor.rules.window import median, robust_sd
+from klmonitor.rules.window import Floats, median, robust_sd
 from klmonitor.rules.words import believe, nats
 
 RECENT = 50
@@ -39,12 +40,10 @@ def drift(reading: Reading, limits: Thresholds) -> Finding | None:
     history = reading.history
     if history.size < PAST[0]:
         return None
-    past = history[-PAST[0] : -PAST[1]]
-    before = median(past)
-    rise = median(history[-RECENT:]) - before
+    before, rise, spread = risen(history[-PAST[0] : -PAST[1]], history[-RECENT:])
     if rise < math.log(LEAST_RATIO):
         return None
-    z = rise / max(robust_sd(past, before), FLOOR)
+    z = rise / max(spread, FLOOR)
     if not (z > limits["z"] and rise > math.log(limits["ratio"])):
         return SIMMERING if z > limits["rearm"] else None
     critical = rise >= math.log(limits["critical_ratio"])
@@ -66,6 +65,15 @@ def drift(reading: Reading, limits: Thresholds) -> Finding | None:
     )
 
 
+def _risen(past: Floats, recent: Floats) -> tuple[float, float, float]:
+    """The level of past steps, how far that of recent ones is above it, the past's spread."""
+    before = median(past)
+    return before, median(recent) - before, robust_sd(past, before)
+
+
+risen = Compiled(_risen, (median, robust_sd), lambda: (np.ones(2), np.ones(2)))
+
+
 def runaway(reading: Reading, limits: Thresholds) -> Finding | None:
     """KL has doubled twice, each time within 30 steps, and does not slow down.
 
@@ -77,9 +85,9 @@ def runaway(reading: Reading, limits: Thresholds) -> Finding | None:
         return None
     if math.isnan(reading.score.y):
         return SIMMERING
-    levels = np.append(seen[-2 * BLOCK - NOW :], reading.score.y)
+    levels = [*seen[-2 * BLOCK - NOW :].tolist(), reading.score.y]
     now, middle, old = (
-        median(levels[levels.size - back - NOW : levels.size - back])
+        sorted(levels[len(levels) - back - NOW : len(levels) - back])[NOW // 2]
         for back in (0, BLOCK, 2 * BLOCK)
     )
     first, second = middle - old, now - middle

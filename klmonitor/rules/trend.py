@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from klmonitor.rules.window import NORMAL_MAD, Window, median
+from klmonitor.compiled import Compiled
+from klmonitor.rules.window import NORMAL_MAD, Floats, Window, median
 
 WINDOW = 30
 """W: accepted steps that the level is drawn through."""
@@ -94,6 +95,19 @@ class Accepted:
 NOTHING = Accepted()
 
 
+def _expected(window: Floats, gap: int, residuals: Floats, errors: Floats) -> tuple[float, float]:
+    """The level of the step after a window and a gap, and the square of its spread."""
+    half = window.size // 2
+    rise = median(window[half:]) - median(window[:half])
+    slope = min(max(rise / (window.size / 2), 0.0), MAX_SLOPE)
+    level = median(window) + slope * (window.size / 2 + 1.5 + gap)
+    spread = NORMAL_MAD * median(residuals)
+    return level, max(spread**2 - median(errors), FLOOR**2)
+
+
+expected = Compiled(_expected, (median,), lambda: (np.ones(2), 0, np.ones(2), np.ones(2)))
+
+
 class TrendLevel:
     """The trend-following baseline of one pair's log k3.
 
@@ -122,19 +136,18 @@ class TrendLevel:
         window = self._values.last(WINDOW, skip=1)
         if window.size < MIN_POINTS:
             return Score(y, se)
-        half = window.size // 2
-        rise = median(window[half:]) - median(window[:half])
-        slope = min(max(rise / (window.size / 2), 0.0), MAX_SLOPE)
-        ahead = window.size / 2 + 1.5 + min(self._gap, MAX_GAP)
-        level = median(window) + slope * ahead
+        level, own = expected(
+            window,
+            min(self._gap, MAX_GAP),
+            self._residuals.last(self._spread_length(), skip=2),
+            self._errors.last(SPREAD_WINDOW),
+        )
         if self._accepted < WARM_UP:
             return Score(y, se, level)
-        spread = NORMAL_MAD * median(self._residuals.last(self._spread_length(), skip=2))
-        own = max(spread**2 - median(self._errors.last(SPREAD_WINDOW)), FLOOR**2)
         scale = math.sqrt(own + se**2)
         z = (y - level) / scale
-        recent = np.array([*list(self._recent)[1 - SHIFT_WINDOW :], z])
-        z_recent = median(recent) if recent.size == SHIFT_WINDOW else math.nan
+        recent = sorted((*list(self._recent)[1 - SHIFT_WINDOW :], z))
+        z_recent = recent[SHIFT_WINDOW // 2] if len(recent) == SHIFT_WINDOW else math.nan
         return Score(y, se, level, scale, z, z_recent)
 
     def _spread_length(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -64,12 +65,11 @@ class Window:
 def median(values: Floats) -> float:
     """The median; nan of nothing. Same as `numpy.median`, at a third of its overhead."""
     if not values.size:
-        return float("nan")
+        return math.nan
     middle = values.size // 2
     ordered = np.partition(values, middle)
-    if values.size % 2:
-        return float(ordered[middle])
-    return 0.5 * (float(ordered[middle]) + float(ordered[:middle].max()))
+    upper = float(ordered[middle])
+    return upper if values.size % 2 else 0.5 * (upper + float(ordered[:middle].max()))
 
 
 def robust_sd(values: Floats, centre: float) -> float:

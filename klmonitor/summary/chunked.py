@@ -5,7 +5,7 @@ Here the tiles are cut, masked and counted by policy; `pairsums` sums them by pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +13,25 @@ from torch import Tensor
 from klmonitor.batch import TokenBatch
 from klmonitor.pairs import POLICIES, Pair, sampler
 from klmonitor.summary.collected import Collection
+from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import POLICY_COUNTS, POSITIVE_TOLERANCE, TELLING
 from klmonitor.summary.pairsums import Buffers, PairSums
+from klmonitor.summary.state import Summary
 from klmonitor.summary.tiles import TileMask, tiles
+
+
+def add(
+    state: Summary,
+    batch: TokenBatch,
+    pairs: Sequence[Pair],
+    *,
+    place: Place,
+    groups: int | Tensor,
+    centres: Mapping[str, float],
+) -> None:
+    """Add a batch to a state, in place; arguments as for `passes.accumulate`."""
+    found = collect(batch, pairs, by_row=not isinstance(groups, int))
+    found.add_to(state, place=place, groups=groups, centres=centres)
 
 
 def collect(batch: TokenBatch, pairs: Sequence[Pair], *, by_row: bool) -> Collection:

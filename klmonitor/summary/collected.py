@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from klmonitor.batch import TokenBatch
-from klmonitor.pairs import PAIR_INDEX, Pair
+from klmonitor.pairs import PAIR_INDEX, POLICIES, Pair
 from klmonitor.summary.extremes import Place, RowExtremes, sequence_records
 from klmonitor.summary.layout import COLUMN, GRAM, PER_SEQUENCE
 from klmonitor.summary.state import Summary, first_of
@@ -107,6 +107,20 @@ class Collection:
 
     policies: Mapping[str, Tensor]
     pairs: Sequence[PairCollection]
+
+    def add_to(
+        self,
+        state: Summary,
+        *,
+        place: Place,
+        groups: int | Tensor,
+        centres: Mapping[str, float],
+    ) -> None:
+        """Add everything to a state, in place; arguments as for `passes.accumulate`."""
+        for name, counts in self.policies.items():
+            state.policies[POLICIES.index(name)] += counts
+        for sums in self.pairs:
+            sums.add_to(state, place, groups, centres.get(sums.pair.name, 0.0))
 
 
 @cache

@@ -1,26 +1,27 @@
 """Add a batch to a state, by the fastest pass that its device and layout allow.
 
-On the CPU that is `numpy_pass` for a small batch, `chunked` for any other. On a GPU it is
-`triton_pass`, where Triton is installed. Before its first use it must agree with
-`chunked` on a few made-up tokens; a kernel that does not, or cannot be built, is given up for good
-with one warning. `chunked` takes everything else.
+On the CPU that is `numba_pass`, where Numba is installed; on a GPU `triton_pass`, where Triton is.
+Before its first use a kernel must agree with `chunked` on a few made-up tokens; one that does not,
+or cannot be built, is given up for good with one warning. `chunked` takes everything else.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from klmonitor.batch import TokenBatch
-from klmonitor.pairs import POLICIES, Pair
-from klmonitor.summary import chunked, numpy_pass
-from klmonitor.summary.collected import Collection
+from klmonitor.pairs import Pair
+from klmonitor.summary import chunked
 from klmonitor.summary.extremes import Place
+from klmonitor.summary.layout import SummaryConfig
 from klmonitor.summary.state import Summary
 
 logger = logging.getLogger("klmonitor")
@@ -52,76 +53,94 @@ def accumulate(
         groups: row of the group, or int64 [sequences].
         centres: each pair's recent mean k1, nats.
     """
-    if numpy_pass.fits(batch):
-        numpy_pass.add(state, batch, pairs, place=place, groups=groups, centres=centres or {})
-        return
-    found = _kernel.collect(batch, pairs) if batch.device.type == "cuda" else None
-    if found is None:
-        found = chunked.collect(batch, pairs, by_row=not isinstance(groups, int))
-    enter(state, found, place=place, groups=groups, centres=centres)
+    where = Where(place=place, groups=groups, centres=centres or {})
+    kernel = KERNELS.get(batch.device.type)
+    if kernel is None or not kernel.add(state, batch, pairs, where):
+        chunked.add(state, batch, pairs, **where)
 
 
-def enter(
-    state: Summary,
-    found: Collection,
-    *,
-    place: Place,
-    groups: int | Tensor = 0,
-    centres: Mapping[str, float] | None = None,
-) -> None:
-    """Add what a pass collected to a state, in place; arguments as for `accumulate`."""
-    for name, counts in found.policies.items():
-        state.policies[POLICIES.index(name)] += counts
-    for sums in found.pairs:
-        sums.add_to(state, place, groups, (centres or {}).get(sums.pair.name, 0.0))
+class Where(TypedDict):
+    """What a pass is told beside the tokens; as for `accumulate`."""
+
+    place: Place
+    groups: int | Tensor
+    centres: Mapping[str, float]
 
 
 @dataclass
 class Kernel:
-    """The Triton pass, until it fails.
+    """A compiled pass, until it fails.
 
     Attributes:
+        compiler: who compiles it.
+        module: its module, with `fits` and `add`.
         given_up: it is not used any more.
         tried: the devices where it has agreed with `chunked`.
     """
 
+    compiler: str
+    module: str
     given_up: bool = False
     tried: set[torch.device] = field(default_factory=set)
 
-    def collect(self, batch: TokenBatch, pairs: Sequence[Pair]) -> Collection | None:
-        """Sum a batch; None where it is another pass's."""
+    def add(self, state: Summary, batch: TokenBatch, pairs: Sequence[Pair], where: Where) -> bool:
+        """Add a batch to a state, in place; False, and nothing added, if it is another pass's."""
         if self.given_up:
-            return None
+            return False
         try:
-            from klmonitor.summary import triton_pass
-
-            if not triton_pass.fits(batch):
-                return None
+            compiled = import_module(self.module)
+            if not compiled.fits(batch):
+                return False
             if batch.device not in self.tried:
-                trial = trial_batch(batch)
-                mine = triton_pass.collect(_on(batch.device, trial), pairs)
-                compare(mine, chunked.collect(trial, pairs, by_row=True))
+                compare(compiled.add, batch, pairs)
                 self.tried.add(batch.device)
-            return triton_pass.collect(batch, pairs)
+            compiled.add(state, batch, pairs, **where)
         except torch.cuda.OutOfMemoryError:
             raise
-        except ModuleNotFoundError:  # without Triton
+        except ModuleNotFoundError:  # without the compiler
             self.given_up = True
         except Exception as error:  # noqa: BLE001  # builds depend on the machine; see the docstring
             self.given_up = True
             logger.warning(
-                "klmonitor: the Triton kernel does not work here, the plain pass does its work, "
+                "klmonitor: the %s kernel does not work here, the plain pass does its work, "
                 "slower (%s: %s)",
+                self.compiler,
                 type(error).__name__,
                 error,
             )
-        return None
+        return not self.given_up
 
 
-_kernel = Kernel()
+KERNELS = {
+    "cpu": Kernel("Numba", "klmonitor.summary.numba_pass"),
+    "cuda": Kernel("Triton", "klmonitor.summary.triton_pass"),
+}
+"""By the type of device."""
 
 
-def trial_batch(batch: TokenBatch) -> TokenBatch:
+def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) -> None:
+    """Compare what a pass and `chunked` make of tokens that are made up after a batch's.
+
+    Raises:
+        ArithmeticError: counts or extremes differ, or sums by more than `TOLERANCE`.
+    """
+    trial, rows = made_up(batch), torch.arange(TRIAL_SHAPE[0])
+    config = SummaryConfig(groups=tuple(map(str, rows.tolist())), prompt_buckets=64)
+    found, expected = Summary.empty(config, batch.device), Summary.empty(config, "cpu")
+    moved, groups = on(batch.device, trial), rows.to(batch.device)
+    add(found, moved, pairs, **Where(place=Place(), groups=groups, centres={}))
+    chunked.add(expected, trial, pairs, **Where(place=Place(), groups=rows, centres={}))
+    found = found.to("cpu")
+    for name in ("policies", "histogram", "maxima", "tokens"):
+        if not torch.equal(getattr(found, name), getattr(expected, name)):
+            raise ArithmeticError(f"other {name}")
+    for name in ("sums", "prompts"):
+        mine, theirs = (getattr(state, name).flatten(0, -2) for state in (found, expected))
+        if not bool(((mine - theirs).abs() <= TOLERANCE * theirs.abs().amax(0)).all()):
+            raise ArithmeticError(f"other {name}")
+
+
+def made_up(batch: TokenBatch) -> TokenBatch:
     """Made-up tokens on the CPU, of the same policies and dtypes as a batch's."""
     generator = torch.Generator().manual_seed(0)
     rows, columns = TRIAL_SHAPE[0], min(TRIAL_SHAPE[1], batch.shape[1])
@@ -134,38 +153,26 @@ def trial_batch(batch: TokenBatch) -> TokenBatch:
         made[::2, ::9] = odd[(len(ODD) * uniform()).long()][::2, ::9]
         log_probs[name] = made.to(values.dtype)
     mask = uniform() < 0.8
-    return replace(
-        batch,
+    return TokenBatch(
         log_probs=log_probs,
         mask=None if batch.mask is None else mask,
-        token_ids=None,
+        token_ids=torch.arange(rows * columns, device="cpu").view(shape),
+        segments=None,
         n_sequences=rows,
-        prompt_ids=None,
+        prompt_ids=torch.arange(rows, device="cpu") // 2,
     )
 
 
-def _on(device: torch.device, batch: TokenBatch) -> TokenBatch:
-    log_probs = {name: values.to(device) for name, values in batch.log_probs.items()}
-    mask = None if batch.mask is None else batch.mask.to(device)
-    return replace(batch, log_probs=log_probs, mask=mask)
+def on(device: torch.device, batch: TokenBatch) -> TokenBatch:
+    """The same tokens on a device."""
 
+    def moved(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(device)
 
-def compare(found: Collection, expected: Collection) -> None:
-    """Compare what two passes collected of the same tokens, by sequence.
-
-    Raises:
-        ArithmeticError: counts differ, or sums by more than `TOLERANCE`.
-    """
-    for name, counts in expected.policies.items():
-        if not torch.equal(found.policies[name].cpu(), counts):
-            raise ArithmeticError(f"other counts of {name}'s log-probs")
-    for mine, theirs in zip(found.pairs, expected.pairs, strict=True):
-        name = theirs.pair.name
-        if not torch.equal(mine.histogram.cpu(), theirs.histogram):
-            raise ArithmeticError(f"another histogram of {name}")
-        error = (mine.rows.cpu() - theirs.rows).abs().amax(0)
-        if not bool((error <= TOLERANCE * theirs.rows.abs().amax(0)).all()):
-            raise ArithmeticError(f"other sums of {name}")
-        extremes = (x.extremes.maxima(x.batch, x.pair).cpu() for x in (mine, theirs))
-        if not torch.equal(*extremes):
-            raise ArithmeticError(f"other extremes of {name}")
+    return replace(
+        batch,
+        log_probs={name: values.to(device) for name, values in batch.log_probs.items()},
+        mask=moved(batch.mask),
+        token_ids=moved(batch.token_ids),
+        prompt_ids=moved(batch.prompt_ids),
+    )

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from klmonitor.compiled import Compiled
 from klmonitor.pairs import PAIRS
 from klmonitor.summary.layout import (
     MAXIMA,
@@ -29,6 +30,7 @@ from klmonitor.summary.layout import (
     SummaryConfig,
 )
 
+Floats = NDArray[np.float64]
 _ARRAYS = ("maxima", "tokens", "sequences")
 
 
@@ -66,6 +68,13 @@ class Summary:
         flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
         return cls(config, flat, *(part.clone() for part in _no_maxima(config.top, flat.device)))
 
+    def clear(self) -> None:
+        """Make it a summary of no tokens again, in place; on the CPU only.
+
+        Only what tokens have changed is written to: a new summary costs more, being in no cache.
+        """
+        _clear(*self.arrays.values())
+
     def merge(self, other: Summary) -> Summary:
         """The summary of the tokens of both, a new object.
 
@@ -93,7 +102,7 @@ class Summary:
         return Summary, (self.config, self.flat, self.maxima, self.tokens, self.sequences)
 
     @cached_property
-    def arrays(self) -> Mapping[str, NDArray[np.float64]]:
+    def arrays(self) -> Mapping[str, Floats]:
         """The same memory as numpy arrays, by attribute; on the CPU only."""
         return {name: getattr(self, name).numpy() for name in (*_ARRAYS, *self.config.sum_shapes())}
 
@@ -101,6 +110,30 @@ class Summary:
     def device(self) -> torch.device:
         """Where the sums live."""
         return self.flat.device
+
+
+def _emptied(
+    maxima: Floats,
+    tokens: Floats,
+    sequences: Floats,
+    sums: Floats,
+    histogram: Floats,
+    prompts: Floats,
+    policies: Floats,
+) -> None:
+    """`Summary.clear`, on its arrays."""
+    policies[:] = 0.0
+    for pair in range(len(sums)):
+        if sums[pair].any():
+            sums[pair], histogram[pair], prompts[pair] = 0.0, 0.0, 0.0
+            maxima[pair], tokens[pair], sequences[pair] = -math.inf, 0.0, 0.0
+            tokens[pair, :, :, 0] = -math.inf
+            sequences[pair, :, 0] = -math.inf
+
+
+_clear = Compiled(
+    _emptied, (), lambda: tuple(Summary.empty(SummaryConfig(), "cpu").arrays.values())
+)
 
 
 @cache

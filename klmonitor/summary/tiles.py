@@ -111,6 +111,16 @@ def tiles(batch: TokenBatch) -> Iterator[Tile]:
         yield from _stretches(batch.shape[1])
 
 
+def first_shape(batch: TokenBatch) -> tuple[int, int]:
+    """Rows and columns of a batch that its first tile covers."""
+    rows, columns = batch.shape
+    if batch.segments is None:
+        width = min(columns, WIDTH)
+        return min(rows, max(1, TILE // max(width, 1))), width
+    tokens = min(columns, TILE)
+    return 1, tokens // WIDTH * WIDTH or tokens
+
+
 def _rectangles(n_rows: int, n_columns: int) -> Iterator[Tile]:
     width = min(n_columns, WIDTH)
     height = max(1, TILE // max(width, 1))

@@ -6,7 +6,7 @@ host only launches; it never waits for a value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from torch import Tensor
 from klmonitor.batch import TokenBatch
 from klmonitor.pairs import Pair, sampler
 from klmonitor.summary.collected import Collection, PairCollection
-from klmonitor.summary.extremes import RowExtremes
+from klmonitor.summary.extremes import Place, RowExtremes
 from klmonitor.summary.layout import CENTRE, COLUMN, HISTOGRAM, N_TOKEN_COLUMNS, POLICY_COUNTS
-from klmonitor.summary.tiles import tiles
+from klmonitor.summary.state import Summary
+from klmonitor.summary.tiles import first_shape
 from klmonitor.summary.triton_kernel import N_COLUMNS, sum_tokens
 
 HEIGHT, WIDTH = 4, 256
@@ -33,6 +34,19 @@ def fits(batch: TokenBatch) -> bool:
     """Whether the kernel can take a batch: rows are sequences, and there are tokens."""
     rows, columns = batch.shape
     return batch.segments is None and rows > 0 and 0 < columns <= MOST_COLUMNS
+
+
+def add(
+    state: Summary,
+    batch: TokenBatch,
+    pairs: Sequence[Pair],
+    *,
+    place: Place,
+    groups: int | Tensor,
+    centres: Mapping[str, float],
+) -> None:
+    """Add a batch that `fits` to a state, in place; arguments as for `passes.accumulate`."""
+    collect(batch, pairs).add_to(state, place=place, groups=groups, centres=centres)
 
 
 def collect(batch: TokenBatch, pairs: Sequence[Pair]) -> Collection:
@@ -75,7 +89,7 @@ def _collect_pair(
     partial = like.new_zeros(N_COLUMNS, blocks, rows)
     extremes = like.new_empty(2, rows, blocks)
     histogram = torch.zeros(COPIES, HISTOGRAM, dtype=torch.int32, device=batch.device)
-    checked = next(tiles(batch)).shape
+    checked = first_shape(batch)
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # torch leaves it untyped
         sum_tokens[(-(-rows // HEIGHT), blocks)](
             *(q, p, b, mask, partial, extremes, histogram),

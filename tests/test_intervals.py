@@ -1,11 +1,12 @@
-"""Intervals cover the true KL on clustered tokens: `benchmarks/coverage.py`, reduced."""
+"""Intervals cover the true KL on clustered tokens: `benchmarks/intervals.py`, reduced."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from benchmarks.coverage import DESIGNS, coverage, intervals, merged
+from benchmarks.intervals import DESIGNS, coverage, intervals, merged
+from klmonitor.statistics import N_RUNNING
 
 SEQUENCES, PROMPTS, FEW = DESIGNS
 
@@ -41,4 +42,5 @@ def test_one_sequence_a_prompt_makes_both_errors_one():
     for estimator in ("k1", "k3"):
         by = intervals(totals, estimator)
         assert by["by prompt"] == pytest.approx(by["by sequence"], rel=1e-12)
-    assert totals.n_prompts == totals["sequences"] == 64
+    values = totals.values(np.zeros(N_RUNNING))
+    assert values["prompts"] == values["sequences"] == 64

@@ -1,6 +1,6 @@
 """How often the 95 % intervals of k1 and k3 cover the true KL on clustered tokens.
 
-    python benchmarks/coverage.py                     # 1,000 replications, a minute
+    python benchmarks/intervals.py                     # 1,000 replications, a minute
 
 Two designs of `klmonitor.simulate.Clustering`, in which sequences differ in their KL:
 
@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from klmonitor import batch
-from klmonitor.assemble import pair_totals
+from klmonitor.assemble import PairTotals, pair_totals
 from klmonitor.pairs import Pair
 from klmonitor.simulate import ClusteredTokens, Clustering
-from klmonitor.statistics import K1, K3, Clusters, PairTotals, gram, interval
+from klmonitor.statistics import K1, K3, N_RUNNING, gram, interval, standard_error
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.layout import SummaryConfig
 from klmonitor.summary.passes import accumulate
@@ -62,15 +62,13 @@ def merged(rng: np.random.Generator, drawn: ClusteredTokens) -> PairTotals:
 
 def intervals(totals: PairTotals, estimator: str) -> dict[str, tuple[float, float]]:
     """95 % intervals of a mean by the kind of its error."""
-    weights, mean = ESTIMATORS[estimator], totals.mean(ESTIMATORS[estimator])
-    sequences = Clusters(totals["sequences"], gram(totals.sums))
-    iid = math.sqrt({"k1": totals.var_k1, "k3": totals.var_k3}[estimator] / totals.n)
+    values = totals.values(np.zeros(N_RUNNING))
+    mean, n, sums = values[f"{estimator}/mean"], values["tokens"], totals.sums.sum(0)
+    by_sequence = standard_error(ESTIMATORS[estimator], mean, n, values["sequences"], gram(sums))
     return {
-        "iid": interval(mean, iid, totals.n),
-        "by sequence": interval(
-            mean, sequences.standard_error(weights, mean, totals.n), sequences.count
-        ),
-        "by prompt": interval(mean, totals.se(weights), totals.clusters.count),
+        "iid": interval(mean, math.sqrt(values[f"{estimator}/var"] / n), n),
+        "by sequence": interval(mean, by_sequence, values["sequences"]),
+        "by prompt": interval(mean, values[f"{estimator}/se"], values["clusters"]),
     }
 
 

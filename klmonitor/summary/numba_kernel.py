@@ -1,0 +1,426 @@
+"""The kernel of `numba_pass`: the tokens of a batch into one pair's part of a state.
+
+Tokens are taken in short blocks that stay in the first cache. Within a block every step is a plain
+loop over arrays (differences, k3, inner products, buckets), which the compiler turns into vector
+instructions; a token that is not finite or beyond `CORE_RADIUS` sends its block the careful way.
+All arithmetic is float64.
+"""
+
+import math
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from klmonitor.summary import layout
+from klmonitor.summary.collected import GOLDEN, SCALES, SOURCES, TAIL
+from klmonitor.summary.layout import COLUMN, COUNTS, GRAM, MOMENTS, PER_SEQUENCE, WEIGHTED
+
+# The compiler sees globals as constants.
+BLOCK = 256
+CLAMP, CORE_RADIUS = layout.CLAMP, layout.CORE_RADIUS
+POSITIVE, TELLING_BELOW = np.float32(layout.POSITIVE_TOLERANCE), np.float32(-layout.TELLING)
+LAST_BUCKET, CENTRE = layout.BUCKETS + 1, layout.CENTRE
+DROPPED_BITS = 52 - layout.MANTISSA_BITS
+EXPONENT_AND_KEPT = (1 << (11 + layout.MANTISSA_BITS)) - 1
+BELOW_LOWEST = ((1023 + layout.LOW_EXPONENT) << layout.MANTISSA_BITS) - 1
+MAGNITUDE = (1 << 63) - 1
+
+FEATURES = ("one", "d", "abs", "d2", "k3", "w")
+ONE, D, ABS, D2, K3, W = range(len(FEATURES))
+N_MOMENTS, N_WEIGHTED = len(MOMENTS), len(WEIGHTED)
+LEFT, RIGHT = (
+    tuple(FEATURES.index(getattr(moment, side)) for moment in (*MOMENTS, *WEIGHTED))
+    for side in ("left", "right")
+)
+CORE, WEIGHTS = COLUMN["core/n"], COLUMN[WEIGHTED[0].name]
+NAN, INF, CLAMPED, UNWEIGHTED, ZERO, ON_POLICY, SEQUENCES, PROMPTED = (
+    COLUMN[name] for name in COUNTS
+)
+N_COLUMNS = len(layout.COLUMNS)
+FIRST_PRODUCT = COLUMN[GRAM[0]]
+SOURCE_COLUMNS, PER_SEQUENCE_SCALES, N_SUMS = tuple(SOURCES), SCALES, len(PER_SEQUENCE)
+
+# e^x = 2^n e^y with |y| <= ln 2 / 2, ln 2 in two parts (Cody and Waite, Software Manual for the
+# Elementary Functions, 1980, chapter 6); e^y - 1 - y = y^2/2! + ... + y^13/13!, whose rest is below
+# 1e-16 of it.
+PER_LN2 = 1 / math.log(2)
+LN2_HIGH, LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10
+ROUNDER = 1.5 * 2.0**52
+T2, T3, T4, T5, T6, T7, T8, T9, T10, T11, T12, T13 = (1 / math.factorial(k) for k in range(2, 14))
+SMALLEST_EXPONENT = -700.0
+
+inner = njit(forceinline=True, fastmath={"contract"})
+"""Rounds as written, but for fused multiplications and additions."""
+summing = njit(fastmath={"contract", "reassoc", "nsz"})
+"""Sums in the order that suits the machine, the same for the same number of values."""
+comparing = njit(fastmath={"nnan", "nsz"})
+
+
+@intrinsic
+def bits(typing, value):
+    """The bits of a float64 as an int64."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(64))
+
+    return types.int64(types.float64), generate
+
+
+@intrinsic
+def from_bits(typing, value):
+    """The float64 of an int64's bits."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return types.float64(types.int64), generate
+
+
+@inner
+def parts(x):
+    """2^n, y, and e^y - 1 - y, for |x| <= 700."""
+    shifted = x * PER_LN2 + ROUNDER
+    n = shifted - ROUNDER
+    power = from_bits((bits(shifted) << 52) + (1023 << 52))
+    y = (x - n * LN2_HIGH) - n * LN2_LOW
+    y2 = y * y
+    y4 = y2 * y2
+    low = (T2 + y * T3) + y2 * (T4 + y * T5)
+    middle = (T6 + y * T7) + y2 * (T8 + y * T9)
+    high = (T10 + y * T11) + y2 * (T12 + y * T13)
+    return power, y, y2 * (low + y4 * (middle + y4 * high))
+
+
+@inner
+def k3_of(d):
+    """e^d - 1 - d; where 2^n = 1 nothing cancels."""
+    power, y, rest = parts(d)
+    return power * rest + (power * y - d) + (power - 1.0)
+
+
+@inner
+def exp_of(x):
+    """e^x."""
+    power, y, rest = parts(max(x, SMALLEST_EXPONENT))
+    return power + power * (y + rest)
+
+
+@njit
+def load(q, p, mask, d, kept):
+    """Write d = p - q, 0 where masked whatever lies there, and which tokens count.
+
+    Returns the largest |d|, as bits.
+    """
+    largest = np.int64(0)
+    if not mask.size:
+        kept[:] = True
+        for i in range(d.size):
+            d[i] = (np.float64(p[i]) - np.float64(q[i])) + 0.0  # -0 becomes 0
+            largest = max(largest, bits(d[i]) & MAGNITUDE)
+        return largest
+    for i in range(d.size):
+        kept[i] = mask[i] != 0
+        difference = bits((np.float64(p[i]) - np.float64(q[i])) + 0.0)
+        d[i] = from_bits(difference & -np.int64(kept[i]))
+        largest = max(largest, bits(d[i]) & MAGNITUDE)
+    return largest
+
+
+@njit
+def features(d, magnitude, square, k3):
+    """What is summed of every token with |d| <= 700."""
+    for i in range(d.size):
+        magnitude[i] = abs(d[i])
+        square[i] = d[i] * d[i]
+        k3[i] = k3_of(d[i])
+
+
+@summing
+def inner_product(a, b):
+    """Sum of a[i] b[i]."""
+    total = 0.0
+    for i in range(a.size):
+        total += a[i] * b[i]
+    return total
+
+
+@summing
+def total(a):
+    """Sum of a[i]."""
+    found = 0.0
+    for i in range(a.size):
+        found += a[i]
+    return found
+
+
+@comparing
+def extent(d):
+    """The largest and the smallest."""
+    high = low = d[0]
+    for i in range(d.size):
+        high = max(high, d[i])
+        low = min(low, d[i])
+    return high, low
+
+
+@njit
+def buckets(d, index):
+    """Write the histogram bucket of each d: its leading bits (`pairsums.buckets`)."""
+    for i in range(d.size):
+        pattern = bits(d[i])
+        bucket = ((pattern >> DROPPED_BITS) & EXPONENT_AND_KEPT) - BELOW_LOWEST
+        bucket = min(max(bucket, 0), LAST_BUCKET)
+        index[i] = np.int32((bucket ^ (pattern >> 63)) + CENTRE)
+
+
+@njit
+def zeros(d):
+    """How many are 0."""
+    found = 0
+    for i in range(d.size):
+        found += d[i] == 0.0
+    return found
+
+
+@njit
+def weigh(q, sampler, kept, w):
+    """Write w = q(x) / sampler(x), unclamped but for overflow; returns how many have none."""
+    unweighted = 0
+    for i in range(w.size):
+        x = np.float64(q[i]) - np.float64(sampler[i])
+        usable = abs(x) < math.inf
+        w[i] = exp_of(min(x, CLAMP)) if usable and kept[i] else 0.0
+        unweighted += kept[i] and not usable
+    return unweighted
+
+
+@njit
+def moments(scratch, n, row, first):
+    """Add the inner products of `layout.MOMENTS` to columns of a row."""
+    for m in range(N_MOMENTS):
+        left = scratch[LEFT[m], :n]
+        if RIGHT[m] == ONE:
+            row[first + m] += total(left)
+        else:
+            row[first + m] += inner_product(left, scratch[RIGHT[m], :n])
+
+
+@njit
+def sum_near_and_far(scratch, kept, row):
+    """The careful way: count what is not finite, sum the near tokens and the far ones apart.
+
+    `scratch[D]` holds d as loaded; afterwards 0 where it is not finite, which is kept no more.
+    """
+    n = kept.size
+    d, far_k3 = scratch[D, :n].copy(), np.zeros(n)
+    for i in range(n):
+        if not abs(d[i]) < math.inf:
+            row[NAN if math.isnan(d[i]) else INF] += 1
+            d[i], kept[i] = 0.0, False
+        elif abs(d[i]) > CORE_RADIUS:
+            row[TAIL] += 1
+            row[CLAMPED] += d[i] > CLAMP
+            far_k3[i] = math.expm1(min(d[i], CLAMP)) - d[i]
+    row[CORE] += np.count_nonzero(kept) - np.count_nonzero(far_k3)
+    for first, far in ((TAIL, True), (CORE, False)):
+        for i in range(n):
+            scratch[D, i] = d[i] if far == (abs(d[i]) > CORE_RADIUS) else 0.0
+        features(scratch[D, :n], scratch[ABS, :n], scratch[D2, :n], scratch[K3, :n])
+        if far:
+            scratch[K3, :n] = far_k3
+        moments(scratch, n, row, first + 1)
+    scratch[D, :n] = d
+    scratch[K3, :n] += far_k3
+
+
+@njit
+def sum_block(q, p, sampler, mask, weighted, scratch, kept, row):
+    """Add a block's sums to its sequence's row; leaves d in scratch and which tokens have one."""
+    n = kept.size
+    d = scratch[D, :n]
+    if load(q, p, mask, d, kept) <= bits(CORE_RADIUS):  # nan and infinity have larger bits
+        row[CORE] += np.count_nonzero(kept)
+        features(d, scratch[ABS, :n], scratch[D2, :n], scratch[K3, :n])
+        moments(scratch, n, row, CORE + 1)
+    else:
+        sum_near_and_far(scratch, kept, row)
+    row[ZERO] += zeros(d) - (n - np.count_nonzero(kept))
+    if weighted:
+        w = scratch[W, :n]
+        row[UNWEIGHTED] += weigh(q, sampler, kept, w)
+        row[WEIGHTS] += total(w)
+        for m in range(N_MOMENTS + 1, N_MOMENTS + N_WEIGHTED):
+            row[WEIGHTS + m - N_MOMENTS] += inner_product(w, scratch[RIGHT[m], :n])
+
+
+@njit
+def count_block(d, kept, index, counts):
+    """Count the buckets of the tokens that are kept; the others lie at 0."""
+    buckets(d, index)
+    for i in range(d.size):
+        counts[index[i]] += 1
+    counts[CENTRE] -= d.size - np.count_nonzero(kept)
+
+
+@njit
+def kept_extent(d, kept):
+    """The largest and the smallest of those kept; -inf and inf: none is."""
+    high, low = extent(d)
+    if high > 0 and low < 0:  # then neither is that of a token that is not kept
+        return high, low
+    high, low = -math.inf, math.inf
+    for i in range(d.size):
+        if kept[i]:
+            high, low = max(high, d[i]), min(low, d[i])
+    return high, low
+
+
+@njit
+def insert(records, key, place):
+    """Open a row for a key among those kept, largest first, after its equals; returns its index."""
+    at = records.shape[0] - 1
+    while at > 0 and records[at - 1, 0] < key:
+        records[at] = records[at - 1]
+        at -= 1
+    records[at, 0] = key
+    records[at, 1], records[at, 2] = place
+    return at
+
+
+@njit
+def keep_tokens(d, sign, q, p, token_ids, first, place, origin, tokens):
+    """Put tokens of a block, from the flat index `first` on, among the extreme ones of a tail."""
+    sequence, prompt, begin = origin
+    least = max(tokens[-1, 0], 0.0)
+    for i in range(d.size):
+        if sign * d[i] > least:
+            at, flat = insert(tokens, sign * d[i], place), first + i
+            tokens[at, 3] = sequence
+            tokens[at, 4] = flat - begin
+            tokens[at, 5] = q[i]
+            tokens[at, 6] = p[i]
+            tokens[at, 7] = token_ids[flat] if token_ids.size else -1
+            tokens[at, 8] = prompt
+            least = max(tokens[-1, 0], 0.0)
+
+
+@njit
+def per_sequence(row, weighted, prompted, own):
+    """Write (T, S1, S2, S3) of a sequence, and fill the columns that follow from them."""
+    for i in range(N_SUMS):
+        column = SOURCE_COLUMNS[i]
+        own[i] = PER_SEQUENCE_SCALES[i] * (row[column] + row[TAIL + column])
+    row[ON_POLICY] = 0.0 if weighted else own[0]
+    row[SEQUENCES] = own[0] > 0
+    row[PROMPTED] = own[0] > 0 and prompted
+    at = FIRST_PRODUCT
+    for i in range(N_SUMS):
+        for j in range(i, N_SUMS):
+            row[at] = own[i] * own[j]
+            at += 1
+
+
+@njit(cache=True, nogil=True)
+def add_pair(
+    q, p, sampler, mask, columns, offsets, token_ids, prompt_ids, group, groups, weighted, place,
+    centre, sums, histogram, prompts, maxima, tokens, sequences,
+):  # fmt: skip
+    """Add every token of a batch to one pair's part of a state, in place.
+
+    Args:
+        q: log-probs of the pair's first policy, nats, [N], float32 or float64.
+        p: of its second policy.
+        sampler: of the policy that drew the tokens; read only if `weighted`.
+        mask: uint8 [N], 1 where a token counts; empty: all do.
+        columns: tokens of each sequence, if they are the same.
+        offsets: else first token of each sequence and N, int64 [sequences + 1]; or empty.
+        token_ids: int64 [N] or empty.
+        prompt_ids: int64 [sequences] or empty.
+        group: row of the sequences' group, if it is the same.
+        groups: else row of each sequence's, int64 [sequences]; or empty.
+        weighted: whether another policy than q drew the tokens.
+        place: rank and micro-batch.
+        centre: the pair's recent mean k1, nats.
+        sums: [groups, COLUMNS], as everything below of `state.Summary`, for this pair.
+        histogram: [HISTOGRAM].
+        prompts: [groups, buckets, 4].
+        maxima: [2].
+        tokens: [2, top, TOKEN_FIELDS].
+        sequences: [top, SEQUENCE_FIELDS].
+    """
+    scratch, keep = np.empty((len(FEATURES), BLOCK)), np.empty(BLOCK, np.bool_)
+    index, counts = np.empty(BLOCK, np.int32), np.zeros(histogram.size, np.int32)
+    row, own = np.empty(N_COLUMNS), np.empty(N_SUMS)
+    for sequence in range(offsets.size - 1 if offsets.size else q.size // columns):
+        row[:] = 0.0
+        begin, end = sequence * columns, (sequence + 1) * columns
+        if offsets.size:
+            begin, end = offsets[sequence], offsets[sequence + 1]
+        if groups.size:
+            group = groups[sequence]
+        prompt = prompt_ids[sequence] if prompt_ids.size else -1
+        for first in range(begin, end, BLOCK):
+            last = min(first + BLOCK, end)
+            d, kept, some_q, some_p = (
+                scratch[D, : last - first], keep[: last - first], q[first:last], p[first:last]
+            )  # fmt: skip
+            sum_block(
+                some_q, some_p, sampler[first:last], mask[first:last], weighted, scratch, kept, row
+            )
+            count_block(d, kept, index, counts)
+            high, low = kept_extent(d, kept)
+            maxima[0], maxima[1] = max(maxima[0], high), max(maxima[1], -low)
+            origin = (sequence, prompt, begin)
+            if -low > max(tokens[0, -1, 0], 0.0):
+                keep_tokens(d, -1.0, some_q, some_p, token_ids, first, place, origin, tokens[0])
+            if high > max(tokens[1, -1, 0], 0.0):
+                keep_tokens(d, 1.0, some_q, some_p, token_ids, first, place, origin, tokens[1])
+        per_sequence(row, weighted, prompt_ids.size > 0, own)
+        sums[group] += row
+        if prompt_ids.size and prompts.shape[1]:
+            mixed = (np.int64(prompt) * GOLDEN) >> 32  # wraps around, as it should
+            prompts[group, (mixed & 0x7FFFFFFF) % prompts.shape[1]] += own
+        key = abs(own[1] - centre * own[0])
+        if own[0] > 0 and key > sequences[-1, 0]:
+            at = insert(sequences, key, place)
+            sequences[at, 3] = sequence
+            sequences[at, 4], sequences[at, 5], sequences[at, 6] = own[0], own[1], own[3]
+    histogram += counts
+
+
+@njit(cache=True, nogil=True)
+def add_policy(x, mask, columns, checked_rows, checked_columns, counts):
+    """Add to one policy's counts of `layout.POLICY_COUNTS`, in place.
+
+    Args:
+        x: log-probs, nats, float32 [N].
+        mask: uint8 [N] or empty, as for `add_pair`.
+        columns: tokens from one row to the next.
+        checked_rows: rows whose bits are looked at.
+        checked_columns: leading tokens of each that are.
+        counts: [POLICY_COUNTS].
+    """
+    n, nonzero, positive = x.size, 0, 0
+    if mask.size:
+        n = 0
+        for i in range(x.size):
+            kept = np.int64(mask[i])
+            n += kept
+            nonzero += kept & (x[i] != 0)
+            positive += kept & (x[i] > POSITIVE)
+    else:
+        for i in range(x.size):
+            nonzero += x[i] != 0
+            positive += x[i] > POSITIVE
+    checked, bf16, fp16 = 0, 0, 0
+    pattern = x.view(np.int32)
+    for row in range(checked_rows):
+        for i in range(row * columns, row * columns + checked_columns):
+            telling = x[i] < TELLING_BELOW and (not mask.size or mask[i] != 0)
+            checked += telling
+            bf16 += telling and not pattern[i] & 0xFFFF
+            fp16 += telling and not pattern[i] & 0x1FFF
+    for i, found in enumerate((n, nonzero, positive, checked, bf16, fp16)):
+        counts[i] += found
