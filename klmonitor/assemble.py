@@ -29,8 +29,6 @@ from klmonitor.summary.state import Summary
 
 SEEN = tuple(COLUMN[name] for name in ("core/n", "tail/n", "nan", "inf"))
 """Columns of which one is positive where a pair had tokens."""
-BY_PAIR = ("sums", "histogram", "prompts", "maxima", "tokens", "sequences")
-"""The parts of a summary that each pair has one of."""
 KEY = 0
 """The field that orders tokens; -inf: there is none."""
 
@@ -107,14 +105,13 @@ class PairTotals:
 
 def pair_totals(summary: Summary) -> dict[str, PairTotals]:
     """The sums of each pair that has counted tokens or non-finite ones, by pair name."""
-    arrays, found = summary.arrays, {}
-    for index, rows in enumerate(arrays["sums"].tolist()):
-        if any(row[column] > 0 for row in rows for column in SEEN):
-            pair, policies = PAIRS[index], arrays["policies"]
+    policies, found = summary.arrays["policies"], {}
+    for pair, part in zip(PAIRS, summary.by_pair, strict=True):
+        if any(row[column] > 0 for row in part["sums"].tolist() for column in SEEN):
             found[pair.name] = PairTotals(
                 groups=summary.config.all_groups,
                 policies=(policies[POLICIES.index(pair.q)], policies[POLICIES.index(pair.p)]),
-                **{name: arrays[name][index] for name in BY_PAIR},
+                **part,
             )
     return found
 

@@ -135,12 +135,14 @@ def build(
         token_ids=None if ids is None else moved(ids, device),
         segments=segments,
         n_sequences=n_sequences,
-        prompt_ids=None if prompts is None else moved(prompts.long(), device),
+        prompt_ids=None if prompts is None else moved(prompts, device).long(),
     )
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device; from the host to a GPU through pinned memory, without waiting."""
+    if tensor.device == device:
+        return tensor
     if device.type != "cuda" or not tensor.is_cpu:
         return tensor.to(device)
     pinned = torch.empty_like(tensor, pin_memory=True).copy_(tensor)

@@ -226,8 +226,6 @@ class Monitor:
                 self.active = False
             self._caught("observe", error)
 
-    @torch.inference_mode(False)  # a state made in inference mode could not be added to outside it
-    @torch.no_grad()
     def _add(
         self,
         log_probs: Mapping[str, TensorLike | None],
@@ -241,10 +239,7 @@ class Monitor:
         pairs = self._pairs_of(batch)
         state = self._states.get(phase)
         if state is None or state.device != batch.device:
-            fresh = self._empty(batch.device)
-            self._states[phase] = state = (
-                fresh if state is None else fresh.merge(state.to(batch.device))
-            )
+            state = self._states[phase] = self._empty(batch.device, state)
         accumulate(
             state,
             batch,
@@ -255,13 +250,15 @@ class Monitor:
         )
         self._micro_batches[phase] += 1
 
-    def _empty(self, device: torch.device) -> Summary:
-        """A summary of no tokens: the last step's, if nobody needs it any more."""
+    def _empty(self, device: torch.device, moved: Summary | None) -> Summary:
+        """A summary on a device, of no tokens or of those of another device's."""
         spare, self._spare = self._spare, None
-        if spare is None or device.type != "cpu":
-            return Summary.empty(self._config, device)
-        spare.clear()
-        return spare
+        if spare is not None and moved is None and device.type == "cpu":
+            spare.clear()
+            return spare
+        with torch.inference_mode(False):  # else it could not be added to outside that mode
+            fresh = Summary.empty(self._config, device)
+            return fresh if moved is None else fresh.merge(moved.to(device))
 
     def _recycle(self, summary: Summary) -> None:
         if summary.device.type == "cpu":

@@ -219,7 +219,8 @@ class PairReport:
 
     def with_value(self, metric: str, value: float) -> PairReport:
         """A copy with one value more."""
-        return replace(self, values={**self.values, metric: value})
+        values = {**self.values, metric: value}
+        return PairReport(self.name, values, self.extremes, self.histogram)
 
     def most_extreme(self, number: int) -> list[ExtremeToken]:
         """The first `number` extreme tokens of each tail."""

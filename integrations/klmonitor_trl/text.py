@@ -79,10 +79,11 @@ class TokenText:
             ids = kept[token.micro_batch] if token.micro_batch < len(kept) else None
             if token.rank == self._rank and ids is not None:
                 before = slice(max(token.position - BEFORE, 0), token.position)
-                places.append((number, ids[token.sequence, before]))
-        if all(ids.is_cpu for _, ids in places):
-            for number, ids in places:
-                contexts[number] = ids.tolist()
+                if ids.is_cpu:
+                    contexts[number] = ids.numpy()[token.sequence, before].tolist()
+                else:
+                    places.append((number, ids[token.sequence, before]))
+        if not places:
             return contexts
         values = torch.cat([ids for _, ids in places]).tolist()
         for number, ids in places:

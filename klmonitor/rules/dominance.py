@@ -40,7 +40,7 @@ def dominance(reading: Reading, limits: Thresholds, estimator: str) -> Finding |
     level, j = pair[f"dominance/{estimator}/level"], abs(pair[f"dominance/{estimator}/j"])
     if not level >= 1:
         return None
-    unusual = j > limits["own"] * reading.habit[estimator]
+    unusual = j > limits["own"] * reading.habit(estimator)
     if not (level >= limits["level"] and j >= limits["j"] and unusual):
         return SIMMERING
     tokens = heaviest(pair, estimator, dominating(pair, estimator))

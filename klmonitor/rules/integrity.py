@@ -50,8 +50,8 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
         return None
     earlier, squares = reading.gaps
     steps = earlier.size + 1
-    mean = (float(earlier.sum()) + pair["gap"]) / steps
-    spread = math.sqrt(float(squares.sum()) + error**2) / steps
+    mean = (sum(earlier.tolist()) + pair["gap"]) / steps
+    spread = math.sqrt(sum(squares.tolist()) + error**2) / steps
     z = mean / spread if spread > 0 else 0.0
     if not abs(z) > limits["rearm"]:
         return None

@@ -57,7 +57,7 @@ def k1_negative(reading: Reading, limits: Thresholds) -> Finding | None:
     means, squares = reading.signs
     if means.size < SIGNED or reading["on_policy"] == 0:
         return None
-    mean = float(means.mean())
+    mean = sum(means.tolist()) / SIGNED
     if mean >= 0:
         return None
     between = AUTOCORRELATION * float(means.var()) / SIGNED

@@ -61,7 +61,7 @@ class Reading:
         seen: log k3 of earlier steps, also of those that were flagged.
         signs: earlier k1 means and their squared standard errors.
         gaps: k3 - k1 of earlier steps at which q drew the tokens, and squared standard errors.
-        habit: estimator -> the largest |J| of dominance in the last steps, 0 at first.
+        habits: estimator -> |J| of dominance in the last steps.
         steps: steps of this pair seen before this one.
     """
 
@@ -73,11 +73,15 @@ class Reading:
     seen: Floats
     signs: tuple[Floats, Floats]
     gaps: tuple[Floats, Floats]
-    habit: Mapping[str, float]
+    habits: Mapping[str, Floats]
     steps: int
 
     def __getitem__(self, metric: str) -> float:
         return self.pair[metric]
+
+    def habit(self, estimator: str) -> float:
+        """The largest |J| of dominance in the last steps, 0 at first."""
+        return float(self.habits[estimator].max(initial=0))
 
 
 class Track:
@@ -113,7 +117,7 @@ class Track:
             seen=self._seen.last(SEEN),
             signs=(self._signs[0].last(SIGNED), self._signs[1].last(SIGNED)),
             gaps=(self._gaps[0].last(GAPS), self._gaps[1].last(GAPS)),
-            habit={name: float(w.last(HABIT).max(initial=0)) for name, w in self._habit.items()},
+            habits={name: window.last(HABIT) for name, window in self._habit.items()},
             steps=self._steps,
         )
 
@@ -137,7 +141,7 @@ class Track:
         for name, window in self._habit.items():
             j = abs(finite(reading[f"dominance/{name}/j"]))
             if f"dominance_{name}" in flagged:
-                j = min(j, HABIT_GROWTH * max(reading.habit[name], HABIT_START))
+                j = min(j, HABIT_GROWTH * max(reading.habit(name), HABIT_START))
             if not math.isnan(j):
                 window.append(j)
         if not math.isnan(reading.k1.value):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
@@ -48,11 +48,13 @@ def select(metrics: Metrics, report: Report) -> dict[str, float]:
     globs = check_metrics(metrics)
     training = report.phase == "train"
     prefix = "" if training else f"{report.phase}/"
-    return {
-        prefix + full: value
-        for full, short, value in _named(report)
-        if not math.isnan(value) and _is_chosen(globs, full, short, training)
-    }
+    found = {}
+    named = [(f"kl/{name}/", pair.values) for name, pair in report.pairs.items()]
+    for start, values in (*named, ("", report.run_values)):
+        for full, short in _choice(globs, start, tuple(values), training):
+            if not math.isnan(values[short]):
+                found[prefix + full] = values[short]
+    return found
 
 
 def is_chosen(metrics: Metrics, full: str, short: str, training: bool = True) -> bool:
@@ -80,10 +82,10 @@ def _is_chosen(globs: tuple[str, ...], full: str, short: str, training: bool) ->
     return False
 
 
-def _named(report: Report) -> Iterator[tuple[str, str, float]]:
-    """Full name, name without the pair, value."""
-    for name, pair in report.pairs.items():
-        for metric, value in pair.values.items():
-            yield f"kl/{name}/{metric}", metric, value
-    for name, value in report.run_values.items():
-        yield name, name, value
+@lru_cache(256)
+def _choice(
+    globs: tuple[str, ...], start: str, names: tuple[str, ...], training: bool
+) -> tuple[tuple[str, str], ...]:
+    """Those of some names that are chosen: with the start, and without."""
+    named = ((start + name, name) for name in names)
+    return tuple(both for both in named if _is_chosen(globs, *both, training))

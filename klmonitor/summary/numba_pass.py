@@ -18,7 +18,7 @@ from klmonitor.summary.state import Summary
 from klmonitor.summary.tiles import first_shape
 
 BY_PAIR = ("sums", "histogram", "prompts", "maxima", "tokens", "sequences")
-"""The parts of a state that each pair has one of, as the kernel takes them."""
+"""A pair's part of a state, in the order in which the kernel takes it."""
 MOST_COPIED = 2**21
 """Tokens of the largest batch that is copied where the kernel cannot read it as it is."""
 NO_MASK, NO_IDS = np.empty(0, np.uint8), np.empty(0, np.int64)
@@ -27,8 +27,10 @@ NO_MASK, NO_IDS = np.empty(0, np.uint8), np.empty(0, np.int64)
 def fits(batch: TokenBatch) -> bool:
     """Whether the kernel can take a batch: it can be read as it is, or is small."""
     rows, columns = batch.shape
+    if rows * columns <= MOST_COPIED:
+        return rows * columns > 0
     others = [x for x in (batch.mask, batch.token_ids) if x is not None]
-    return 0 < rows * columns <= MOST_COPIED or (
+    return (
         all(x.dtype == torch.float32 for x in batch.log_probs.values())
         and all(x.is_contiguous() for x in (*batch.log_probs.values(), *others))
         and (batch.token_ids is None or batch.token_ids.dtype == torch.int64)
@@ -59,14 +61,14 @@ def add(
         x = log_probs[name].astype(np.float32, copy=False)
         add_policy(x, mask, columns, *checked, counts)
     for pair in pairs:
-        mine = [state.arrays[part][PAIR_INDEX[pair.name]] for part in BY_PAIR]
+        mine = state.by_pair[PAIR_INDEX[pair.name]]
         add_pair(
             *(log_probs[name] for name in (pair.q, pair.p, behaviour)),
             *layout,
             behaviour != pair.q,
             (place.rank, place.micro_batch),
             centres.get(pair.name, 0.0),
-            *mine,
+            *(mine[part] for part in BY_PAIR),
         )
 
 

@@ -8,6 +8,7 @@ or cannot be built, is given up for good with one warning. `chunked` takes every
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -88,7 +89,7 @@ class Kernel:
         if self.given_up:
             return False
         try:
-            compiled = import_module(self.module)
+            compiled = sys.modules.get(self.module) or import_module(self.module)
             if not compiled.fits(batch):
                 return False
             if batch.device not in self.tried:

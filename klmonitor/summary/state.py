@@ -106,6 +106,14 @@ class Summary:
         """The same memory as numpy arrays, by attribute; on the CPU only."""
         return {name: getattr(self, name).numpy() for name in (*_ARRAYS, *self.config.sum_shapes())}
 
+    @cached_property
+    def by_pair(self) -> tuple[dict[str, Floats], ...]:
+        """For each pair its part of every array that has one, by attribute; on the CPU only."""
+        return tuple(
+            {name: array[pair] for name, array in self.arrays.items() if name != "policies"}
+            for pair in range(len(PAIRS))
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the sums live."""
