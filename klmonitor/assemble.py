@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,8 +27,6 @@ from klmonitor.summary.layout import (
 )
 from klmonitor.summary.state import Summary
 
-SEEN = tuple(COLUMN[name] for name in ("core/n", "tail/n", "nan", "inf"))
-"""Columns of which one is positive where a pair had tokens."""
 KEY = 0
 """The field that orders tokens; -inf: there is none."""
 
@@ -106,8 +104,9 @@ class PairTotals:
 def pair_totals(summary: Summary) -> dict[str, PairTotals]:
     """The sums of each pair that has counted tokens or non-finite ones, by pair name."""
     policies, found = summary.arrays["policies"], {}
-    for pair, part in zip(PAIRS, summary.by_pair, strict=True):
-        if any(row[column] > 0 for row in part["sums"].tolist() for column in SEEN):
+    seen = np.any(summary.arrays["sums"], axis=(1, 2))
+    for pair, part, has_tokens in zip(PAIRS, summary.by_pair, seen, strict=True):
+        if has_tokens:
             found[pair.name] = PairTotals(
                 groups=summary.config.all_groups,
                 policies=(policies[POLICIES.index(pair.q)], policies[POLICIES.index(pair.p)]),
@@ -128,27 +127,16 @@ def pair_report(name: str, totals: PairTotals, values: Mapping[str, float]) -> P
 
 def extreme_tokens(totals: PairTotals, pair: str) -> ExtremeTokens:
     """The kept tokens of both tails as host data, most extreme first, left tail first."""
-    left, right = (
-        [partial(_token, pair, tail, *record) for record in kept if record[KEY] > 0]
-        for tail, kept in zip(TAILS, totals.tokens.tolist(), strict=True)
+    tails = zip(TAILS, totals.tokens.tolist(), strict=True)
+    return ExtremeTokens(
+        partial(_token, pair),
+        {tail: [record for record in kept if record[KEY] > 0] for tail, kept in tails},
     )
-    return ExtremeTokens(left, right)
 
 
-def _token(
-    pair: str,
-    tail: str,
-    key: float,
-    rank: float,
-    micro_batch: float,
-    sequence: float,
-    position: float,
-    log_q: float,
-    log_p: float,
-    token_id: float,
-    prompt_id: float,
-) -> ExtremeToken:
+def _token(pair: str, tail: str, record: Sequence[float]) -> ExtremeToken:
     """A token from its record, whose fields are `TOKEN_FIELDS` in order."""
+    key, rank, micro_batch, sequence, position, log_q, log_p, token_id, prompt_id = record
     return ExtremeToken(
         pair,
         tail,

@@ -173,7 +173,7 @@ def _list_lengths(given: Mapping[str, TensorLike]) -> list[int] | None:
 def _as_tensor(name: str, value: TensorLike) -> Tensor:
     """A detached tensor; a list of 1-D tensors becomes one 1-D tensor."""
     if isinstance(value, Tensor):
-        return value.detach()
+        return value.detach() if value.requires_grad else value
     if isinstance(value, np.ndarray):  # torch takes neither read-only nor reversed memory
         return torch.from_numpy(np.require(value, requirements=["C", "W"]))
     if isinstance(value, (list, tuple)):

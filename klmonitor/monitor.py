@@ -146,6 +146,8 @@ class Monitor:
         self._pending: Pending | None = None
         self._spare: Summary | None = None
         self._rows = LoggedSteps(self._recycle) if merge_rows else None
+        self._reduced: Group | None = None
+        self._own_rank: int | None = None
         self._observed = self._agreed = self._closed = False
         self._failures = 0
         self._warned: set[str] = set()
@@ -244,7 +246,7 @@ class Monitor:
             state,
             batch,
             pairs,
-            place=Place(rank_of(self._ranks()), self._micro_batches[phase]),
+            place=Place(self._rank(), self._micro_batches[phase]),
             groups=self._group_rows(group, batch),
             centres=self._centres,
         )
@@ -469,7 +471,16 @@ class Monitor:
 
     # --- helpers -----------------------------------------------------------------------------
     def _ranks(self) -> Group | None:
-        return self._group or default_group()
+        """The ranks to reduce over: from the first step on the same ones."""
+        if not self._agreed:
+            self._reduced = self._group or default_group()
+        return self._reduced
+
+    def _rank(self) -> int:
+        """This process's among them, asked for once they are known."""
+        if self._own_rank is None or not self._agreed:
+            self._own_rank = rank_of(self._ranks())
+        return self._own_rank
 
     def _guarded(self, hook: str, call: Callable[..., T], *args: Any) -> T | None:
         try:

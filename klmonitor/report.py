@@ -105,23 +105,23 @@ class ExtremeTokens(Sequence[ExtremeToken]):
     They are made when they are asked for: at most steps nobody looks at most of them.
 
     Args:
-        left: what makes each token of the left tail.
-        right: of the right tail.
+        make: a token from its tail and its record.
+        tails: tail -> records, most extreme first.
     """
 
     def __init__(
         self,
-        left: Sequence[Callable[[], ExtremeToken]],
-        right: Sequence[Callable[[], ExtremeToken]],
+        make: Callable[[str, Sequence[float]], ExtremeToken],
+        tails: Mapping[str, Sequence[Sequence[float]]],
     ) -> None:
-        self._tails = (left, right)
+        self._make, self._tails = make, tails
 
     @cached_property
     def _tokens(self) -> list[ExtremeToken]:
-        return [make() for tail in self._tails for make in tail]
+        return self.most(len(self))
 
     def __len__(self) -> int:
-        return sum(map(len, self._tails))
+        return sum(map(len, self._tails.values()))
 
     @overload
     def __getitem__(self, index: int) -> ExtremeToken: ...
@@ -140,7 +140,11 @@ class ExtremeTokens(Sequence[ExtremeToken]):
 
     def most(self, number: int) -> list[ExtremeToken]:
         """The first `number` of each tail."""
-        return [make() for tail in self._tails for make in tail[:number]]
+        return [
+            self._make(tail, record)
+            for tail, records in self._tails.items()
+            for record in records[:number]
+        ]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -53,7 +54,7 @@ class Feed:
         """Hand one micro-batch to the monitor, if it holds two policies to compare."""
         for name in policies:
             self.seen[name] = self.seen.get(name, 0) + 1
-        if not held_pairs(self.pairs, policies):
+        if not held_pairs(self.pairs, tuple(policies)):
             return
         phase = phase or self.phase
         if self.text is not None:
@@ -100,11 +101,12 @@ class Capture(ABC):
         """Take away what `wraps` does not name."""
 
 
-def held_pairs(wanted: Sequence[str] | None, policies: Collection[str]) -> list[str]:
+@lru_cache(64)
+def held_pairs(wanted: tuple[str, ...] | None, policies: tuple[str, ...]) -> tuple[str, ...]:
     """Names of the pairs that some policies make; `wanted` None: the default ones."""
     if wanted is None:
-        return [pair.name for pair in default_pairs(policies)]
-    return [pair.name for pair in parse_pairs(wanted) if {pair.q, pair.p} <= set(policies)]
+        return tuple(pair.name for pair in default_pairs(policies))
+    return tuple(pair.name for pair in parse_pairs(wanted) if {pair.q, pair.p} <= set(policies))
 
 
 def argument(args: Any, kwargs: Mapping[str, Any], place: int, *names: str) -> Any:

@@ -32,14 +32,22 @@ def prompt_keys(ids: Tensor, mask: Tensor) -> Tensor:
     Returns:
         int64 [B], in [0, 2**53).
     """
-    factors = _factors(1 << ids.shape[1].bit_length(), ids.device)
+    places = 1 << ids.shape[1].bit_length()
+    if ids.is_cpu:  # the same arithmetic, in one call
+        keys = np.empty(len(ids), np.int64)
+        _fill(_array(ids), _array(mask), _factors(places), keys)
+        return torch.from_numpy(keys)
     ids, inside = ids.to(torch.int64), mask.to(torch.int64)
-    if ids.is_cpu:  # the same arithmetic, whose calls cost less
-        keys = torch.empty(len(ids), dtype=torch.int64)
-        _fill(*(x.contiguous().numpy() for x in (ids, inside, factors)), keys.numpy())
-        return keys
-    sums = ((ids + 1) * factors[inside.cumsum(1)] * inside).sum(1)
+    sums = ((ids + 1) * _factors_on(ids.device, places)[inside.cumsum(1)] * inside).sum(1)
     return (sums >> DROPPED_BITS) & ((1 << PROMPT_BITS) - 1)
+
+
+def _array(tensor: Tensor) -> Ints:
+    """Rows of integers that lie one behind the other."""
+    if tensor.dtype != torch.int64 or not tensor.is_contiguous():
+        tensor = tensor.to(torch.int64).contiguous()
+    values: Ints = tensor.numpy()
+    return values
 
 
 def _keys(ids: Ints, inside: Ints, factors: Ints, keys: Ints) -> None:
@@ -58,11 +66,16 @@ _fill = Compiled(_keys, (), _nothing)
 
 
 @cache
-def _factors(places: int, device: torch.device) -> Tensor:
+def _factors(places: int) -> Ints:
     """Odd 64-bit numbers, the same everywhere: splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
     state: NDArray[np.uint64] = np.arange(1, places + 1, dtype=np.uint64)
     state *= np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
     state = (state ^ (state >> np.uint64(31))) | np.uint64(1)
-    return torch.from_numpy(state.view(np.int64)).to(device)
+    return state.view(np.int64)
+
+
+@cache
+def _factors_on(device: torch.device, places: int) -> Tensor:
+    return torch.from_numpy(_factors(places)).to(device)

@@ -178,7 +178,9 @@ class Watch:
                 lines.append(f"  {policy:8}{self._sources[policy]} ({seen} micro-batches so far)")
             else:
                 lines.append(f"  {policy:8}not held: {missing[policy]}")
-        lines.append(f"  pairs   {', '.join(held_pairs(self._pairs, self._sources)) or 'none'}")
+        lines.append(
+            f"  pairs   {', '.join(held_pairs(self._pairs, tuple(self._sources))) or 'none'}"
+        )
         lines += [f"  absent: {name}: {what}" for name, what in self._capture.absent().items()]
         lines += [f"  given up: {name}" for name, guard in self._guards.items() if guard.closed]
         if self._reference is not None and self._reference.passes:
@@ -193,7 +195,7 @@ class Watch:
 
     def _announce(self, directory: Any) -> None:
         """One line: what is bound, where the record is, the next command."""
-        pairs = held_pairs(self._pairs, self._sources)
+        pairs = held_pairs(self._pairs, tuple(self._sources))
         kind = type(self.trainer).__name__
         record = "no record" if directory is None else f"record in {directory}"
         look = "" if directory is None else f"; look: tail -F {directory}/alerts.jsonl"
@@ -214,7 +216,7 @@ class Watch:
         absent = self._capture.absent()
         if not absent:
             return
-        self._monitor.impaired = not held_pairs(self._pairs, self._sources)
+        self._monitor.impaired = not held_pairs(self._pairs, tuple(self._sources))
         result = "; ".join(f"no {name}: {what}" for name, what in absent.items())
         off = ", so klmonitor is off" if self._monitor.impaired else ""
         logger.warning(

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from klmonitor.report import PairReport
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading, finite
@@ -118,7 +116,7 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
         return _from_nothing(reading, k3)
     if not earlier.size:
         return None
-    largest = math.exp(float(np.max(earlier)))
+    largest = math.exp(max(earlier.tolist()))
     threshold = limits["ratio"] * largest
     if not k3 > threshold:
         return SIMMERING if k3 > limits["rearm"] * threshold else None

@@ -58,7 +58,8 @@ def add(
     )
     for name in names:
         counts = state.arrays["policies"][POLICIES.index(name)]
-        x = log_probs[name].astype(np.float32, copy=False)
+        x = log_probs[name]
+        x = x if x.dtype == np.float32 else x.astype(np.float32)
         add_policy(x, mask, columns, *checked, counts)
     for pair in pairs:
         mine = state.by_pair[PAIR_INDEX[pair.name]]
@@ -83,7 +84,9 @@ def _array(tensor: Tensor, dtype: torch.dtype) -> NDArray[Any]:
     """A tensor's values, one behind the other; the same memory where it holds them so."""
     if tensor.dtype != dtype:
         tensor = tensor.to(dtype)
-    values: NDArray[Any] = tensor.resolve_neg().numpy().ravel()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    values: NDArray[Any] = tensor.numpy().ravel()
     return values
 
 

@@ -113,7 +113,8 @@ def test_text_in_the_trackers_if_asked_for(make_trainer, monkeypatch, tmp_path):
     assert files_with(tmp_path, IN_PROMPTS) == set()
 
 
-def test_the_text_is_the_token_within_what_came_before_it(make_trainer):
+def test_the_text_is_the_token_within_what_came_before_it(make_trainer, monkeypatch):
+    monkeypatch.setattr("klmonitor_trl.text.CONTEXT_FROM", 0.0)
     kept = []
     trainer = make_trainer(2, beta=0.04)
     handle = attach(trainer)
@@ -186,3 +187,18 @@ def test_all_of_an_important_tail_come_with_context():
     ]
     found = [token.text.startswith("[") for token in text.annotate(tokens, "train")]
     assert found == [True] * (RECORDED_TOKENS + 1) + [True] + [False] * (RECORDED_TOKENS - 1)
+
+
+def test_the_first_token_of_a_tail_has_its_context_if_it_is_an_outlier():
+    import torch
+
+    from klmonitor.report import ExtremeToken
+
+    text = TokenText(types.SimpleNamespace(decode=lambda ids: f"{ids}"), rank=0)
+    text.keep("train", torch.arange(20).reshape(1, 20))
+    near, far = (
+        ExtremeToken("policy_ref", tail, d, -1.0, d - 1.0, 0, 0, 0, 5, token_id=5)
+        for tail, d in (("left", -1.99), ("right", 2.0))
+    )
+    found = text.annotate([near, near, far, far], "train")
+    assert [token.text.startswith("[") for token in found] == [False, False, True, False]

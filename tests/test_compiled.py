@@ -1,0 +1,198 @@
+"""What Numba compiles finds what Python finds, and Python does the work where Numba cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import os
+import subprocess
+import sys
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tritoncases import CASES, CONFIG
+
+from klmonitor.assemble import numbers, pair_totals
+from klmonitor.buckets import _compiled as coarse
+from klmonitor.compiled import Compiled, _stored_name
+from klmonitor.metrics import COMPUTED, METRICS
+from klmonitor.pairs import default_pairs
+from klmonitor.rules.flat import standing
+from klmonitor.rules.growth import risen
+from klmonitor.rules.trend import expected
+from klmonitor.statistics import AT, N_RUNNING
+from klmonitor.summary.extremes import Place
+from klmonitor.summary.passes import accumulate
+from klmonitor.summary.state import Summary, _clear
+
+needs_numba = pytest.mark.skipif(
+    importlib.util.find_spec("numba") is None, reason="numba is not installed"
+)
+
+
+def state_of(name):
+    batch, state = CASES[name](), Summary.empty(CONFIG)
+    rows = torch.arange(batch.n_sequences) % 2
+    accumulate(state, batch, default_pairs(batch.log_probs), place=Place(), groups=rows)
+    return state
+
+
+@needs_numba
+@pytest.mark.parametrize("name", CASES)
+def test_the_numbers_of_a_step_are_those_that_python_finds(name, monkeypatch):
+    state = state_of(name)
+    for totals in pair_totals(state).values():
+        running = np.arange(1.0, N_RUNNING + 1), np.arange(1.0, N_RUNNING + 1)
+        found = totals.values(running[0], 0.9)
+        assert numbers._call is not numbers._plain
+        with monkeypatch.context() as patch:
+            patch.setattr(numbers, "_call", numbers._plain)
+            plain = totals.values(running[1], 0.9)
+        np.testing.assert_array_equal(*running)
+        for metric, value in plain.items():
+            rounding = 1e-6 if metric.endswith("/j") else 1e-9  # what is left of a difference
+            close = pytest.approx(value, rel=rounding, abs=1e-300, nan_ok=True)
+            assert found[metric] == close, metric
+
+
+def test_every_metric_that_follows_from_the_sums_is_written():
+    assert len(AT) == len(COMPUTED) == len({metric.field for metric in METRICS if metric.computed})
+    out = np.full(len(COMPUTED), 12345.678)
+    arguments = numbers._example()
+    numbers(*arguments[:-1], out)
+    assert not (out == 12345.678).any()
+
+
+series = st.lists(st.floats(-30, 30), min_size=1, max_size=40).map(np.array)
+
+
+@needs_numba
+@settings(deadline=None, derandomize=True)
+@given(series, series, st.floats(-5, 5), st.floats(0, 5), st.floats(0, 5))
+def test_the_rules_baselines_are_those_that_python_finds(values, errors, value, se, slack):
+    same = {"rel": 1e-12, "abs": 1e-12, "nan_ok": True}
+    for one, arguments in (
+        (standing, (values, np.abs(errors), value, se, slack)),
+        (expected, (values, 3, np.abs(values), np.abs(errors))),
+        (risen, (values, errors)),
+    ):
+        assert one(*arguments) == pytest.approx(one._plain(*arguments), **same)
+
+
+@needs_numba
+def test_a_cleared_state_is_an_empty_one_and_histograms_are_the_same():
+    for name in ("nan, inf and huge", "off-policy"):
+        state = state_of(name)
+        for histogram in state.histogram.numpy():
+            for found, plain in zip(coarse(histogram), coarse._plain(histogram), strict=True):
+                np.testing.assert_array_equal(found, plain)
+        copy = state.clone()
+        state.clear()
+        _clear._plain(*copy.arrays.values())
+        for one in (state, copy):
+            for part in ("flat", "maxima", "tokens", "sequences"):
+                assert torch.equal(getattr(one, part), getattr(Summary.empty(CONFIG), part))
+
+
+@needs_numba
+@settings(deadline=None, derandomize=True)
+@given(st.floats(-20, 20) | st.floats(-1e-3, 1e-3))
+def test_the_kernel_s_k3_is_exact_to_rounding(d):
+    from klmonitor.summary.numba_kernel import exp_of, k3_of
+
+    with mpmath.workdps(700):
+        exact = mpmath.expm1(mpmath.mpf(d)) - mpmath.mpf(d)
+        assert abs(mpmath.mpf(k3_of(d)) - exact) <= 4e-15 * exact + 1e-320
+        weight = mpmath.exp(mpmath.mpf(d))
+        assert abs(mpmath.mpf(exp_of(d)) - weight) <= 4e-16 * weight
+
+
+@needs_numba
+def test_the_kernel_s_weights_reach_the_clamp_and_nothing():
+    from klmonitor.summary.numba_kernel import exp_of
+
+    assert exp_of(350.0) == pytest.approx(math.exp(350), rel=1e-15)
+    assert exp_of(-690.0) == pytest.approx(math.exp(-690), rel=1e-14)
+    assert 0 <= exp_of(-5000.0) < 1e-300
+
+
+# --- without it ------------------------------------------------------------------------------
+def test_what_cannot_be_compiled_is_run_with_one_warning(caplog):
+    pytest.importorskip("numba")
+
+    def odd(x):
+        return {"a": x, 1: [object()]}["a"] + 1
+
+    one = Compiled(odd, (), lambda: (1.0,))
+    Compiled._all.remove(one)
+    with caplog.at_level(logging.WARNING):
+        assert [one(1.0), one(2.0)] == [2.0, 3.0]
+    assert [record.message.count("cannot compile odd") for record in caplog.records] == [1]
+
+
+def test_without_numba_the_numbers_are_the_same_in_silence(monkeypatch, caplog, recwarn):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    one = Compiled(lambda x: x / 0.0, (), lambda: (np.ones(1),))
+    Compiled._all.remove(one)
+    assert one(np.ones(1)) == math.inf
+    assert not caplog.records
+    assert not recwarn.list
+
+
+ALONE = """
+import sys
+sys.modules["numba"] = None
+import torch
+from klmonitor import Monitor
+
+q = -torch.rand(8, 50, generator=torch.Generator().manual_seed(0))
+monitor = Monitor(strict=True)
+for step in range(40):
+    p = q + 0.1 * torch.randn(8, 50, generator=torch.Generator().manual_seed(step))
+    monitor.observe(policy=q, ref=p)
+    report = monitor.step(step)
+print(repr(report.pairs["policy_ref"]["k3/mean"]))
+print(repr(report.pairs["policy_ref"]["spike/z"]))
+"""
+
+
+@needs_numba
+def test_a_run_without_numba_has_the_same_report():
+    """In a process of its own: what is compiled once stays so."""
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    found = []
+    for code in (ALONE, ALONE.replace('sys.modules["numba"] = None', "")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=paths, capture_output=True, text=True, check=True
+        )
+        assert "klmonitor:" not in done.stderr
+        found.append([float(line) for line in done.stdout.split()])
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    assert all(math.isfinite(value) for value in found[0])
+
+
+# --- on disk ---------------------------------------------------------------------------------
+LEVEL = 2.0
+
+
+def uses_a_constant(x):
+    return x * LEVEL
+
+
+def calls(x):
+    return uses_a_constant(x)
+
+
+def test_what_is_kept_on_disk_is_found_by_what_it_was_made_of(monkeypatch):
+    before = _stored_name(calls, (uses_a_constant,))
+    assert before == _stored_name(calls, (uses_a_constant,))
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "LEVEL", 3.0)
+        assert _stored_name(calls, (uses_a_constant,)) != before
+    assert _stored_name(calls, ()) != before
+    assert _stored_name(uses_a_constant, (calls,)) != before
