@@ -1,9 +1,10 @@
 """Builds bring the chart library along, and make a wheel small.
 
 npm fetches uPlot, by the lock file, into the package: a dependency, not a copy of ours, which git
-ignores and wheels and sdists carry. In a wheel our own scripts come minified, by terser from the
-same lock file, and everything is deflated by zopfli. Where npm is not installed the build goes on
-without: the page then says what is missing, and the scripts are as they were written.
+ignores and wheels and sdists carry. In a wheel our own scripts come as one file, minified
+by terser from the same lock file, and everything is deflated by zopfli. Where npm is not installed
+the build goes on without: the page then says what is missing, and the scripts are as they were
+written.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -36,9 +38,9 @@ class Page(BuildHookInterface[Any]):
         if modules is not None:
             self._copy_library(modules)
         if wheel:
-            for script in sorted((Path(self.root) / STATIC).glob("*.js")):
-                small = script if modules is None else self._minified(script, modules)
-                build_data["force_include"][str(small)] = str(STATIC / script.name)
+            for name, scripts in self._scripts(bundled=modules is not None).items():
+                script = scripts[0] if modules is None else self._minified(name, scripts, modules)
+                build_data["force_include"][str(script)] = str(STATIC / name)
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Deflate a wheel's files anew, and clean up."""
@@ -79,12 +81,25 @@ class Page(BuildHookInterface[Any]):
             shutil.copy(modules / "uplot" / name, vendor)
         (vendor / "VERSION").write_text(self._wanted(), encoding="utf-8")
 
-    def _minified(self, script: Path, modules: Path) -> Path:
-        small = self._place / script.name
+    def _scripts(self, *, bundled: bool) -> dict[str, list[Path]]:
+        """What the wheel gets -> which scripts of ours it is made of."""
+        static = Path(self.root) / STATIC
+        parts = [static / name for name in _parts(Path(self.root))] if bundled else []
+        others = {path.name: [path] for path in sorted(static.glob("*.js")) if path not in parts}
+        return {"page.js": parts, **others} if bundled else others
+
+    def _minified(self, name: str, scripts: list[Path], modules: Path) -> Path:
+        small = self._place / name
         terser = modules / "terser" / "bin" / "terser"
-        command = ["node", str(terser), str(script), "--compress", "--mangle", "-o", str(small)]
+        sources = map(str, scripts)
+        command = ["node", str(terser), *sources, "--compress", "--mangle", "-o", str(small)]
         subprocess.run(command, check=True, capture_output=True)
         return small
+
+
+def _parts(root: Path) -> list[str]:
+    """The page's scripts in the order in which they run."""
+    return list(run_path(str(root / STATIC.parent / "assets.py"))["PARTS"])
 
 
 def _deflate(wheel: Path) -> None:

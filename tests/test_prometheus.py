@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from importlib.resources import files
+from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
@@ -18,7 +18,7 @@ from klmonitor.sinks import PrometheusSink
 
 parser = pytest.importorskip("prometheus_client.parser")
 
-DATA = files("klmonitor") / "data" / "prometheus"
+DATA = Path(__file__).parents[1] / "docs" / "prometheus"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from klmonitor.dashboard.assets import SCRIPTS, STYLES
+from klmonitor.dashboard.assets import BUNDLE, PARTS, STYLES
 
 ROOT = Path(__file__).parents[1]
 MOST_BYTES = 300_000
@@ -31,8 +31,11 @@ def test_the_wheel_is_small(wheel):
 def test_the_wheel_holds_what_runs_and_no_more(wheel):
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
-    page = {f"klmonitor/dashboard/static/{name}" for name in (*SCRIPTS, *STYLES)}
-    assert page <= names
+    static = "klmonitor/dashboard/static/"
+    assert {f"{static}{name}" for name in ("index.html", *STYLES)} <= names
+    parts = {f"{static}{name}" for name in PARTS}
+    assert f"{static}{BUNDLE}" in names or parts <= names  # without npm the parts
+    assert not (f"{static}{BUNDLE}" in names and parts & names)
     tops = {name.partition("/")[0] for name in names}
     ours = {"klmonitor", "klmonitor_trl", "klmonitor_tensorboard"}
     assert {top for top in tops if not top.endswith(".dist-info")} == ours

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = (
-    "vendor/uPlot.iife.min.js",
+BUNDLE = "page.js"
+"""Our own scripts in one file: what a wheel has in their place."""
+PARTS = (
     "source.js",
     "decimate.js",
     "panels.js",
@@ -14,6 +15,10 @@ SCRIPTS = (
     "chart.js",
     "details.js",
     "app.js",
+)
+SCRIPTS = (
+    "vendor/uPlot.iife.min.js",
+    *((BUNDLE,) if (STATIC / BUNDLE).is_file() else PARTS),
 )
 """What every host loads; one script more starts the page."""
 STYLES = ("vendor/uPlot.min.css", "style.css")
@@ -34,7 +39,13 @@ def asset(name: str) -> tuple[str, bytes]:
     path = STATIC / name
     if name not in _NAMES or not path.is_file():
         raise LookupError(f"no file {name!r}")
-    return TYPES[path.suffix], path.read_bytes()
+    body = path.read_bytes()
+    if name == "index.html":
+        tags = (f'<script src="{script}"></script>' for script in SCRIPTS)
+        body = body.replace(b"<!-- scripts -->", "\n".join(tags).encode())
+    elif name == "index.js":
+        body = body.replace(b"{scripts}", " ".join(SCRIPTS).encode())
+    return TYPES[path.suffix], body
 
 
 def text_of(name: str) -> str:

@@ -3,7 +3,7 @@
 A gauge holds the last step's value, and Prometheus looks every 15 s or so: a spike of one step may
 fall between two looks. So everything to alert on is a counter, which remembers, and every counter
 is there with 0 from the beginning, since ``increase()`` does not see a series being born. Rules
-and a Grafana dashboard are in ``klmonitor/data/prometheus``.
+and a Grafana dashboard are in the repository's ``docs/prometheus``.
 """
 
 from __future__ import annotations

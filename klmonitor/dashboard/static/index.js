@@ -13,7 +13,7 @@ export async function render() {
   for (const name of ["vendor/uPlot.min.css", "style.css"]) {
     await load("link", { rel: "stylesheet", href: at(name) });
   }
-  const scripts = ["vendor/uPlot.iife.min.js", "source.js", "decimate.js", "panels.js", "paint.js", "chart.js", "details.js", "app.js"];
+  const scripts = "{scripts}".split(" "); // what serves this file fills them in
   for (const name of scripts) await load("script", { src: at(name) });
   await window.KLM.start(window.KLM.live(at("api/")));
 }

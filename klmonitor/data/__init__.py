@@ -1,1 +1,0 @@
-"""Files for other programs: alert rules for Prometheus, a dashboard for Grafana."""
