@@ -193,9 +193,10 @@ def overhead(quick: bool) -> list[str]:
         "",
         "TRL's GRPO on one thread, attached with the defaults: record, rules, extreme tokens with "
         "their text. Means over the steps of runs taken in turn, which differ where only every "
-        "other step generates; of our own part also the quartiles.",
+        "other step generates; of our own part also the quartiles. Its share is that of the "
+        "watched steps less our part: both were timed in the same seconds.",
         "",
-        "| | without, ms | with, ms | inside our hooks, ms | of a step |",
+        "| | without, ms | with, ms | inside our hooks, ms | of the rest of a step |",
         "|---|---|---|---|---|",
     ]
     rows += [_overhead(name, config, quick) for name, config in SETTINGS.items()]
@@ -231,7 +232,7 @@ def _overhead(name: str, config: dict[str, Any], quick: bool) -> str:
     low, _, high = spread(own)
     return (
         f"| {name} | {before:.1f} | {after:.1f} | "
-        f"{mine:.2f} ({1e3 * low:.2f}-{1e3 * high:.2f}) | {100 * mine / before:.1f} % |"
+        f"{mine:.2f} ({1e3 * low:.2f}-{1e3 * high:.2f}) | {100 * mine / (after - mine):.1f} % |"
     )
 
 

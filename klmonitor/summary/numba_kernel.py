@@ -55,7 +55,6 @@ inner = njit(forceinline=True, fastmath={"contract"})
 """Rounds as written, but for fused multiplications and additions."""
 summing = njit(fastmath={"contract", "reassoc", "nsz"})
 """Sums in the order that suits the machine, the same for the same number of values."""
-comparing = njit(fastmath={"nnan", "nsz"})
 
 
 @intrinsic
@@ -155,14 +154,21 @@ def total(a):
     return found
 
 
-@comparing
+@inner
+def ordered(pattern):
+    """Bits of a float64 as an integer that is ordered as the numbers are; and back."""
+    return pattern ^ ((pattern >> 63) & MAGNITUDE)
+
+
+@njit
 def extent(d):
-    """The largest and the smallest."""
-    high = low = d[0]
+    """The largest and the smallest; compared as integers, in any order of instructions."""
+    high, low = ordered(bits(d[0])), ordered(bits(d[0]))
     for i in range(d.size):
-        high = max(high, d[i])
-        low = min(low, d[i])
-    return high, low
+        key = ordered(bits(d[i]))
+        high = max(high, key)
+        low = min(low, key)
+    return from_bits(ordered(high)), from_bits(ordered(low))
 
 
 @njit
@@ -173,6 +179,15 @@ def buckets(d, index):
         bucket = ((pattern >> DROPPED_BITS) & EXPONENT_AND_KEPT) - BELOW_LOWEST
         bucket = min(max(bucket, 0), LAST_BUCKET)
         index[i] = np.int32((bucket ^ (pattern >> 63)) + CENTRE)
+
+
+@njit
+def count(kept):
+    """How many are True."""
+    found = np.int64(0)
+    for i in range(kept.size):
+        found += np.int64(kept[i])
+    return found
 
 
 @njit
@@ -223,7 +238,7 @@ def sum_near_and_far(scratch, kept, row):
             row[TAIL] += 1
             row[CLAMPED] += d[i] > CLAMP
             far_k3[i] = math.expm1(min(d[i], CLAMP)) - d[i]
-    row[CORE] += np.count_nonzero(kept) - np.count_nonzero(far_k3)
+    row[CORE] += count(kept) - np.count_nonzero(far_k3)
     for first, far in ((TAIL, True), (CORE, False)):
         for i in range(n):
             scratch[D, i] = d[i] if far == (abs(d[i]) > CORE_RADIUS) else 0.0
@@ -241,12 +256,12 @@ def sum_block(q, p, sampler, mask, weighted, scratch, kept, row):
     n = kept.size
     d = scratch[D, :n]
     if load(q, p, mask, d, kept) <= bits(CORE_RADIUS):  # nan and infinity have larger bits
-        row[CORE] += np.count_nonzero(kept)
+        row[CORE] += count(kept)
         features(d, scratch[ABS, :n], scratch[D2, :n], scratch[K3, :n])
         moments(scratch, n, row, CORE + 1)
     else:
         sum_near_and_far(scratch, kept, row)
-    row[ZERO] += zeros(d) - (n - np.count_nonzero(kept))
+    row[ZERO] += zeros(d) - (n - count(kept))
     if weighted:
         w = scratch[W, :n]
         row[UNWEIGHTED] += weigh(q, sampler, kept, w)
@@ -261,7 +276,7 @@ def count_block(d, kept, index, counts):
     buckets(d, index)
     for i in range(d.size):
         counts[index[i]] += 1
-    counts[CENTRE] -= d.size - np.count_nonzero(kept)
+    counts[CENTRE] -= d.size - count(kept)
 
 
 @njit
