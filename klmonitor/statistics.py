@@ -276,7 +276,9 @@ def pair_numbers(
         out: [COMPUTED], written to.
     """
     nan = math.nan
-    s = sums.sum(0)
+    s = sums[0].copy()
+    for group in range(1, len(sums)):
+        s += sums[group]
     if not math.isnan(decay):
         advance(running, decay, s)
     totals = sequence_totals(s)

@@ -7,12 +7,14 @@ All arithmetic is float64.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from klmonitor.compiled import keep
 from klmonitor.summary import layout
 from klmonitor.summary.collected import GOLDEN, SCALES, SOURCES, TAIL
 from klmonitor.summary.layout import COLUMN, COUNTS, GRAM, MOMENTS, PER_SEQUENCE, WEIGHTED
@@ -337,8 +339,7 @@ def per_sequence(row, weighted, prompted, own):
             at += 1
 
 
-@njit(cache=True, nogil=True)
-def add_pair(
+def _add_pair(
     q, p, sampler, mask, columns, offsets, token_ids, prompt_ids, group, groups, weighted, place,
     centre, sums, histogram, prompts, maxima, tokens, sequences,
 ):  # fmt: skip
@@ -405,13 +406,12 @@ def add_pair(
     histogram += counts
 
 
-@njit(cache=True, nogil=True)
-def add_policy(x, mask, columns, checked_rows, checked_columns, counts):
+def _add_policy(x, mask, columns, checked_rows, checked_columns, counts):
     """Add to one policy's counts of `layout.POLICY_COUNTS`, in place.
 
     Args:
         x: log-probs, nats, float32 [N].
-        mask: uint8 [N] or empty, as for `add_pair`.
+        mask: uint8 [N] or empty, as for `_add_pair`.
         columns: tokens from one row to the next.
         checked_rows: rows whose bits are looked at.
         checked_columns: leading tokens of each that are.
@@ -439,3 +439,8 @@ def add_policy(x, mask, columns, checked_rows, checked_columns, counts):
             fp16 += telling and not pattern[i] & 0x1FFF
     for i, found in enumerate((n, nonzero, positive, checked, bf16, fp16)):
         counts[i] += found
+
+
+_helpers = tuple(value for value in list(globals().values()) if hasattr(value, "py_func"))
+add_pair: Any = keep(_add_pair, _helpers, njit, nogil=True)
+add_policy: Any = keep(_add_policy, _helpers, njit, nogil=True)
