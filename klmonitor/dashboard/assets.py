@@ -20,14 +20,14 @@ SCRIPTS = (
     "vendor/uPlot.iife.min.js",
     *((BUNDLE,) if (STATIC / BUNDLE).is_file() else PARTS),
 )
-"""What every host loads; one script more starts the page."""
+"""What every host loads; the last of them starts the page, but for TensorBoard's `index.js`."""
 STYLES = ("vendor/uPlot.min.css", "style.css")
 TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
 }
-_NAMES = frozenset((*SCRIPTS, *STYLES, "index.html", "live.js", "index.js"))
+_NAMES = frozenset((*SCRIPTS, *STYLES, "index.html", "index.js"))
 
 
 def asset(name: str) -> tuple[str, bytes]:

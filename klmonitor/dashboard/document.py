@@ -100,7 +100,7 @@ def detailed_steps(run: RunColumns, budget: int) -> list[int]:
 
 
 def _html(data: str) -> str:
-    scripts = [text_of(name) for name in SCRIPTS] + [text_of("file.js")]
+    scripts = [text_of(name) for name in SCRIPTS]
     styles = [text_of(name) for name in STYLES]
     policy = (
         f"default-src 'none'; script-src {_hashes(scripts)}; style-src {_hashes(styles)}; "

@@ -379,4 +379,10 @@
     KLM.app = new App(source);
     return KLM.app.begin();
   };
+
+  // A file carries its data; a page of ours says where they are served; TensorBoard starts by itself.
+  const data = document.getElementById("klm-data");
+  const { api } = document.body.dataset;
+  if (data) KLM.start(KLM.embedded(JSON.parse(data.textContent)));
+  else if (api) KLM.start(KLM.live(api));
 })();
