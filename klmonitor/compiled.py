@@ -27,6 +27,8 @@ class Compiled:
     """
 
     _all: ClassVar[list[Compiled]] = []
+    _python: ClassVar[bool] = False
+    """There is no Numba that can be imported."""
 
     def __init__(
         self,
@@ -51,23 +53,32 @@ class Compiled:
         """What the function returns."""
         if self._call is not None:
             return self._call(*args)
+        if Compiled._python:
+            self._call = self._plain
+            return self._plain(*args)
         try:
             call = self._compile()
-            found = call(*args)
-        except ModuleNotFoundError:  # without Numba
-            self._call = self._plain
+            found = run(call, *args)
+        except ImportError as error:
+            Compiled._python = True
+            if not isinstance(error, ModuleNotFoundError):
+                self._warn("Numba cannot be imported here", error)
         except Exception as error:  # noqa: BLE001  # what a compiler cannot do, Python can
-            self._call = self._plain
-            logger.warning(
-                "klmonitor: Numba cannot compile %s here, Python does its work, slower (%s: %s)",
-                self.function.__name__,
-                type(error).__name__,
-                str(error).strip().partition("\n")[0],
-            )
+            self._warn(f"Numba cannot compile {self.function.__name__} here", error)
         else:
             self._call = call
             return found
+        self._call = self._plain
         return self._plain(*args)
+
+    def _warn(self, what: str, error: Exception) -> None:
+        cause = str(error).strip().partition("\n")[0]
+        logger.warning(
+            "klmonitor: %s, Python does its work, slower (%s: %s)",
+            what,
+            type(error).__name__,
+            cause,
+        )
 
     def _plain(self, *args: Any) -> Any:
         """The function in Python, where numpy would warn of what compiled code is silent about."""
@@ -81,6 +92,17 @@ class Compiled:
         for helper in self._helpers:
             register_jitable(helper)
         return keep(self.function, self._helpers, njit)
+
+
+def run(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function that is kept on disk returns, also where the disk is full.
+
+    Numba writes after it has compiled and before it calls, so a second call finds the function.
+    """
+    try:
+        return function(*args)
+    except OSError:
+        return function(*args)
 
 
 def keep(

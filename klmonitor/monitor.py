@@ -128,10 +128,11 @@ class Monitor:
         names = tuple(groups)
         if len(set(names)) < len(names) or "other" in names:
             raise ValueError(f"groups {names}: give distinct names, 'other' is taken")
-        Compiled.prepare()
         self.errors = 0
         self._enabled = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
         self.active = self._enabled
+        if self._enabled:
+            Compiled.prepare()
         self.impaired = False
         self._config = SummaryConfig(groups=names) if prompts else SummaryConfig(names, 0)
         self._pairs = None if pairs is None else parse_pairs(pairs)
@@ -146,8 +147,6 @@ class Monitor:
         self._pending: Pending | None = None
         self._spare: Summary | None = None
         self._rows = LoggedSteps(self._recycle) if merge_rows else None
-        self._reduced: Group | None = None
-        self._own_rank: int | None = None
         self._observed = self._agreed = self._closed = False
         self._failures = 0
         self._warned: set[str] = set()
@@ -246,7 +245,7 @@ class Monitor:
             state,
             batch,
             pairs,
-            place=Place(self._rank(), self._micro_batches[phase]),
+            place=Place(rank_of(self._ranks()), self._micro_batches[phase]),
             groups=self._group_rows(group, batch),
             centres=self._centres,
         )
@@ -263,7 +262,7 @@ class Monitor:
             return fresh if moved is None else fresh.merge(moved.to(device))
 
     def _recycle(self, summary: Summary) -> None:
-        if summary.device.type == "cpu":
+        if summary.device.type == "cpu" and not summary.flat.is_inference():
             self._spare = summary
 
     def _pairs_of(self, batch: TokenBatch) -> tuple[Pair, ...]:
@@ -326,14 +325,16 @@ class Monitor:
             ValueError: the worker's monitor has other settings.
         """
         state = self._states.get(phase)
-        if state is None:
-            state = Summary.empty(self._config, part.device)
-        self._states[phase] = state.merge(part.to(state.device))
+        with torch.inference_mode(False):
+            if state is None:
+                state = Summary.empty(self._config, part.device)
+            self._states[phase] = state.merge(part.to(state.device))
 
     def _take(self, phase: str) -> Summary:
         self._micro_batches[phase] = 0
         state = self._states.pop(phase, None)
-        return Summary.empty(self._config) if state is None else state
+        with torch.inference_mode(False):
+            return Summary.empty(self._config) if state is None else state
 
     # --- out ---------------------------------------------------------------------------------
     def step(self, step: int, *, phase: str = "train", wait: bool = True) -> Report | None:
@@ -471,16 +472,7 @@ class Monitor:
 
     # --- helpers -----------------------------------------------------------------------------
     def _ranks(self) -> Group | None:
-        """The ranks to reduce over: from the first step on the same ones."""
-        if not self._agreed:
-            self._reduced = self._group or default_group()
-        return self._reduced
-
-    def _rank(self) -> int:
-        """This process's among them, asked for once they are known."""
-        if self._own_rank is None or not self._agreed:
-            self._own_rank = rank_of(self._ranks())
-        return self._own_rank
+        return self._group or default_group()
 
     def _guarded(self, hook: str, call: Callable[..., T], *args: Any) -> T | None:
         try:

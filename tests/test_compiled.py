@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 
 import mpmath
 import numpy as np
@@ -17,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritoncases import CASES, CONFIG
 
+from klmonitor import Monitor
 from klmonitor.assemble import numbers, pair_totals
 from klmonitor.buckets import _compiled as coarse
-from klmonitor.compiled import Compiled, _stored_name
+from klmonitor.compiled import Compiled, _stored_name, run
 from klmonitor.metrics import COMPUTED, METRICS
 from klmonitor.pairs import default_pairs
 from klmonitor.rules.flat import standing
@@ -137,11 +139,43 @@ def test_what_cannot_be_compiled_is_run_with_one_warning(caplog):
 
 def test_without_numba_the_numbers_are_the_same_in_silence(monkeypatch, caplog, recwarn):
     monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.setattr(Compiled, "_python", False)
     one = Compiled(lambda x: x / 0.0, (), lambda: (np.ones(1),))
     Compiled._all.remove(one)
     assert one(np.ones(1)) == math.inf
     assert not caplog.records
     assert not recwarn.list
+
+
+def test_a_numba_that_cannot_be_imported_is_reported_once(monkeypatch, caplog):
+    """As one that refuses the numpy beside it."""
+    monkeypatch.setitem(sys.modules, "numba", types.ModuleType("numba"))
+    monkeypatch.setattr(Compiled, "_python", False)
+    several = [Compiled(lambda x: x + 1, (), lambda: (1.0,)) for _ in range(3)]
+    for one in several:
+        Compiled._all.remove(one)
+    with caplog.at_level(logging.WARNING):
+        assert [one(1.0) for one in several] == [2.0] * 3
+    assert [r.message.count("Numba cannot be imported here") for r in caplog.records] == [1]
+
+
+def test_a_full_disk_costs_what_would_be_kept_alone():
+    calls = []
+
+    def kept(x):
+        calls.append(x)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return x + 1
+
+    assert run(kept, 1.0) == 2.0
+    assert calls == [1.0, 1.0]
+
+
+def test_nothing_is_compiled_for_a_monitor_that_is_switched_off(monkeypatch):
+    monkeypatch.setenv("KLMONITOR_DISABLE", "1")
+    monkeypatch.setattr(Compiled, "prepare", lambda: pytest.fail("it was"))
+    assert Monitor().step(0) is None
 
 
 ALONE = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import sys
 from dataclasses import replace
@@ -140,3 +141,30 @@ def test_a_batch_is_added_once_whether_or_not_a_kernel_takes_it(kernel_of, monke
         state = Summary.empty(SummaryConfig())
         passes.accumulate(state, batch, default_pairs(batch.log_probs), place=Place())
         assert state.policies[0, 0].item() == counted
+
+
+def test_every_combination_of_dtypes_is_tried_first(kernel_of):
+    tried = []
+
+    def add(state, batch, pairs, **where):
+        tried.append(batch.log_probs["ref"].dtype)
+        chunked.add(state, batch, pairs, **where)
+
+    kernel = kernel_of(add)
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        use(kernel, made_up(0, 3, 30, dtypes=(dtype,)))
+    assert tried == [torch.float32] * 2 + [torch.float64] * 2 + [torch.float32]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_another_default_device_changes_nothing(compiled, monkeypatch):
+    batch, states = made_up(0, 3, 30), []
+    for device in ("cpu", "meta"):
+        kernel = passes.Kernel("Numba", "klmonitor.summary.numba_pass", given_up=not compiled)
+        monkeypatch.setitem(passes.KERNELS, "cpu", kernel)
+        state = Summary.empty(SummaryConfig(), "cpu")
+        with torch.device(device):
+            passes.accumulate(state, batch, default_pairs(batch.log_probs), place=Place())
+        states.append(state)
+    assert kernel.given_up == (not compiled or importlib.util.find_spec("numba") is None)
+    assert torch.equal(states[0].flat, states[1].flat)

@@ -14,6 +14,7 @@ import torch
 
 from klmonitor import Monitor
 from klmonitor.record import read_run
+from klmonitor.summary.passes import KERNELS
 
 
 def batch(seed=0, rows=8, columns=20, scale=0.1):
@@ -342,3 +343,35 @@ def test_an_evaluation_has_no_running_numbers():
     monitor.step(1)
     monitor.observe(policy=lp, ref=lp - 1, phase="eval")
     assert math.isnan(monitor.step(1, phase="eval").pairs["policy_ref"].k1.running_var)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_step_closed_in_inference_mode_leaves_a_monitor_that_works(compiled, monkeypatch):
+    monkeypatch.setattr(KERNELS["cpu"], "given_up", not compiled)
+    expected, monitor = Monitor(strict=True), Monitor(strict=True)
+    for i in range(4):
+        with torch.inference_mode():
+            monitor.step(10 * i)  # nothing was observed since the last
+        for one in (expected, monitor):
+            one.observe(**batch(i))
+        with torch.inference_mode():
+            found = monitor.step(10 * i + 1)
+        due = expected.step(10 * i + 1)
+        mine, theirs = (r.pairs["policy_ref"]["k3/mean"] for r in (found, due))
+        assert mine == theirs > 0
+
+
+def test_the_summary_of_a_step_is_used_again_and_shows_in_no_later_report():
+    monitor, fresh = Monitor(strict=True), []
+    for i in range(4):
+        monitor.observe(**batch(i))
+        spare = monitor._states["train"]
+        found = monitor.step(i)
+        alone = Monitor(strict=True)
+        alone.observe(**batch(i))
+        due = alone.step(i).pairs["policy_ref"]
+        assert found.pairs["policy_ref"].histogram == due.histogram
+        assert found.pairs["policy_ref"].extremes == due.extremes
+        assert found.pairs["policy_ref"]["k1/se"] == due["k1/se"]
+        fresh.append(spare)
+    assert len({id(summary) for summary in fresh}) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -90,3 +91,13 @@ def test_counts_are_exact():
     found, expected = both([BATCHES["nan, inf and huge"]()], "by row", {})
     for name in ("core/n", "tail/n", "nan", "inf", "clamped", "zero", "on_policy", "sequences"):
         assert torch.equal(found.sums[..., COLUMN[name]], expected.sums[..., COLUMN[name]]), name
+
+
+def test_log_probs_beyond_float32_pass_in_silence():
+    huge = torch.tensor([[-1e300, -math.inf, math.nan, 1e200, 0.0]], dtype=torch.float64)
+    batch = build({"policy": huge, "ref": -huge.flip(1)})
+    states = [Summary.empty(TWO_GROUPS) for _ in range(2)]
+    for state, add in zip(states, (numba_pass.add, chunked.add), strict=True):
+        add(state, batch, default_pairs(batch.log_probs), place=Place(), groups=0, centres={})
+    assert torch.equal(states[0].histogram, states[1].histogram)
+    assert torch.equal(states[0].policies, states[1].policies)

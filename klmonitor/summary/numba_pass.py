@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from klmonitor.batch import TokenBatch
+from klmonitor.compiled import run
 from klmonitor.pairs import PAIR_INDEX, POLICIES, Pair, sampler
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.numba_kernel import add_pair, add_policy
@@ -59,11 +60,14 @@ def add(
     for name in names:
         counts = state.arrays["policies"][POLICIES.index(name)]
         x = log_probs[name]
-        x = x if x.dtype == np.float32 else x.astype(np.float32)
-        add_policy(x, mask, columns, *checked, counts)
+        if x.dtype != np.float32:
+            with np.errstate(over="ignore"):
+                x = x.astype(np.float32)
+        run(add_policy, x, mask, columns, *checked, counts)
     for pair in pairs:
         mine = state.by_pair[PAIR_INDEX[pair.name]]
-        add_pair(
+        run(
+            add_pair,
             *(log_probs[name] for name in (pair.q, pair.p, behaviour)),
             *layout,
             behaviour != pair.q,

@@ -29,7 +29,7 @@ logger = logging.getLogger("klmonitor")
 
 TRIAL_SHAPE = (5, 2500)
 """Sequences and tokens of the trial at most; wider than a block of the kernel."""
-ODD = (0.0, 0.5, 3.0, -40.0, -500.0, torch.inf, -torch.inf, torch.nan)
+ODD = (0.0, 0.5, 3.0, 25.0, -25.0, -40.0, 345.0, -500.0, torch.inf, -torch.inf, torch.nan)
 """Values in the trial that are counted or summed apart."""
 TOLERANCE = 1e-9
 """Of the trial's sums, relative to the largest of their kind: far above rounding."""
@@ -76,13 +76,14 @@ class Kernel:
         compiler: who compiles it.
         module: its module, with `fits` and `add`.
         given_up: it is not used any more.
-        tried: the devices where it has agreed with `chunked`.
+        tried: where it has agreed with `chunked`: devices, on the CPU with the dtypes (on a GPU a
+            later trial would wait for the device).
     """
 
     compiler: str
     module: str
     given_up: bool = False
-    tried: set[torch.device] = field(default_factory=set)
+    tried: set[tuple[torch.device, frozenset[torch.dtype]]] = field(default_factory=set)
 
     def add(self, state: Summary, batch: TokenBatch, pairs: Sequence[Pair], where: Where) -> bool:
         """Add a batch to a state, in place; False, and nothing added, if it is another pass's."""
@@ -92,9 +93,11 @@ class Kernel:
             compiled = sys.modules.get(self.module) or import_module(self.module)
             if not compiled.fits(batch):
                 return False
-            if batch.device not in self.tried:
-                compare(compiled.add, batch, pairs)
-                self.tried.add(batch.device)
+            cpu = batch.device.type == "cpu"
+            dtypes = frozenset(x.dtype for x in batch.log_probs.values() if cpu)
+            if (batch.device, dtypes) not in self.tried:
+                compare(compiled.add, batch, pairs)  # which compiles what this batch needs
+                self.tried.add((batch.device, dtypes))
             compiled.add(state, batch, pairs, **where)
         except torch.cuda.OutOfMemoryError:
             raise
@@ -125,7 +128,7 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
     Raises:
         ArithmeticError: counts or extremes differ, or sums by more than `TOLERANCE`.
     """
-    trial, rows = made_up(batch), torch.arange(TRIAL_SHAPE[0])
+    trial, rows = made_up(batch), torch.arange(TRIAL_SHAPE[0], device="cpu")
     config = SummaryConfig(groups=tuple(map(str, rows.tolist())), prompt_buckets=64)
     found, expected = Summary.empty(config, batch.device), Summary.empty(config, "cpu")
     moved, groups = on(batch.device, trial), rows.to(batch.device)
