@@ -104,7 +104,7 @@ class PairTotals:
 def pair_totals(summary: Summary) -> dict[str, PairTotals]:
     """The sums of each pair that has counted tokens or non-finite ones, by pair name."""
     policies, found = summary.arrays["policies"], {}
-    seen = np.any(summary.arrays["sums"], axis=(1, 2))
+    seen = [any(map(any, rows)) for rows in summary.arrays["sums"].tolist()]
     for pair, part, has_tokens in zip(PAIRS, summary.by_pair, seen, strict=True):
         if has_tokens:
             found[pair.name] = PairTotals(

@@ -333,8 +333,10 @@ class Monitor:
     def _take(self, phase: str) -> Summary:
         self._micro_batches[phase] = 0
         state = self._states.pop(phase, None)
+        if state is not None:
+            return state
         with torch.inference_mode(False):
-            return Summary.empty(self._config) if state is None else state
+            return Summary.empty(self._config)
 
     # --- out ---------------------------------------------------------------------------------
     def step(self, step: int, *, phase: str = "train", wait: bool = True) -> Report | None:
@@ -401,8 +403,17 @@ class Monitor:
             for name, pair in report.pairs.items()
         }
         run_values["kl/alerts"] = float(len(judged.alerts))
-        report = replace(report, pairs=pairs, alerts=judged.alerts, run_values=run_values)
-        self._centres = self._running.mean_k1()
+        report = Report(
+            step=report.step,
+            pairs=pairs,
+            first_step=report.first_step,
+            phase=report.phase,
+            time=report.time,
+            alerts=judged.alerts,
+            run_values=run_values,
+        )
+        means = {name: pair["k1/running_mean"] for name, pair in pairs.items()}
+        self._centres |= {name: mean for name, mean in means.items() if not math.isnan(mean)}
         if self._rows is None:
             self._recycle(summary)
         else:

@@ -20,13 +20,13 @@ from klmonitor.summary.state import Summary, first_of
 
 Group = dist.ProcessGroup
 COLLECTIVES_PER_STEP = 3
+AVAILABLE = dist.is_available()
+"""Whether torch was built with it."""
 
 
 def default_group() -> Group | None:
     """The default process group, None where torch.distributed is not initialised."""
-    if not dist.is_available() or not dist.is_initialized():
-        return None
-    return dist.group.WORLD
+    return dist.group.WORLD if AVAILABLE else None
 
 
 def rank_of(group: Group | None) -> int:

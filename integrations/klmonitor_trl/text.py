@@ -40,7 +40,7 @@ class TokenText:
     def __init__(self, tokenizer: Any, rank: int) -> None:
         """Nothing kept."""
         self._tokenizer, self._rank = tokenizer, rank
-        self._decoded = lru_cache(KNOWN_TOKENS)(lambda token_id: tokenizer.decode([token_id]))
+        self._marked = lru_cache(KNOWN_TOKENS)(lambda i: MARK.format(tokenizer.decode([i])))
         self._ids: dict[str, list[Tensor | None]] = {}
 
     def keep(self, phase: str, ids: Tensor | None) -> None:
@@ -64,7 +64,7 @@ class TokenText:
     def _text(self, token: ExtremeToken, context: Sequence[int]) -> str | None:
         if token.token_id is None:
             return None
-        marked = MARK.format(self._decoded(token.token_id))
+        marked = self._marked(token.token_id)
         return self._tokenizer.decode(list(context)) + marked if context else marked
 
     def _contexts(

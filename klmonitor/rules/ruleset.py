@@ -87,7 +87,8 @@ class RuleSet:
             reading = track.read(pair)
             findings = [(rule, judge(reading, limits)) for rule, judge, limits in self._judges]
             for rule, finding in findings:
-                said += self._announce(report.step, rule, name, finding, pair)
+                if finding is not None or (rule.kind, name) in self._episodes:
+                    said += self._announce(report.step, rule, name, finding, pair)
             scores[name] = reading.score.z
             track.take(reading, {rule.kind for rule, found in findings if found and found.level})
         said += self._silences(report.step, present)

@@ -61,7 +61,7 @@ class Reading:
         seen: log k3 of earlier steps, also of those that were flagged.
         signs: earlier k1 means and their squared standard errors.
         gaps: k3 - k1 of earlier steps at which q drew the tokens, and squared standard errors.
-        habits: estimator -> |J| of dominance in the last steps.
+        habits: estimator -> |J| of dominance in the last steps, this one not yet among them.
         steps: steps of this pair seen before this one.
     """
 
@@ -73,7 +73,7 @@ class Reading:
     seen: Floats
     signs: tuple[Floats, Floats]
     gaps: tuple[Floats, Floats]
-    habits: Mapping[str, Floats]
+    habits: Mapping[str, Window]
     steps: int
 
     def __getitem__(self, metric: str) -> float:
@@ -81,7 +81,7 @@ class Reading:
 
     def habit(self, estimator: str) -> float:
         """The largest |J| of dominance in the last steps, 0 at first."""
-        return float(self.habits[estimator].max(initial=0))
+        return float(self.habits[estimator].last(HABIT).max(initial=0))
 
 
 class Track:
@@ -117,7 +117,7 @@ class Track:
             seen=self._seen.last(SEEN),
             signs=(self._signs[0].last(SIGNED), self._signs[1].last(SIGNED)),
             gaps=(self._gaps[0].last(GAPS), self._gaps[1].last(GAPS)),
-            habits={name: window.last(HABIT) for name, window in self._habit.items()},
+            habits=self._habit,
             steps=self._steps,
         )
 
