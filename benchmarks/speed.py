@@ -14,6 +14,7 @@ import platform
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -237,7 +238,7 @@ def _overhead(name: str, config: dict[str, Any], quick: bool) -> str:
 
 
 class _Hooks:
-    """Notes the time within our boundaries; what one calls within another is not counted twice."""
+    """Notes the training thread's time within our boundaries, once where they are nested."""
 
     def __init__(self) -> None:
         self.spent: list[float] = []
@@ -251,7 +252,7 @@ class _Hooks:
         def clocked(
             guard: Guard, call: Callable[..., object], *args: object, **kwargs: object
         ) -> object:
-            if inside[0]:
+            if inside[0] or threading.current_thread() is not threading.main_thread():
                 return original(guard, call, *args, **kwargs)
             inside[0] = True
             started = time.perf_counter()

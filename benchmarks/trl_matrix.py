@@ -80,6 +80,7 @@ def build(place: Path, trl: str) -> None:
     subprocess.run([*install, *constraints, "torch"], check=True)
     pins = [f"trl=={trl}", f"transformers=={TRANSFORMERS[trl]}", "jinja2", "numpy", "pytest"]
     pins += ["requests"]  # which some of them import and none requires
+    pins += ["numba"]  # of klmonitor[fast]: what people run
     if trl in OLD_ACCELERATE:
         pins.append(f"accelerate=={OLD_ACCELERATE[trl]}")
     torch = next(line for line in read_constraints() if line.startswith("torch=="))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from klmonitor.buckets import Array, coarse_histogram
+from klmonitor.buckets import N_DRAWN, Array, coarse_histogram
 from klmonitor.compiled import Compiled
 from klmonitor.metrics import COMPUTED
-from klmonitor.pairs import PAIRS, POLICIES
-from klmonitor.report import ExtremeToken, ExtremeTokens, PairReport
+from klmonitor.pairs import PAIRS, POLICY_INDEX
+from klmonitor.report import ExtremeToken, ExtremeTokens, Later, PairReport
 from klmonitor.statistics import HELPERS, N_RUNNING, group_values, pair_numbers
 from klmonitor.summary.layout import (
     COLUMN,
@@ -27,6 +26,8 @@ from klmonitor.summary.layout import (
 )
 from klmonitor.summary.state import Summary
 
+ExtraValues = Callable[[str, Mapping[str, float], Array], Mapping[str, float]]
+"""Called with a pair's name, its values so far and its histogram, [HISTOGRAM] counts of d."""
 KEY = 0
 """The field that orders tokens; -inf: there is none."""
 
@@ -44,94 +45,108 @@ def _nothing() -> tuple[Any, ...]:
         "sequences": (1, len(SEQUENCE_FIELDS)),
         "running": (N_RUNNING,),
     }
-    return *map(np.zeros, shapes.values()), 1.0, np.empty(len(COMPUTED))
+    return *map(np.zeros, shapes.values()), 1.0, np.empty(len(COMPUTED)), np.empty(N_DRAWN)
 
 
 numbers = Compiled(pair_numbers, HELPERS, _nothing)
 
 
-@dataclass(frozen=True)
-class PairTotals:
+def _nonzero(sums: Array) -> list[int]:
+    """Which rows of [rows, ...] are not all 0."""
+    return [i for i in range(len(sums)) if sums[i].any()]
+
+
+nonzero = Compiled(_nonzero, (), lambda: (np.ones((1, 1, 1)),))
+
+
+class PairTotals(NamedTuple):
     """What a summary on the host holds of one pair, as views of its memory.
 
     Attributes:
         groups: names of the groups.
+        policies: [POLICY_COUNTS] of q and of p.
         sums: [groups, COLUMNS].
         histogram: [HISTOGRAM] counts of d by bucket.
         prompts: [groups, buckets, 4] sums by prompt.
-        policies: [POLICY_COUNTS] of q and of p.
         maxima: the largest d and the largest -d.
         tokens: [2, top, TOKEN_FIELDS], the extreme tokens of both tails, largest first.
         sequences: [top, SEQUENCE_FIELDS], the most influential ones.
     """
 
     groups: tuple[str, ...]
+    policies: tuple[Array, Array]
     sums: Array
     histogram: Array
     prompts: Array
-    policies: tuple[Array, Array]
     maxima: Array
     tokens: Array
     sequences: Array
-
-    def values(self, running: Array, decay: float = math.nan) -> dict[str, float]:
-        """Every metric that follows from these and the running sums, by name.
-
-        Args:
-            running: running sums, to which these are added.
-            decay: of the running sums before; nan: these are not added.
-        """
-        found = np.empty(len(COMPUTED))
-        numbers(
-            self.sums,
-            self.histogram,
-            self.prompts,
-            *self.policies,
-            self.maxima,
-            self.tokens,
-            self.sequences,
-            running,
-            decay,
-            found,
-        )
-        values = dict(zip(COMPUTED, found.tolist(), strict=True))
-        if len(self.groups) > 1:
-            for i, group in enumerate(self.groups):
-                values |= group_values(group, self.sums[i], self.prompts[i : i + 1])
-        return values
 
 
 def pair_totals(summary: Summary) -> dict[str, PairTotals]:
     """The sums of each pair that has counted tokens or non-finite ones, by pair name."""
     policies, found = summary.arrays["policies"], {}
-    seen = [any(map(any, rows)) for rows in summary.arrays["sums"].tolist()]
-    for pair, part, has_tokens in zip(PAIRS, summary.by_pair, seen, strict=True):
-        if has_tokens:
-            found[pair.name] = PairTotals(
-                groups=summary.config.all_groups,
-                policies=(policies[POLICIES.index(pair.q)], policies[POLICIES.index(pair.p)]),
-                **part,
-            )
+    for i in nonzero(summary.arrays["sums"]):
+        pair = PAIRS[i]
+        both = policies[POLICY_INDEX[pair.q]], policies[POLICY_INDEX[pair.p]]
+        found[pair.name] = PairTotals(summary.config.all_groups, both, **summary.by_pair[i])
     return found
 
 
-def pair_report(name: str, totals: PairTotals, values: Mapping[str, float]) -> PairReport:
-    """The report of a pair at one step, with these values."""
-    return PairReport(
-        name=name,
-        values=values,
-        extremes=extreme_tokens(totals, name),
-        histogram=coarse_histogram(totals.histogram),
+def pair_report(
+    name: str,
+    totals: PairTotals,
+    running: Array,
+    decay: float = math.nan,
+    extra: ExtraValues | None = None,
+) -> PairReport:
+    """The report of a pair at one step: every metric that follows from its sums.
+
+    Args:
+        name: the pair's.
+        totals: of the step; not looked at any more once this returns.
+        running: running sums, to which these are added.
+        decay: of the running sums before; nan: these are not added.
+        extra: adds values of an adapter's own.
+    """
+    found, drawn, tokens = np.empty(len(COMPUTED)), np.empty(N_DRAWN), totals.tokens.copy()
+    numbers(
+        totals.sums,
+        totals.histogram,
+        totals.prompts,
+        *totals.policies,
+        totals.maxima,
+        tokens,
+        totals.sequences,
+        running,
+        decay,
+        found,
+        drawn,
     )
+    values = dict(zip(COMPUTED, found.tolist(), strict=True))
+    if len(totals.groups) > 1:
+        for i, group in enumerate(totals.groups):
+            values |= group_values(group, totals.sums[i], totals.prompts[i : i + 1])
+    if extra is not None:
+        values |= extra(name, values, totals.histogram)
+    extremes = ExtremeTokens(partial(extreme_tokens, name, tokens))
+    return PairReport(name, values, extremes, Later(partial(coarse_histogram, drawn)))
 
 
-def extreme_tokens(totals: PairTotals, pair: str) -> ExtremeTokens:
-    """The kept tokens of both tails as host data, most extreme first, left tail first."""
-    tails = zip(TAILS, totals.tokens.tolist(), strict=True)
-    return ExtremeTokens(
-        partial(_token, pair),
-        {tail: [record for record in kept if record[KEY] > 0] for tail, kept in tails},
-    )
+def extreme_tokens(pair: str, tokens: Array, number: int | None = None) -> list[ExtremeToken]:
+    """The kept tokens of both tails as host data, most extreme first, left tail first.
+
+    Args:
+        pair: its name.
+        tokens: [2, top, TOKEN_FIELDS].
+        number: of each tail at most.
+    """
+    return [
+        _token(pair, tail, record)
+        for tail, records in zip(TAILS, tokens[:, :number].tolist(), strict=True)
+        for record in records
+        if record[KEY] > 0
+    ]
 
 
 def _token(pair: str, tail: str, record: Sequence[float]) -> ExtremeToken:

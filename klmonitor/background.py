@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import threading
 import time
@@ -19,6 +20,10 @@ from contextlib import suppress
 
 EXIT_SECONDS = 5.0
 """How long interpreter exit may wait for queued jobs, seconds, all workers together."""
+NAP_SECONDS = 0.2
+"""How long a job may wait before the thread looks for it. Waking a thread costs its waker more than
+all else that a step's jobs ask of it, so it is woken only where jobs come more seldom than this,
+somebody waits, or the queue fills."""
 
 Job = Callable[[], object]
 
@@ -49,6 +54,7 @@ class Worker:
         self.errors = 0
         self._capacity = capacity
         self._jobs: deque[Job] = deque()
+        self._last = -math.inf
         self._running = False
         self._closed = False
         self._reported: set[str] = set()
@@ -58,8 +64,12 @@ class Worker:
         self._thread.start()
         _open_workers.add(self)
 
-    def submit(self, job: Job) -> bool:
+    def submit(self, job: Job, *, now: bool = False) -> bool:
         """Queue a job. Never blocks, never raises.
+
+        Args:
+            job: what to run.
+            now: do not wait for the thread to look.
 
         Returns:
             Whether the job was taken; False counts in `dropped`.
@@ -70,7 +80,11 @@ class Worker:
             taken = not self._closed and len(self._jobs) < self._capacity
             if taken:
                 self._jobs.append(job)
-                self._changed.notify_all()
+                moment = time.monotonic()
+                seldom = moment - self._last >= NAP_SECONDS
+                self._last = moment
+                if now or seldom or 2 * len(self._jobs) >= self._capacity:
+                    self._changed.notify_all()
             else:
                 self.dropped += 1
             full = not taken and not self._closed
@@ -90,6 +104,7 @@ class Worker:
         if os.getpid() != self._pid:
             return True
         with self._changed:
+            self._changed.notify_all()
             return self._changed.wait_for(self._idle, timeout)
 
     def close(self, timeout: float = 5.0) -> bool:
@@ -122,8 +137,10 @@ class Worker:
         while True:
             with self._changed:
                 self._running = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._jobs or self._closed)
+                if not self._jobs:
+                    self._changed.notify_all()
+                while not (self._jobs or self._closed):
+                    self._changed.wait(NAP_SECONDS)
                 if not self._jobs:
                     return
                 job = self._jobs.popleft()
@@ -146,6 +163,13 @@ class Worker:
         self._reported.add(kind)
         with suppress(Exception):  # a logging handler of the user's must not end the thread
             logger.warning("klmonitor: %s %s", self.name, message % values)
+
+
+def flush_all(timeout: float) -> None:
+    """Wait until no worker has anything queued or running, at most `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    for worker in tuple(_open_workers):
+        worker.flush(max(deadline - time.monotonic(), 0.0))
 
 
 def _close_all() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,12 +45,12 @@ class TokenBatch:
     n_sequences: int
     prompt_ids: Tensor | None
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the log-probs live."""
         return next(iter(self.log_probs.values())).device
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """[B, T]."""
         rows, columns = next(iter(self.log_probs.values())).shape

@@ -11,8 +11,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from klmonitor.compiled import Compiled
-from klmonitor.summary.layout import BUCKETS, CENTRE, HISTOGRAM, LOW_EXPONENT, MANTISSA_BITS
+from klmonitor.summary.layout import BUCKETS, CENTRE, LOW_EXPONENT, MANTISSA_BITS
 
 Array = NDArray[np.float64]
 
@@ -57,24 +56,24 @@ _DRAWN_EDGES = np.concatenate([-_DRAWN[::-1], _DRAWN])
 _INSIDE = np.arange(_WIDTH, BUCKETS + 1, _WIDTH)
 _LAST = np.concatenate([[0], _INSIDE, [CENTRE - 1, CENTRE], CENTRE + _INSIDE, [2 * CENTRE - 1]])
 """Where each coarse bucket ends: the last, the regular ones and the tiny one, of each sign."""
+N_DRAWN = len(_LAST)
 
 
-def _coarse(histogram: Array) -> tuple[Array, Array]:
-    """Edges and counts of the coarse buckets that are not empty."""
-    ends = np.cumsum(histogram)[_LAST]
-    counts = ends.copy()
-    counts[1:] -= ends[:-1]
-    found = np.flatnonzero(counts)
-    return _DRAWN_EDGES[found], counts[found]
+def draw(cumulative: Array, out: Array) -> None:
+    """Write the counts of the coarse buckets, [N_DRAWN], from a histogram's cumulative sum."""
+    before = 0.0
+    for i in range(N_DRAWN):
+        out[i] = cumulative[_LAST[i]] - before
+        before = cumulative[_LAST[i]]
 
 
-_compiled = Compiled(_coarse, (), lambda: (np.zeros(HISTOGRAM),))
+def coarse_histogram(counts: Array) -> tuple[tuple[float, float], ...]:
+    """The non-empty ones of 2^`DRAWN_BITS` buckets an octave, ascending: (lower edge, count).
 
+    An edge is that of |d| with the sign of d; |d| < 2^-20 has edge 0.
 
-def coarse_histogram(histogram: Array) -> tuple[tuple[float, float], ...]:
-    """The histogram with 2^`DRAWN_BITS` buckets an octave, as (lower edge of |d| with sign, count).
-
-    Only non-empty buckets, ascending. |d| < 2^-20 has edge 0.
+    Args:
+        counts: as `draw` writes them.
     """
-    edges, counts = _compiled(histogram)
-    return tuple(zip(edges.tolist(), counts.tolist(), strict=True))
+    found = np.flatnonzero(counts)
+    return tuple(zip(_DRAWN_EDGES[found].tolist(), counts[found].tolist(), strict=True))

@@ -26,9 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klmonitor import assemble
+from klmonitor.assemble import ExtraValues, pair_report, pair_totals
 from klmonitor.batch import TensorLike, TokenBatch, build, moved
-from klmonitor.buckets import Array
 from klmonitor.compiled import Compiled
 from klmonitor.logged import LoggedSteps
 from klmonitor.notify import Notify
@@ -50,7 +49,6 @@ from klmonitor.summary.state import Summary
 
 logger = logging.getLogger("klmonitor")
 T = TypeVar("T")
-ExtraValues = Callable[[str, Mapping[str, float], Array], Mapping[str, float]]
 
 PATIENCE = 5
 """Failures in a row after which `observe` gives up."""
@@ -398,22 +396,24 @@ class Monitor:
             self._recycle(summary)
             return report
         judged = self._rules.judge(report)
+        run_values["kl/alerts"] = float(len(judged.alerts))
         pairs = {
             name: pair.with_value("spike/z", judged.scores.get(name, math.nan))
             for name, pair in report.pairs.items()
         }
-        run_values["kl/alerts"] = float(len(judged.alerts))
         report = Report(
-            step=report.step,
-            pairs=pairs,
-            first_step=report.first_step,
-            phase=report.phase,
-            time=report.time,
-            alerts=judged.alerts,
-            run_values=run_values,
+            report.step,
+            pairs,
+            report.first_step,
+            report.phase,
+            report.time,
+            judged.alerts,
+            run_values,
         )
-        means = {name: pair["k1/running_mean"] for name, pair in pairs.items()}
-        self._centres |= {name: mean for name, mean in means.items() if not math.isnan(mean)}
+        for name, pair in pairs.items():
+            mean = pair["k1/running_mean"]
+            if not math.isnan(mean):
+                self._centres[name] = mean
         if self._rows is None:
             self._recycle(summary)
         else:
@@ -423,15 +423,11 @@ class Monitor:
 
     def _assemble(self, summary: Summary, step: int, phase: str, *, update: bool) -> Report:
         pairs = {}
-        for name, totals in assemble.pair_totals(summary).items():
-            if phase == "train":
-                decay = self._running.decay if update else math.nan
-                values = totals.values(self._running.sums(name), decay)
-            else:  # running numbers are training's
-                values = totals.values(np.zeros(N_RUNNING))
-            if self._extra_values is not None:
-                values |= self._extra_values(name, values, totals.histogram)
-            pairs[name] = assemble.pair_report(name, totals, values)
+        for name, totals in pair_totals(summary).items():
+            # Running numbers are training's.
+            running = self._running.sums(name) if phase == "train" else np.zeros(N_RUNNING)
+            decay = self._running.decay if update else math.nan
+            pairs[name] = pair_report(name, totals, running, decay, self._extra_values)
         return Report(step=step, first_step=step, phase=phase, time=time.time(), pairs=pairs)
 
     def take_logged(self) -> Report | None:
@@ -446,7 +442,8 @@ class Monitor:
 
     # --- life cycle --------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
-        """Running numbers, baselines and episodes, as JSON-able data."""
+        """Running numbers, baselines and episodes, as JSON-able data; what is queued is written."""
+        self.flush(0.0)  # a checkpoint that survives should find its steps in the record
         return {
             "version": 1,
             "running": self._running.state_dict(),

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from klmonitor.notify import Notifier, Notify, parse_targets
 from klmonitor.record import RecordWriter
-from klmonitor.report import Alert, ExtremeToken, Report
-from klmonitor.rows import recorded_tokens
+from klmonitor.report import Alert, ExtremeToken, Later, Report
 from klmonitor.sinks import (
     ConsoleSink,
     FanOut,
@@ -25,7 +24,7 @@ from klmonitor.sinks import (
     WandbSink,
     as_sink,
 )
-from klmonitor.sinks.tokentable import Annotate
+from klmonitor.sinks.tokentable import Annotate, WithText, shown_tokens
 
 NAMES = ("tensorboard", "wandb", "prometheus")
 CLOSE_SECONDS = 5.0
@@ -75,25 +74,13 @@ class Outputs:
         self._sinks(report)
 
     def _write(self, record: RecordWriter, report: Report, ended: Sequence[Alert]) -> None:
-        tokens = None
-        try:  # before the writer's thread has work: two threads of Python wait for one another
-            tokens = self._tokens(report) if self._keep_tokens else None
-        finally:
-            record.step(report)
-            for alert in (*report.alerts, *ended):
-                record.alert(alert)
-        if tokens is not None:
+        record.step(report)
+        for alert in (*report.alerts, *ended):
+            record.alert(alert)
+        if self._keep_tokens:
+            with_text = self._annotate(report.phase) if self._annotate else None
+            tokens = Later(partial(_recorded, report, with_text))
             record.tokens(report.step, tokens, report.phase)
-
-    def _tokens(self, report: Report) -> Sequence[ExtremeToken]:
-        """The extreme tokens to record, with their text if there is something to decode it."""
-        alerted = {alert.pair for alert in report.alerts}
-        kept = [
-            token
-            for pair in report.pairs.values()
-            for token in recorded_tokens(pair, pair.name in alerted)
-        ]
-        return kept if self._annotate is None else self._annotate(kept, report.phase)
 
     def flush(self, timeout: float) -> None:
         """Wait until the record is written, at most `timeout` seconds."""
@@ -112,6 +99,12 @@ class Outputs:
             thread.start()
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
+
+
+def _recorded(report: Report, with_text: WithText | None) -> Sequence[ExtremeToken]:
+    """The extreme tokens to record, with their text if there is something to decode it."""
+    tokens = shown_tokens(report)
+    return tokens if with_text is None else with_text(tokens)
 
 
 def make_sinks(

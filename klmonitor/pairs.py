@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 POLICIES: tuple[str, ...] = ("policy", "old", "rollout", "ref")
 """``policy``: the trainer's current weights. ``old``: the trainer before this update.
 ``rollout``: the inference engine when it sampled. ``ref``: the frozen reference."""
+POLICY_INDEX: dict[str, int] = {name: i for i, name in enumerate(POLICIES)}
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Pair:
     q: str
     p: str
 
-    @property
+    @cached_property
     def name(self) -> str:
         """``"{q}_{p}"``, the name in every metric, file and message."""
         return f"{self.q}_{self.p}"
@@ -52,13 +54,18 @@ def sampler(present: Collection[str]) -> str:
     return next(name for name in ("rollout", "old", "policy") if name in present)
 
 
-def default_pairs(present: Collection[str]) -> tuple[Pair, ...]:
+def default_pairs(present: Iterable[str]) -> tuple[Pair, ...]:
     """The pairs worth watching when the log-probs of the policies `present` are known.
 
     Drift from the reference (`policy_ref`, or `old_ref` where only the sampler's log-probs are
     known), the size of the update (`old_policy`), and the mismatch of trainer and engine
     (`rollout_old`, else `rollout_policy`).
     """
+    return _default_pairs(tuple(present))
+
+
+@lru_cache(64)
+def _default_pairs(present: tuple[str, ...]) -> tuple[Pair, ...]:
     candidates = (
         ("policy_ref", "old_ref"),
         ("old_policy",),

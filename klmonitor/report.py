@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache
-from typing import Any, overload
+from functools import cached_property, lru_cache, partial
+from typing import Any, TypeVar, overload
 
+T = TypeVar("T")
 Row = dict[str, Any]
 """A JSON object: what one line of a record file holds."""
 
@@ -99,52 +100,49 @@ class ExtremeToken:
         )
 
 
-class ExtremeTokens(Sequence[ExtremeToken]):
-    """The extreme tokens of a pair, most extreme first, left tail before right.
-
-    They are made when they are asked for: at most steps nobody looks at most of them.
+class Later(Sequence[T]):
+    """A sequence that is made when it is first looked at: at most steps, by nobody or elsewhere.
 
     Args:
-        make: a token from its tail and its record.
-        tails: tail -> records, most extreme first.
+        make: makes its items.
     """
 
-    def __init__(
-        self,
-        make: Callable[[str, Sequence[float]], ExtremeToken],
-        tails: Mapping[str, Sequence[Sequence[float]]],
-    ) -> None:
-        self._make, self._tails = make, tails
+    def __init__(self, make: Callable[[], Sequence[T]]) -> None:
+        self._make = make
 
     @cached_property
-    def _tokens(self) -> list[ExtremeToken]:
-        return self.most(len(self))
+    def _items(self) -> Sequence[T]:
+        return self._make()
 
     def __len__(self) -> int:
-        return sum(map(len, self._tails.values()))
+        return len(self._items)
 
     @overload
-    def __getitem__(self, index: int) -> ExtremeToken: ...
+    def __getitem__(self, index: int) -> T: ...
     @overload
-    def __getitem__(self, index: slice) -> list[ExtremeToken]: ...
-    def __getitem__(self, index: int | slice) -> ExtremeToken | list[ExtremeToken]:
-        return self._tokens[index]
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        return self._items[index]
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # equal to a list of the same tokens
+    __hash__ = None  # type: ignore[assignment]  # equal to a list of the same items
 
     def __repr__(self) -> str:
         return repr(tuple(self))
 
-    def most(self, number: int) -> list[ExtremeToken]:
-        """The first `number` of each tail."""
-        return [
-            self._make(tail, record)
-            for tail, records in self._tails.items()
-            for record in records[:number]
-        ]
+
+class ExtremeTokens(Later[ExtremeToken]):
+    """The extreme tokens of a pair, most extreme first, left tail before right.
+
+    Args:
+        make: makes the first so many of each tail, or all.
+    """
+
+    def __init__(self, make: Callable[[int | None], Sequence[ExtremeToken]]) -> None:
+        super().__init__(partial(make, None))
+        self.most = make
 
 
 @dataclass(frozen=True)
@@ -215,7 +213,7 @@ class PairReport:
     name: str
     values: Mapping[str, float]
     extremes: Sequence[ExtremeToken] = ()
-    histogram: tuple[tuple[float, float], ...] = ()
+    histogram: Sequence[tuple[float, float]] = ()
 
     def __getitem__(self, metric: str) -> float:
         """The value of a metric, nan if this step has none."""
@@ -229,7 +227,7 @@ class PairReport:
     def most_extreme(self, number: int) -> list[ExtremeToken]:
         """The first `number` extreme tokens of each tail."""
         if isinstance(self.extremes, ExtremeTokens):
-            return self.extremes.most(number)
+            return list(self.extremes.most(number))
         tails: dict[str, list[ExtremeToken]] = {}
         for token in self.extremes:
             tails.setdefault(token.tail, []).append(token)

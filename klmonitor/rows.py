@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -17,7 +17,7 @@ PAIR_BYTES = 4096
 RECORDED_TOKENS = 4
 """Extreme tokens of each tail that are recorded at a step that is not dominated by any."""
 
-Histogram = tuple[tuple[float, float], ...]
+Histogram = Sequence[tuple[float, float]]
 
 
 def encode_row(row: Row) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from klmonitor import dominance
-from klmonitor.buckets import MIDDLES, Array, edge_index
+from klmonitor.buckets import MIDDLES, Array, draw, edge_index
 from klmonitor.dominance import LISTED, dominance_k1, dominance_k3
 from klmonitor.metrics import FIELDS, QUANTILES
 from klmonitor.summary.layout import CENTRE, COLUMNS, POLICY_COUNTS
@@ -259,6 +259,7 @@ def pair_numbers(
     running: Array,
     decay: float,
     out: Array,
+    drawn: Array,
 ) -> None:
     """Write every number of a pair at a step that follows from its sums.
 
@@ -274,6 +275,7 @@ def pair_numbers(
         running: [N_RUNNING] running sums, to which the step's tokens are added.
         decay: of the running sums before; nan: add nothing to them.
         out: [COMPUTED], written to.
+        drawn: [N_DRAWN] counts of a coarse histogram, written to.
     """
     nan = math.nan
     s = sums[0].copy()
@@ -309,6 +311,7 @@ def pair_numbers(
 
     cumulative = np.cumsum(histogram)
     counted = cumulative[-1]
+    draw(cumulative, drawn)
     low, high = -maxima[1], maxima[0]
     le2, ge2 = cumulative[CENTRE - TWO - 1], counted - cumulative[CENTRE + TWO - 1]
 
@@ -397,7 +400,7 @@ HELPERS = (
     *dominance.HELPERS,
     *(ratio, positive, normal_deviate, sequence_totals, mean_of, gram, prompt_rows, clusters),
     *(standard_error, standard_score, variance, quantile, low_format, top_sequence_share),
-    *(advance, running_mean, running_var),
+    *(advance, running_mean, running_var, draw),
 )
 """For the compiler: what `pair_numbers` calls."""
 

@@ -52,6 +52,32 @@ def test_jobs_run_in_order_on_another_thread() -> None:
     assert (worker.dropped, worker.errors) == (0, 0)
 
 
+@pytest.mark.parametrize("why", ["urgent", "the queue fills", "somebody waits", "the first"])
+def test_the_thread_is_woken_where_a_job_should_not_wait(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "NAP_SECONDS", 3600.0)
+    worker, ran = Worker("a test", 4), threading.Event()
+    if why != "the first":
+        worker.submit(lambda: None)
+        assert worker.flush(60)
+    worker.submit(ran.set, now=why == "urgent")
+    if why == "the queue fills":
+        worker.submit(lambda: None)
+    if why == "somebody waits":
+        assert worker.flush(60)
+    assert ran.wait(60)
+    worker.close()
+
+
+def test_a_job_that_nobody_waits_for_runs_soon() -> None:
+    worker, ran = Worker("a test", 100), [threading.Event() for _ in range(3)]
+    for one in ran:
+        worker.submit(one.set)
+    assert all(one.wait(60) for one in ran)
+    worker.close()
+
+
 def test_a_queue_needs_room() -> None:
     with pytest.raises(ValueError, match="capacity=0"):
         Worker("a test", 0)

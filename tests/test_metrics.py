@@ -51,7 +51,7 @@ def report_of(log_probs, **layout):
     pairs = default_pairs(batch.log_probs)
     accumulate(state, batch, pairs, place=Place())
     return {
-        name: pair_report(name, totals, totals.values(Running().sums(name), 1.0))
+        name: pair_report(name, totals, Running().sums(name), 1.0)
         for name, totals in pair_totals(state).items()
     }
 
@@ -108,6 +108,23 @@ def test_every_metric_equals_its_formula(case):
     if case == "beyond the core":  # differences of e^30 apart cancel: checked in test_dominance
         skip |= {"cv/corr"}
     check(pair.values, plain_metrics(d, sequence), skip)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_drawn_histogram_counts_every_token(case):
+    q, p, mask = CASES[case]
+    (pair,) = report_of(
+        {"policy": torch.tensor(q), "ref": torch.tensor(p)}, mask=torch.tensor(mask)
+    ).values()
+    d = (p.astype(np.float64) - q.astype(np.float64))[mask]
+    octaves = np.ldexp(np.array([1.0, 1.25, 1.5, 1.75]), np.arange(-20, 7)[:, None]).ravel()
+    edges = np.concatenate([[0.0], octaves, [128.0, np.inf]])
+    expected = []
+    for sign, side in ((-1.0, d[np.signbit(d)]), (1.0, d[~np.signbit(d)])):
+        counts, _ = np.histogram(np.abs(side), edges)
+        found = [(sign * edge, n) for edge, n in zip(edges, counts, strict=False) if n]
+        expected += found[::-1] if sign < 0 else found
+    assert list(pair.histogram) == expected
 
 
 @pytest.mark.parametrize("completions", [4, 20, 40])

@@ -63,7 +63,7 @@ def summarise(parts, config=CONFIG, groups=0):
 
 def values_of(state):
     (totals,) = pair_totals(state).values()
-    return pair_report("policy_ref", totals, totals.values(Running().sums("policy_ref"), 1.0))
+    return pair_report("policy_ref", totals, Running().sums("policy_ref"), 1.0)
 
 
 def assert_close(a, b, tolerance):
@@ -172,7 +172,7 @@ def test_any_float32_bits_are_summed_or_counted(bits, mask):
         assert not found
         return
     totals = found["policy_ref"]
-    values = totals.values(Running().sums("policy_ref"))
+    values = pair_report("policy_ref", totals, Running().sums("policy_ref")).values
     assert values["tokens"] == finite.sum()
     assert values["nonfinite"] == (~finite).sum()
     assert values["clamped"] == (d[finite] > 350).sum()

@@ -157,7 +157,8 @@ class GroupCapture(Capture):
             role = "ref"
         else:
             role = "policy" if self._place == "loss" else "old"
-        self._caught.setdefault(role, log_probs.detach())
+        if role not in self._caught:
+            self._caught[role] = log_probs.detach() if log_probs.requires_grad else log_probs
 
     # --- generation --------------------------------------------------------------------------
     def _send_along(
@@ -192,7 +193,7 @@ class GroupCapture(Capture):
             tensor = inputs.get(key)
             tensor = inputs.get(RIDER + name) if tensor is None else tensor
             if tensor is not None:
-                policies[name] = tensor.detach()
+                policies[name] = tensor
         mask = inputs["completion_mask"]
         if inputs.get("tool_mask") is not None:
             mask = mask * inputs["tool_mask"]

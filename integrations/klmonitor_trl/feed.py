@@ -40,6 +40,7 @@ class Feed:
     pairs: tuple[str, ...] | None = None
     seen: dict[str, int] = field(default_factory=dict)
     model: Any = field(init=False)
+    _adapted: bool = field(init=False)
 
     @property
     def phase(self) -> str:
@@ -49,6 +50,7 @@ class Feed:
     def __post_init__(self) -> None:
         """Look up the model itself, without what distributes it, once."""
         self.model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        self._adapted = hasattr(self.model, "peft_config")
 
     def observe(self, policies: Mapping[str, Tensor], *, phase: str = "", **layout: Any) -> None:
         """Hand one micro-batch to the monitor, if it holds two policies to compare."""
@@ -66,9 +68,9 @@ class Feed:
         if model is not None and model is getattr(self.trainer, "ref_model", None):
             return True
         inner = self.model
-        if getattr(inner, "_adapters_disabled", False):
-            return True
-        return _active_adapter(inner) == "ref"
+        if not (self._adapted or "peft_config" in vars(inner)):
+            return False
+        return getattr(inner, "_adapters_disabled", False) or _active_adapter(inner) == "ref"
 
 
 class Capture(ABC):
@@ -124,8 +126,6 @@ def argument(args: Any, kwargs: Mapping[str, Any], place: int, *names: str) -> A
 
 
 def _active_adapter(model: Any) -> str | None:
-    """The adapter in use, None without PEFT or where several are active."""
-    if not hasattr(model, "peft_config"):
-        return None
+    """The adapter in use of a model that has some, None where several are active."""
     active = model.active_adapter
     return active if isinstance(active, str) else None

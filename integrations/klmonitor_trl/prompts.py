@@ -44,9 +44,7 @@ def prompt_keys(ids: Tensor, mask: Tensor) -> Tensor:
 
 def _array(tensor: Tensor) -> Ints:
     """Rows of integers that lie one behind the other."""
-    if tensor.dtype != torch.int64 or not tensor.is_contiguous():
-        tensor = tensor.to(torch.int64).contiguous()
-    values: Ints = tensor.numpy()
+    values: Ints = np.ascontiguousarray(tensor.numpy(), np.int64)
     return values
 
 

@@ -1,14 +1,17 @@
 """The text of extreme tokens: decoded on the machine that trains, for its record.
 
-The ids of a step's micro-batches stay where they are until the step is closed; then those around
-the few extreme tokens are copied to the host at once and decoded. Only this process's own tokens
-have their context; of another rank's, which come with their id alone, the token is decoded.
+The ids of a step's micro-batches stay where they are until the step is recorded, on the record's
+own thread; there those around the few extreme tokens are copied to the host at once and decoded, by
+a copy of the tokenizer: a trainer that sets its padding meanwhile would fail. Only this process's
+own tokens have their context; of another rank's, which come with their id alone, the token is
+decoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import lru_cache
+from copy import deepcopy
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from klmonitor.report import ExtremeToken
 from klmonitor.rows import RECORDED_TOKENS
+from klmonitor.sinks.tokentable import WithText
 
 BEFORE = 12
 """Tokens of context before the extreme one."""
@@ -33,14 +37,14 @@ class TokenText:
     """Decodes extreme tokens of the step that is being closed.
 
     Args:
-        tokenizer: anything with ``decode(ids)``.
+        tokenizer: anything with ``decode(ids)`` that can be copied.
         rank: of this process.
     """
 
     def __init__(self, tokenizer: Any, rank: int) -> None:
         """Nothing kept."""
-        self._tokenizer, self._rank = tokenizer, rank
-        self._marked = lru_cache(KNOWN_TOKENS)(lambda i: MARK.format(tokenizer.decode([i])))
+        self._tokenizer, self._rank = deepcopy(tokenizer), rank
+        self._marked = lru_cache(KNOWN_TOKENS)(self._mark)
         self._ids: dict[str, list[Tensor | None]] = {}
 
     def keep(self, phase: str, ids: Tensor | None) -> None:
@@ -53,13 +57,22 @@ class TokenText:
         """A step is over."""
         self._ids.pop(phase, None)
 
-    def annotate(self, tokens: Sequence[ExtremeToken], phase: str) -> list[ExtremeToken]:
+    def of_step(self, phase: str) -> WithText:
+        """What gives the tokens of this step their text, also once the step is forgotten."""
+        return partial(self._with_text, self._ids.get(phase, []))
+
+    def _with_text(
+        self, kept: Sequence[Tensor | None], tokens: Sequence[ExtremeToken]
+    ) -> list[ExtremeToken]:
         """The tokens with their text; at an ordinary step few of them with its context."""
-        contexts = self._contexts(tokens, with_context(tokens), self._ids.get(phase, []))
+        contexts = self._contexts(tokens, with_context(tokens), kept)
         return [
             token.with_text(self._text(token, context))
             for token, context in zip(tokens, contexts, strict=True)
         ]
+
+    def _mark(self, token_id: int) -> str:
+        return MARK.format(self._tokenizer.decode([token_id]))
 
     def _text(self, token: ExtremeToken, context: Sequence[int]) -> str | None:
         if token.token_id is None:

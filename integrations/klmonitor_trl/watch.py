@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 from weakref import WeakSet
@@ -17,8 +17,9 @@ from klmonitor.attachment import Handle, Options, disabled
 from klmonitor.buckets import Array
 from klmonitor.monitor import Monitor
 from klmonitor.reduce import communication_device, default_group
-from klmonitor.report import ExtremeToken, Report
+from klmonitor.report import Report
 from klmonitor.sinks import select
+from klmonitor.sinks.tokentable import WithText
 from klmonitor_trl import describe
 from klmonitor_trl.alerts import with_extras
 from klmonitor_trl.bindings import Guard, Wrap
@@ -268,7 +269,11 @@ class Watch:
         wanted = self._options.log_tokens is not False and self.active
         if not wanted or not hasattr(tokenizer, "decode") or not trainer.is_world_process_zero():
             return None
-        return TokenText(tokenizer, rank=0)
+        try:
+            return TokenText(tokenizer, rank=0)
+        except Exception as error:  # noqa: BLE001  # whatever a tokenizer does when it is copied
+            self._say(f"tokens are recorded without text: no copy of the tokenizer ({error})")
+            return None
 
     def _token_tables(self) -> tuple[TokenTables, ...]:
         """What sends text to the trackers, where the user wants that."""
@@ -278,10 +283,11 @@ class Watch:
             TokenTables(self.trainer, self._annotate, wandb="wandb" not in self._options.sinks),
         )
 
-    def _annotate(self, tokens: Sequence[ExtremeToken], phase: str) -> Sequence[ExtremeToken]:
-        """The tokens with their text, or as they are if that fails."""
+    def _annotate(self, phase: str) -> WithText:
+        """What gives the tokens of this step their text, or leaves them as they are if it fails."""
         assert self._text is not None  # else the monitor is not given this
-        return self._guards["text"].run(self._text.annotate, tokens, phase) or tokens
+        with_text, guard = self._text.of_step(phase), self._guards["text"]
+        return lambda tokens: guard.run(with_text, tokens) or tokens
 
     def _objective_values(
         self, pair: str, values: Mapping[str, float], histogram: Array

@@ -64,7 +64,7 @@ class Lane:
 
     def offer(self, alert: Alert) -> bool:
         """Queue an alert; never blocks. False: the queue is full, and it is counted as lost."""
-        return self._worker.submit(partial(self._deliver, alert))
+        return self._worker.submit(partial(self._deliver, alert), now=True)
 
     def flush(self, seconds: float) -> bool:
         """Wait until every message had its turn, `seconds` at most."""

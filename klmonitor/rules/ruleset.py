@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from klmonitor.report import Alert, PairReport, Report
@@ -202,7 +202,7 @@ def _alert(step: int, rule: Rule, pair: str, finding: Finding, phase: str, since
         phase=phase,
         since=since,
         values={key: value for key, value in finding.values.items() if not math.isnan(value)},
-        tokens=tuple(replace(token, text=None) for token in finding.tokens),
+        tokens=tuple(token.with_text(None) for token in finding.tokens),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from klmonitor.report import ExtremeToken, PairReport
 
@@ -56,8 +55,8 @@ def dominating(pair: PairReport, estimator: str) -> int:
 def heaviest(pair: PairReport, estimator: str, at_most: int) -> tuple[ExtremeToken, ...]:
     """The extreme tokens that weigh most in k1 (by |d|) or in k3, without their text."""
     weight = (lambda token: token.k3) if estimator == "k3" else (lambda token: abs(token.k1))
-    chosen = sorted(pair.extremes, key=weight, reverse=True)[:at_most]
-    return tuple(replace(token, text=None) for token in chosen)
+    chosen = sorted(pair.most_extreme(at_most), key=weight, reverse=True)[:at_most]
+    return tuple(token.with_text(None) for token in chosen)
 
 
 def name_tokens(tokens: Iterable[ExtremeToken]) -> str:

@@ -11,8 +11,10 @@ from klmonitor.rows import recorded_tokens
 COLUMNS = ("step", "pair", "tail", "d", "log q", "log p", "token id", "text", "prompt", "place")
 TEXT = COLUMNS.index("text")
 
-Annotate = Callable[[Sequence[ExtremeToken], str], Sequence[ExtremeToken]]
-"""Gives extreme tokens, seen in a phase, their text."""
+WithText = Callable[[Sequence[ExtremeToken]], Sequence[ExtremeToken]]
+Annotate = Callable[[str], WithText]
+"""Called with the phase of a step that is being closed; what it returns gives the step's extreme
+tokens their text, at any time and on any thread."""
 
 
 def shown_tokens(report: Report) -> list[ExtremeToken]:

@@ -23,17 +23,16 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from klmonitor.background import Worker
+from klmonitor.background import Worker, flush_all
 from klmonitor.report import Alert, ExtremeToken, Report
 from klmonitor.sinks.selection import Metrics, check_metrics, select
-from klmonitor.sinks.tokentable import Annotate, shown_tokens
+from klmonitor.sinks.tokentable import Annotate, WithText, shown_tokens
 from klmonitor.sinks.wandbmedia import histograms, page, table, warm_up
 
 CAPACITY = 256
@@ -122,18 +121,21 @@ class WandbSink:
         self._worker.submit(partial(self._log, report))
         if media:
             self._media_step = report.step
-            self._worker.submit(partial(self._log_media, report, self._table_of(report)))
+            with_text = self._annotate(report.phase) if self._annotate else None
+            self._worker.submit(partial(self._log_media, report, with_text))
         self._prompt = self._worker.flush(PATIENCE if self._prompt else 0.0)
 
     def close(self, timeout: float = 5.0) -> None:
         """Log what waits and the page, within `timeout` seconds; finish a run that we made."""
+        deadline = time.monotonic() + timeout
         if not self._closed:
+            flush_all(timeout / 2)  # what the page is made of may still be on its way to the record
             self._worker.submit(self._log_page)
         if self._owns_run and not self._closed:
             self._worker.submit(self.run.finish)
         self._closed = True
         atexit.unregister(self.close)
-        self._worker.close(timeout)
+        self._worker.close(max(deadline - time.monotonic(), 0.0))
 
     def _media_due(self, report: Report) -> bool:
         """Whether it is time for histograms and the table, and there is what they show."""
@@ -142,13 +144,6 @@ class WandbSink:
             return False
         last = self._media_step
         return last is None or bool(report.alerts) or not 0 <= report.step - last < MEDIA_EVERY
-
-    def _table_of(self, report: Report) -> Sequence[ExtremeToken]:
-        """The tokens of the table, with their text if they may have it: it is at hand only now."""
-        tokens = shown_tokens(report) if self._tokens else []
-        if self._annotate is not None:
-            return self._annotate(tokens, report.phase)
-        return [replace(token, text=None) for token in tokens]
 
     # --- on the worker's thread ------------------------------------------------------------
     def _log(self, report: Report) -> None:
@@ -159,10 +154,15 @@ class WandbSink:
         for alert in report.alerts:
             self._alert(alert)
 
-    def _log_media(self, report: Report, tokens: Sequence[ExtremeToken]) -> None:
+    def _log_media(self, report: Report, with_text: WithText | None) -> None:
         """Log histograms and the table of tokens beside the numbers of the same report."""
         media = histograms(report)
-        media |= table(report.step, tokens, text=self._annotate is not None)
+        tokens: Sequence[ExtremeToken] = shown_tokens(report) if self._tokens else []
+        if with_text is not None:
+            tokens = with_text(tokens)
+        else:
+            tokens = [token.with_text(None) for token in tokens]
+        media |= table(report.step, tokens, text=with_text is not None)
         if media:
             self._define(media)
             self._log_row({**media, self._step_key: report.step}, report.step)

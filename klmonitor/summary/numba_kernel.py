@@ -79,6 +79,22 @@ def from_bits(typing, value):
     return types.float64(types.int64), generate
 
 
+@intrinsic
+def short_bits(typing, value):
+    """The bits of a float32 as an int32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+@inner
+def narrow(x):
+    """As a float32."""
+    return np.float32(x)
+
+
 @inner
 def parts(x):
     """2^n, y, and e^y - 1 - y, for |x| <= 700."""
@@ -339,11 +355,49 @@ def per_sequence(row, weighted, prompted, own):
             at += 1
 
 
+@njit
+def count_policy(x, mask, columns, checked_rows, checked_columns, counts):
+    """Add to one policy's counts of `layout.POLICY_COUNTS`, in place, those of its float32 values.
+
+    Args:
+        x: log-probs, nats, [N].
+        mask: uint8 [N] or empty, as for `_add_pair`.
+        columns: tokens from one row to the next.
+        checked_rows: rows whose bits are looked at.
+        checked_columns: leading tokens of each that are.
+        counts: [POLICY_COUNTS].
+    """
+    n, nonzero, positive = x.size, 0, 0
+    if mask.size:
+        n = 0
+        for i in range(x.size):
+            kept, value = np.int64(mask[i]), narrow(x[i])
+            n += kept
+            nonzero += kept & (value != 0)
+            positive += kept & (value > POSITIVE)
+    else:
+        for i in range(x.size):
+            value = narrow(x[i])
+            nonzero += value != 0
+            positive += value > POSITIVE
+    checked, bf16, fp16 = 0, 0, 0
+    for row in range(checked_rows):
+        for i in range(row * columns, row * columns + checked_columns):
+            value = narrow(x[i])
+            telling = value < TELLING_BELOW and (not mask.size or mask[i] != 0)
+            pattern = short_bits(value)
+            checked += telling
+            bf16 += telling and not pattern & 0xFFFF
+            fp16 += telling and not pattern & 0x1FFF
+    for i, found in enumerate((n, nonzero, positive, checked, bf16, fp16)):
+        counts[i] += found
+
+
 def _add_pair(
     q, p, sampler, mask, columns, offsets, token_ids, prompt_ids, group, groups, weighted, place,
-    centre, sums, histogram, prompts, maxima, tokens, sequences,
+    centre, uncounted, checked, policies, sums, histogram, prompts, maxima, tokens, sequences,
 ):  # fmt: skip
-    """Add every token of a batch to one pair's part of a state, in place.
+    """Add every token of a batch to one pair's part of a state, in place, and to its policies'.
 
     Args:
         q: log-probs of the pair's first policy, nats, [N], float32 or float64.
@@ -359,13 +413,19 @@ def _add_pair(
         weighted: whether another policy than q drew the tokens.
         place: rank and micro-batch.
         centre: the pair's recent mean k1, nats.
-        sums: [groups, COLUMNS], as everything below of `state.Summary`, for this pair.
+        uncounted: row of `policies` of q and of p; -1: it is counted already.
+        checked: rows, and leading tokens of each, whose bits are looked at.
+        policies: [policies, POLICY_COUNTS], as everything below of `state.Summary`.
+        sums: [groups, COLUMNS], for this pair, as those that follow.
         histogram: [HISTOGRAM].
         prompts: [groups, buckets, 4].
         maxima: [2].
         tokens: [2, top, TOKEN_FIELDS].
         sequences: [top, SEQUENCE_FIELDS].
     """
+    for x, policy in ((q, uncounted[0]), (p, uncounted[1])):
+        if policy >= 0:
+            count_policy(x, mask, columns, checked[0], checked[1], policies[policy])
     scratch, keep = np.empty((len(FEATURES), BLOCK)), np.empty(BLOCK, np.bool_)
     index, counts = np.empty(BLOCK, np.int32), np.zeros(histogram.size, np.int32)
     row, own = np.empty(N_COLUMNS), np.empty(N_SUMS)
@@ -406,41 +466,5 @@ def _add_pair(
     histogram += counts
 
 
-def _add_policy(x, mask, columns, checked_rows, checked_columns, counts):
-    """Add to one policy's counts of `layout.POLICY_COUNTS`, in place.
-
-    Args:
-        x: log-probs, nats, float32 [N].
-        mask: uint8 [N] or empty, as for `_add_pair`.
-        columns: tokens from one row to the next.
-        checked_rows: rows whose bits are looked at.
-        checked_columns: leading tokens of each that are.
-        counts: [POLICY_COUNTS].
-    """
-    n, nonzero, positive = x.size, 0, 0
-    if mask.size:
-        n = 0
-        for i in range(x.size):
-            kept = np.int64(mask[i])
-            n += kept
-            nonzero += kept & (x[i] != 0)
-            positive += kept & (x[i] > POSITIVE)
-    else:
-        for i in range(x.size):
-            nonzero += x[i] != 0
-            positive += x[i] > POSITIVE
-    checked, bf16, fp16 = 0, 0, 0
-    pattern = x.view(np.int32)
-    for row in range(checked_rows):
-        for i in range(row * columns, row * columns + checked_columns):
-            telling = x[i] < TELLING_BELOW and (not mask.size or mask[i] != 0)
-            checked += telling
-            bf16 += telling and not pattern[i] & 0xFFFF
-            fp16 += telling and not pattern[i] & 0x1FFF
-    for i, found in enumerate((n, nonzero, positive, checked, bf16, fp16)):
-        counts[i] += found
-
-
 _helpers = tuple(value for value in list(globals().values()) if hasattr(value, "py_func"))
 add_pair: Any = keep(_add_pair, _helpers, njit, nogil=True)
-add_policy: Any = keep(_add_policy, _helpers, njit, nogil=True)

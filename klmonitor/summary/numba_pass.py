@@ -12,9 +12,9 @@ from torch import Tensor
 
 from klmonitor.batch import TokenBatch
 from klmonitor.compiled import run
-from klmonitor.pairs import PAIR_INDEX, POLICIES, Pair, sampler
+from klmonitor.pairs import PAIR_INDEX, POLICY_INDEX, Pair, sampler
 from klmonitor.summary.extremes import Place
-from klmonitor.summary.numba_kernel import add_pair, add_policy
+from klmonitor.summary.numba_kernel import add_pair
 from klmonitor.summary.state import Summary
 from klmonitor.summary.tiles import first_shape
 
@@ -22,6 +22,7 @@ BY_PAIR = ("sums", "histogram", "prompts", "maxima", "tokens", "sequences")
 """A pair's part of a state, in the order in which the kernel takes it."""
 MOST_COPIED = 2**21
 """Tokens of the largest batch that is copied where the kernel cannot read it as it is."""
+NARROW, WIDE = np.dtype(np.float32), np.dtype(np.float64)
 NO_MASK, NO_IDS = np.empty(0, np.uint8), np.empty(0, np.int64)
 
 
@@ -48,54 +49,57 @@ def add(
     centres: Mapping[str, float],
 ) -> None:
     """Add a batch that `fits` to a state, in place; arguments as for `passes.accumulate`."""
-    names = {name for pair in pairs for name in (pair.q, pair.p)}
     behaviour = sampler(batch.log_probs)
-    log_probs = _log_probs({name: batch.log_probs[name] for name in (*names, behaviour)})
-    mask = NO_MASK if batch.mask is None else _array(batch.mask, torch.bool).view(np.uint8)
-    columns, checked = batch.shape[1], first_shape(batch)
+    log_probs = _log_probs(batch.log_probs)
+    mask = NO_MASK if batch.mask is None else _values(batch.mask).view(np.uint8)
     layout = (
-        *(mask, columns, _offsets(batch), _ids(batch.token_ids), _ids(batch.prompt_ids)),
+        *(mask, batch.shape[1], _offsets(batch), _ids(batch.token_ids), _ids(batch.prompt_ids)),
         *((groups, NO_IDS) if isinstance(groups, int) else (0, _ids(groups))),
     )
-    for name in names:
-        counts = state.arrays["policies"][POLICIES.index(name)]
-        x = log_probs[name]
-        if x.dtype != np.float32:
-            with np.errstate(over="ignore"):
-                x = x.astype(np.float32)
-        run(add_policy, x, mask, columns, *checked, counts)
+    where, checked, counted = (place.rank, place.micro_batch), first_shape(batch), set[str]()
     for pair in pairs:
-        mine = state.by_pair[PAIR_INDEX[pair.name]]
+        name, both = pair.name, (pair.q, pair.p)
+        mine = state.by_pair[PAIR_INDEX[name]]
         run(
             add_pair,
-            *(log_probs[name] for name in (pair.q, pair.p, behaviour)),
+            *(log_probs[pair.q], log_probs[pair.p], log_probs[behaviour]),
             *layout,
             behaviour != pair.q,
-            (place.rank, place.micro_batch),
-            centres.get(pair.name, 0.0),
+            where,
+            centres.get(name, 0.0),
+            tuple(-1 if one in counted else POLICY_INDEX[one] for one in both),
+            checked,
+            state.arrays["policies"],
             *(mine[part] for part in BY_PAIR),
         )
+        counted.update(both)
 
 
 def _log_probs(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     """One array a policy, all float32 or, where one is, float64."""
-    wide = any(x.dtype == torch.float64 for x in tensors.values())
-    dtype = torch.float64 if wide else torch.float32
-    return {name: _array(x, dtype) for name, x in tensors.items()}
+    found = {name: _values(x) for name, x in tensors.items()}
+    dtypes = {x.dtype for x in found.values()}
+    if dtypes == {NARROW}:
+        return found
+    common = WIDE if WIDE in dtypes else NARROW
+    return {name: x.astype(common, copy=False) for name, x in found.items()}
 
 
-def _array(tensor: Tensor, dtype: torch.dtype) -> NDArray[Any]:
+def _values(tensor: Tensor) -> NDArray[Any]:
     """A tensor's values, one behind the other; the same memory where it holds them so."""
-    if tensor.dtype != dtype:
-        tensor = tensor.to(dtype)
-    if tensor.is_neg():
-        tensor = tensor.resolve_neg()
-    values: NDArray[Any] = tensor.numpy().ravel()
+    try:
+        values: NDArray[Any] = tensor.numpy().ravel()
+    except TypeError:  # of a dtype that numpy lacks
+        return _values(tensor.float())
+    except RuntimeError:
+        if not tensor.is_neg():
+            raise
+        return _values(tensor.resolve_neg())
     return values
 
 
 def _ids(tensor: Tensor | None) -> NDArray[np.int64]:
-    return NO_IDS if tensor is None else _array(tensor, torch.int64)
+    return NO_IDS if tensor is None else _values(tensor).astype(np.int64, copy=False)
 
 
 def _offsets(batch: TokenBatch) -> NDArray[np.int64]:

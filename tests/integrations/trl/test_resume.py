@@ -96,14 +96,16 @@ def test_a_resumed_run_reports_what_the_uninterrupted_one_does(
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 import torch
 from transformers import TrainerCallback
 from klmonitor.attachment import attach
+from klmonitor.background import NAP_SECONDS
 from klmonitor.demo import tiny
 
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
+        time.sleep(1.5 * NAP_SECONDS)  # of quicker steps the last few rows may be lost
         if state.global_step == 6:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -167,10 +167,10 @@ def test_context_is_that_of_this_processs_own_tokens(rank):
     text = TokenText(types.SimpleNamespace(decode=lambda ids: f"{ids}"), rank=0)
     text.keep("train", torch.arange(20).reshape(2, 10))
     token = ExtremeToken("policy_ref", "left", -3.0, -1.0, -4.0, rank, 0, 1, 2, token_id=12)
-    (found,) = text.annotate([token], "train")
+    (found,) = text.of_step("train")([token])
     assert found.text == ("[10, 11]⟦[12]⟧" if rank == 0 else "⟦[12]⟧")
     text.forget("train")
-    assert text.annotate([token], "train")[0].text == "⟦[12]⟧"
+    assert text.of_step("train")([token])[0].text == "⟦[12]⟧"
 
 
 def test_all_of_an_important_tail_come_with_context():
@@ -185,7 +185,7 @@ def test_all_of_an_important_tail_come_with_context():
         for tail, last in (("left", RECORDED_TOKENS + 1), ("right", RECORDED_TOKENS))
         for position in range(1, last + 1)
     ]
-    found = [token.text.startswith("[") for token in text.annotate(tokens, "train")]
+    found = [token.text.startswith("[") for token in text.of_step("train")(tokens)]
     assert found == [True] * (RECORDED_TOKENS + 1) + [True] + [False] * (RECORDED_TOKENS - 1)
 
 
@@ -200,5 +200,5 @@ def test_the_first_token_of_a_tail_has_its_context_if_it_is_an_outlier():
         ExtremeToken("policy_ref", tail, d, -1.0, d - 1.0, 0, 0, 0, 5, token_id=5)
         for tail, d in (("left", -1.99), ("right", 2.0))
     )
-    found = text.annotate([near, near, far, far], "train")
+    found = text.of_step("train")([near, near, far, far])
     assert [token.text.startswith("[") for token in found] == [False, False, True, False]
