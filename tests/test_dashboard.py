@@ -17,12 +17,11 @@ from reports import make_alert, make_report, make_token, small_report
 
 from klmonitor.cli import main
 from klmonitor.commands.watch import Tail
-from klmonitor.dashboard.answers import answer
 from klmonitor.dashboard.columns import RunColumns, is_shown
 from klmonitor.dashboard.document import document, summary
 from klmonitor.dashboard.heat import HALF, ROWS, heat_columns
 from klmonitor.dashboard.server import PageServer
-from klmonitor.dashboard.source import RecordSource, run_names
+from klmonitor.dashboard.source import RecordSource, answer, run_names
 from klmonitor.monitor import Monitor
 from klmonitor.record import RecordWriter, read_run
 from klmonitor.report import report_to_row

@@ -23,8 +23,6 @@ from klmonitor.sinks.tokentable import WithText
 
 BEFORE = 12
 """Tokens of context before the extreme one."""
-CONTEXT_FROM = 2.0
-"""Nats of |d| from which the first token of a tail has its context at any step: an outlier's."""
 LIMIT = 1024
 """Micro-batches of a step that are kept; tokens of later ones come without context."""
 KNOWN_TOKENS = 2**16
@@ -109,16 +107,14 @@ class TokenText:
 def with_context(tokens: Sequence[ExtremeToken]) -> list[int]:
     """Which tokens to decode with what came before them.
 
-    The first of each tail, if it is an outlier, since decoding takes longer than all else; where
-    more of a tail are recorded than usual, since the step is dominated or alerted, all of it.
+    The first of each tail, since decoding takes longer than all else; where more of a tail are
+    recorded than usual, since the step is dominated or alerted, all of it.
     """
     tails: dict[tuple[str, str], list[int]] = {}
     for number, token in enumerate(tokens):
         tails.setdefault((token.pair, token.tail), []).append(number)
-    chosen = []
-    for numbers in tails.values():
-        if len(numbers) > RECORDED_TOKENS:
-            chosen += numbers
-        elif abs(tokens[numbers[0]].log_ratio) >= CONTEXT_FROM:
-            chosen.append(numbers[0])
-    return chosen
+    return [
+        number
+        for numbers in tails.values()
+        for number in (numbers if len(numbers) > RECORDED_TOKENS else numbers[:1])
+    ]

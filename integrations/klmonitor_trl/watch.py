@@ -21,14 +21,13 @@ from klmonitor.report import Report
 from klmonitor.sinks import select
 from klmonitor.sinks.tokentable import WithText
 from klmonitor_trl import describe
-from klmonitor_trl.alerts import with_extras
 from klmonitor_trl.bindings import Guard, Wrap
 from klmonitor_trl.feed import Capture, Feed, held_pairs
 from klmonitor_trl.kinds import capture_for, kind_of, watched_pairs
 from klmonitor_trl.objective import objective_of
 from klmonitor_trl.reference import choose_reference
-from klmonitor_trl.tables import TokenTables
 from klmonitor_trl.text import TokenText
+from klmonitor_trl.trackers import TokenTables, with_extras
 
 CAPTURE = ("log-probs", "generation", "loss")
 """Hooks without which numbers are missing or wrong: one given up makes klmonitor/active 0."""

@@ -13,10 +13,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from klmonitor.dashboard.answers import overview
 from klmonitor.dashboard.assets import SCRIPTS, STYLES, text_of
 from klmonitor.dashboard.columns import RunColumns
-from klmonitor.dashboard.source import Source
+from klmonitor.dashboard.source import Source, overview
 from klmonitor.rules import describe_rules
 
 DETAILED_STEPS = 2000

@@ -11,9 +11,8 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
-from klmonitor.dashboard.answers import answer
 from klmonitor.dashboard.assets import asset
-from klmonitor.dashboard.source import Source
+from klmonitor.dashboard.source import Source, answer
 
 HEADERS = {
     "Content-Security-Policy": (

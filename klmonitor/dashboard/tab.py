@@ -14,9 +14,9 @@ from tensorboard.data import provider
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from klmonitor.dashboard.answers import answer
 from klmonitor.dashboard.assets import SCRIPTS, STYLES, asset
 from klmonitor.dashboard.columns import RunColumns
+from klmonitor.dashboard.source import answer
 from klmonitor.report import alert_from_row
 from klmonitor.sinks.stepevent import PLUGIN, TAG
 

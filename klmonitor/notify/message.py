@@ -5,8 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from klmonitor.report import Alert, alert_to_row
-from klmonitor.rules import alert_markdown
+from klmonitor.report import Alert, ExtremeToken, alert_to_row
 
 Message = dict[str, Any]
 """JSON: title, text, markdown, severity, run, host, id, alert (as in ``alerts.jsonl``)."""
@@ -35,3 +34,29 @@ def make_message(alert: Alert, run: str = "") -> Message:
 
 def _origin(run: str) -> list[str]:
     return [f"run {run or 'without a record'} on {socket.gethostname()}"]
+
+
+def alert_markdown(alert: Alert) -> str:
+    """Headline, message, what to believe and do, and a table of the tokens named."""
+    head = " · ".join(
+        part for part in (alert.severity, alert.kind, alert.pair, f"step {alert.step}") if part
+    )
+    lines = [f"**{head}**", "", alert.message]
+    if alert.lines:
+        lines += ["", *(f"- **{label}:** {value}" for label, value in alert.lines)]
+    if alert.tokens:
+        lines += [
+            "",
+            "| d = log p - log q | log q | log p | token id | where |",
+            "|---:|---:|---:|---:|---|",
+            *(_row(token) for token in alert.tokens),
+        ]
+    return "\n".join(lines)
+
+
+def _row(token: ExtremeToken) -> str:
+    place = f"micro-batch {token.micro_batch}, sequence {token.sequence}, position {token.position}"
+    if token.rank:
+        place = f"rank {token.rank}, {place}"
+    ident = "" if token.token_id is None else str(token.token_id)
+    return f"| {token.log_ratio:+.4g} | {token.log_q:.4g} | {token.log_p:.4g} | {ident} | {place} |"

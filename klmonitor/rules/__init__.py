@@ -1,7 +1,6 @@
 """Reports in, alerts out."""
 
 from klmonitor.rules.own import OwnRule
-from klmonitor.rules.render import alert_json, alert_markdown
 from klmonitor.rules.ruleset import Judgement, RuleSet
 from klmonitor.rules.settings import Rules, describe_rules, parse_rules, settings_to_row
 
@@ -10,8 +9,6 @@ __all__ = [
     "OwnRule",
     "RuleSet",
     "Rules",
-    "alert_json",
-    "alert_markdown",
     "describe_rules",
     "parse_rules",
     "settings_to_row",
