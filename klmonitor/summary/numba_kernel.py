@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -59,34 +58,21 @@ summing = njit(fastmath={"contract", "reassoc", "nsz"})
 """Sums in the order that suits the machine, the same for the same number of values."""
 
 
-@intrinsic
-def bits(typing, value):
-    """The bits of a float64 as an int64."""
+def bit_cast(given, wanted):
+    """A function that reads the bits of one type as another of the same size."""
 
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.IntType(64))
+    @intrinsic
+    def cast(typing, value):
+        def generate(context, builder, signature, arguments):
+            return builder.bitcast(arguments[0], context.get_value_type(wanted))
 
-    return types.int64(types.float64), generate
+        return wanted(given), generate
 
-
-@intrinsic
-def from_bits(typing, value):
-    """The float64 of an int64's bits."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.DoubleType())
-
-    return types.float64(types.int64), generate
+    return cast
 
 
-@intrinsic
-def short_bits(typing, value):
-    """The bits of a float32 as an int32."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.int32(types.float32), generate
+bits, from_bits = bit_cast(types.float64, types.int64), bit_cast(types.int64, types.float64)
+short_bits = bit_cast(types.float32, types.int32)
 
 
 @inner
