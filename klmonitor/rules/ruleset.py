@@ -84,15 +84,19 @@ class RuleSet:
         present = {name: pair for name, pair in report.pairs.items() if has_data(pair)}
         for name, pair in present.items():
             track = self._track(name)
-            reading = track.read(pair)
-            findings = [(rule, judge(reading, limits)) for rule, judge, limits in self._judges]
-            for rule, finding in findings:
+            reading, flagged = track.read(pair), set()
+            for rule, judge, limits in self._judges:
+                finding = judge(reading, limits)
+                if finding is not None and finding.level:
+                    flagged.add(rule.kind)
                 if finding is not None or (rule.kind, name) in self._episodes:
                     said += self._announce(report.step, rule, name, finding, pair)
             scores[name] = reading.score.z
-            track.take(reading, {rule.kind for rule, found in findings if found and found.level})
+            track.take(reading, flagged)
         said += self._silences(report.step, present)
         said += self._own(report)
+        if not said:
+            return Judgement(scores=scores)
         return Judgement(
             alerts=tuple(alert for alert in said if alert.phase != END),
             ended=tuple(alert for alert in said if alert.phase == END),
