@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from klmonitor.notify.message import alert_markdown
@@ -400,6 +400,7 @@ METRICS = [
         max_size=45,
     )
 )
+@example(rows=[{"tokens": 2.225073858507e-311, "k3/mean": 0.0, "outliers/rate": 0.0}])
 def test_no_report_can_make_the_rules_raise_or_forget_json(rows):
     rules = RuleSet({"limit": {"policy_ref": 0.1}})
     judged(rules, ordinary(40))

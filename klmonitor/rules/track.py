@@ -203,4 +203,4 @@ def _explained(score: Score) -> float:
 
 def _share_error(tokens: float) -> float:
     """Standard error of the square root of a share of N tokens, 1 / (2 sqrt N), clustered."""
-    return math.sqrt(CLUSTERING / (4 * tokens)) if tokens > 0 else math.nan
+    return finite(math.sqrt(CLUSTERING / (4 * tokens))) if tokens > 0 else math.nan
