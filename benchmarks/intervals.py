@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from klmonitor import batch
-from klmonitor.assemble import PairTotals, pair_totals
+from klmonitor.assemble import PairTotals, pair_report, pair_totals
 from klmonitor.pairs import Pair
 from klmonitor.simulate import ClusteredTokens, Clustering
 from klmonitor.statistics import K1, K3, N_RUNNING, gram, interval, standard_error
@@ -62,7 +62,7 @@ def merged(rng: np.random.Generator, drawn: ClusteredTokens) -> PairTotals:
 
 def intervals(totals: PairTotals, estimator: str) -> dict[str, tuple[float, float]]:
     """95 % intervals of a mean by the kind of its error."""
-    values = totals.values(np.zeros(N_RUNNING))
+    values = pair_report(PAIR.name, totals, np.zeros(N_RUNNING)).values
     mean, n, sums = values[f"{estimator}/mean"], values["tokens"], totals.sums.sum(0)
     by_sequence = standard_error(ESTIMATORS[estimator], mean, n, values["sequences"], gram(sums))
     return {

@@ -83,7 +83,7 @@ class Worker:
                 moment = time.monotonic()
                 seldom = moment - self._last >= NAP_SECONDS
                 self._last = moment
-                if now or seldom or 2 * len(self._jobs) >= self._capacity:
+                if now or seldom or 8 * len(self._jobs) >= self._capacity:
                     self._changed.notify_all()
             else:
                 self.dropped += 1
@@ -167,8 +167,10 @@ class Worker:
 
 def flush_all(timeout: float) -> None:
     """Wait until no worker has anything queued or running, at most `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    for worker in tuple(_open_workers):
+    deadline, workers = time.monotonic() + timeout, tuple(_open_workers)
+    for worker in workers:  # all are woken before one is waited for
+        worker.flush(0.0)
+    for worker in workers:
         worker.flush(max(deadline - time.monotonic(), 0.0))
 
 

@@ -24,7 +24,7 @@ from klmonitor.sinks import (
     WandbSink,
     as_sink,
 )
-from klmonitor.sinks.tokentable import Annotate, WithText, shown_tokens
+from klmonitor.sinks.tokentable import Annotate, shown_tokens
 
 NAMES = ("tensorboard", "wandb", "prometheus")
 CLOSE_SECONDS = 5.0
@@ -78,9 +78,11 @@ class Outputs:
         for alert in (*report.alerts, *ended):
             record.alert(alert)
         if self._keep_tokens:
-            with_text = self._annotate(report.phase) if self._annotate else None
-            tokens = Later(partial(_recorded, report, with_text))
-            record.tokens(report.step, tokens, report.phase)
+            tokens: Sequence[ExtremeToken] = Later(partial(shown_tokens, report))
+            try:
+                tokens = self._annotate(tokens, report.phase) if self._annotate else tokens
+            finally:
+                record.tokens(report.step, tokens, report.phase)
 
     def flush(self, timeout: float) -> None:
         """Wait until the record is written, at most `timeout` seconds."""
@@ -99,12 +101,6 @@ class Outputs:
             thread.start()
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
-
-
-def _recorded(report: Report, with_text: WithText | None) -> Sequence[ExtremeToken]:
-    """The extreme tokens to record, with their text if there is something to decode it."""
-    tokens = shown_tokens(report)
-    return tokens if with_text is None else with_text(tokens)
 
 
 def make_sinks(

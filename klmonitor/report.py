@@ -9,9 +9,9 @@ nan, never 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
@@ -109,10 +109,16 @@ class Later(Sequence[T]):
 
     def __init__(self, make: Callable[[], Sequence[T]]) -> None:
         self._make = make
+        self._made: Sequence[T] | None = None
 
-    @cached_property
-    def _items(self) -> Sequence[T]:
-        return self._make()
+    @property
+    def _items(self) -> Sequence[T]:  # a cached one has one lock for all of them before Python 3.12
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def __iter__(self) -> Iterator[T]:  # else an IndexError in `make` would be its end
+        return iter(self._items)
 
     def __len__(self) -> int:
         return len(self._items)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.intervals import DESIGNS, coverage, intervals, merged
+from benchmarks.intervals import DESIGNS, PAIR, coverage, intervals, merged
+from klmonitor.assemble import pair_report
 from klmonitor.statistics import N_RUNNING
 
 SEQUENCES, PROMPTS, FEW = DESIGNS
@@ -42,5 +43,5 @@ def test_one_sequence_a_prompt_makes_both_errors_one():
     for estimator in ("k1", "k3"):
         by = intervals(totals, estimator)
         assert by["by prompt"] == pytest.approx(by["by sequence"], rel=1e-12)
-    values = totals.values(np.zeros(N_RUNNING))
+    values = pair_report(PAIR.name, totals, np.zeros(N_RUNNING)).values
     assert values["prompts"] == values["sequences"] == 64

@@ -7,6 +7,7 @@ import logging
 import math
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from klmonitor import Monitor
 from klmonitor.record import read_run
+from klmonitor.report import Later
 from klmonitor.summary.passes import KERNELS
 
 
@@ -178,6 +180,62 @@ def test_later_ones_are_counted_and_reported_once(arguments, error, message, cap
     strict.observe(**batch())
     with pytest.raises(error, match=message):
         strict.observe(**arguments)
+
+
+def test_a_sequence_that_is_made_later_keeps_nobody_from_another_one():
+    """On the record's thread one may take long; the thread that trains looks at others."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow():
+        started.set()
+        assert go_on.wait(60)
+        return [1, 2]
+
+    stalled, other = Later(slow), Later(lambda: [3])
+    thread = threading.Thread(target=lambda: list(stalled), daemon=True)
+    thread.start()
+    assert started.wait(60)
+    seen = []
+    quick = threading.Thread(target=lambda: seen.extend(other), daemon=True)
+    quick.start()
+    quick.join(60)
+    assert seen == [3]
+    go_on.set()
+    thread.join(60)
+    assert stalled == [1, 2]
+    assert repr(stalled) == "(1, 2)"
+
+
+def test_what_makes_a_sequence_later_may_not_end_it_with_an_error():
+    broken = Later(lambda: [][0])
+    with pytest.raises(IndexError):
+        list(broken)
+
+
+def test_tokens_without_text_are_recorded_where_text_fails(tmp_path):
+    def refuse(tokens, phase):
+        raise KeyError("no such token")
+
+    monitor = Monitor(tmp_path, annotate=refuse)
+    for step in range(2):
+        monitor.observe(**batch(step))
+        monitor.step(step)
+    monitor.close()
+    assert monitor.errors == 2
+    rows = [json.loads(line) for line in (tmp_path / "tokens.jsonl").read_text().splitlines()]
+    assert [len(row["tokens"]) for row in rows] == [8, 8]
+    strict = Monitor(tmp_path, annotate=refuse, strict=True)
+    strict.observe(**batch())
+    with pytest.raises(KeyError):
+        strict.step(2)
+    strict.close()
+
+
+def test_what_is_merged_lies_as_what_was_compiled_expects_it():
+    monitor = Monitor()
+    monitor.observe(**batch())
+    part = monitor.take_part(0)
+    assert all(x.is_contiguous() for x in vars(part.merge(part)).values() if torch.is_tensor(x))
 
 
 def test_observe_gives_up_after_repeated_failures_and_says_so():

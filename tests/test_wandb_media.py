@@ -67,8 +67,8 @@ def files_with(text, *places):
     ]
 
 
-def annotate(phase):
-    return lambda tokens: [replace(token, text=TEXT) for token in tokens]
+def annotate(tokens, phase):
+    return [replace(token, text=TEXT) for token in tokens]
 
 
 def watch_some_steps(run_dir, steps=range(7), **options):

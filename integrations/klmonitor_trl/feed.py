@@ -127,5 +127,5 @@ def argument(args: Any, kwargs: Mapping[str, Any], place: int, *names: str) -> A
 
 def _active_adapter(model: Any) -> str | None:
     """The adapter in use of a model that has some, None where several are active."""
-    active = model.active_adapter
+    active = getattr(model, "active_adapter", None)  # transformers' own adapters have no such name
     return active if isinstance(active, str) else None

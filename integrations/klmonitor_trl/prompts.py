@@ -44,8 +44,8 @@ def prompt_keys(ids: Tensor, mask: Tensor) -> Tensor:
 
 def _array(tensor: Tensor) -> Ints:
     """Rows of integers that lie one behind the other."""
-    values: Ints = np.ascontiguousarray(tensor.numpy(), np.int64)
-    return values
+    values: Ints = (tensor if tensor.dtype == torch.int64 else tensor.long()).numpy()
+    return np.ascontiguousarray(values)
 
 
 def _keys(ids: Ints, inside: Ints, factors: Ints, keys: Ints) -> None:

@@ -1,15 +1,15 @@
 """The text of extreme tokens: decoded on the machine that trains, for its record.
 
-The ids of a step's micro-batches stay where they are until the step is recorded, on the record's
-own thread; there those around the few extreme tokens are copied to the host at once and decoded, by
-a copy of the tokenizer: a trainer that sets its padding meanwhile would fail. Only this process's
-own tokens have their context; of another rank's, which come with their id alone, the token is
-decoded.
+The ids of a step's micro-batches stay where they are until the step is closed; from a GPU those
+around the few extreme tokens are then copied at once. They are decoded when the step is recorded,
+on the record's own thread, by a copy of the tokenizer: a trainer that sets its padding meanwhile
+would fail. Only this process's own tokens have their context; of another rank's, which come with
+their id alone, the token is decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import lru_cache, partial
 from typing import Any
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from klmonitor.report import ExtremeToken
 from klmonitor.rows import RECORDED_TOKENS
-from klmonitor.sinks.tokentable import WithText
 
 BEFORE = 12
 """Tokens of context before the extreme one."""
@@ -55,15 +54,20 @@ class TokenText:
         """A step is over."""
         self._ids.pop(phase, None)
 
-    def of_step(self, phase: str) -> WithText:
-        """What gives the tokens of this step their text, also once the step is forgotten."""
-        return partial(self._with_text, self._ids.get(phase, []))
+    def annotate(
+        self, tokens: Sequence[ExtremeToken], phase: str
+    ) -> Callable[[], list[ExtremeToken]]:
+        """What makes the tokens of this step with their text, also once the step is forgotten."""
+        contexts = partial(self._contexts, tokens, self._ids.get(phase, []))
+        if any(ids is not None and not ids.is_cpu for ids in self._ids.get(phase, [])):
+            found = contexts()  # now: a GPU is used by the thread that trains alone
+            return lambda: self._with_text(tokens, found)
+        return lambda: self._with_text(tokens, contexts())
 
     def _with_text(
-        self, kept: Sequence[Tensor | None], tokens: Sequence[ExtremeToken]
+        self, tokens: Sequence[ExtremeToken], contexts: Sequence[Sequence[int]]
     ) -> list[ExtremeToken]:
         """The tokens with their text; at an ordinary step few of them with its context."""
-        contexts = self._contexts(tokens, with_context(tokens), kept)
         return [
             token.with_text(self._text(token, context))
             for token, context in zip(tokens, contexts, strict=True)
@@ -81,13 +85,12 @@ class TokenText:
     def _contexts(
         self,
         tokens: Sequence[ExtremeToken],
-        chosen: Collection[int],
         kept: Sequence[Tensor | None],
     ) -> list[list[int]]:
         """Ids before those chosen, oldest first: one copy from a GPU for all."""
         contexts: list[list[int]] = [[] for _ in tokens]
         places: list[tuple[int, Tensor]] = []
-        for number in chosen:
+        for number in with_context(tokens):
             token = tokens[number]
             ids = kept[token.micro_batch] if token.micro_batch < len(kept) else None
             if token.rank == self._rank and ids is not None:

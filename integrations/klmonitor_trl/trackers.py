@@ -69,7 +69,7 @@ class TokenTables:
         """Send a table, if it is time for one."""
         if report.phase != "train" or not (report.alerts or report.step % EVERY == 0):
             return
-        rows = token_rows(report.step, self._annotate(report.phase)(shown_tokens(report)))
+        rows = token_rows(report.step, self._annotate(shown_tokens(report), report.phase))
         if not rows:
             return
         wandb = sys.modules.get("wandb")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 from weakref import WeakSet
@@ -17,9 +17,8 @@ from klmonitor.attachment import Handle, Options, disabled
 from klmonitor.buckets import Array
 from klmonitor.monitor import Monitor
 from klmonitor.reduce import communication_device, default_group
-from klmonitor.report import Report
+from klmonitor.report import ExtremeToken, Later, Report
 from klmonitor.sinks import select
-from klmonitor.sinks.tokentable import WithText
 from klmonitor_trl import describe
 from klmonitor_trl.bindings import Guard, Wrap
 from klmonitor_trl.feed import Capture, Feed, held_pairs
@@ -97,7 +96,8 @@ class Watch:
             annotate=self._annotate if self._text else None,
         )
         self._guards = {
-            name: Guard(name, self._count_error, options.strict, self._given_up)
+            # What fails on the record's thread cannot be raised into the trainer.
+            name: Guard(name, self._count_error, options.strict and name != "text", self._given_up)
             for name in (*CAPTURE, "log", "step", "action", "text", "objective")
         }
         self.handle = Handle(self._monitor, self.detach, self.describe)
@@ -282,11 +282,12 @@ class Watch:
             TokenTables(self.trainer, self._annotate, wandb="wandb" not in self._options.sinks),
         )
 
-    def _annotate(self, phase: str) -> WithText:
-        """What gives the tokens of this step their text, or leaves them as they are if it fails."""
+    def _annotate(self, tokens: Sequence[ExtremeToken], phase: str) -> Sequence[ExtremeToken]:
+        """The tokens, with their text when they are looked at, or as they are if that fails."""
         assert self._text is not None  # else the monitor is not given this
-        with_text, guard = self._text.of_step(phase), self._guards["text"]
-        return lambda tokens: guard.run(with_text, tokens) or tokens
+        guard = self._guards["text"]
+        found = guard.run(self._text.annotate, tokens, phase)
+        return tokens if found is None else Later(lambda: guard.run(found) or tokens)
 
     def _objective_values(
         self, pair: str, values: Mapping[str, float], histogram: Array

@@ -11,10 +11,9 @@ from klmonitor.rows import recorded_tokens
 COLUMNS = ("step", "pair", "tail", "d", "log q", "log p", "token id", "text", "prompt", "place")
 TEXT = COLUMNS.index("text")
 
-WithText = Callable[[Sequence[ExtremeToken]], Sequence[ExtremeToken]]
-Annotate = Callable[[str], WithText]
-"""Called with the phase of a step that is being closed; what it returns gives the step's extreme
-tokens their text, at any time and on any thread."""
+Annotate = Callable[[Sequence[ExtremeToken], str], Sequence[ExtremeToken]]
+"""Gives extreme tokens, seen in a phase, their text: at once, or when what it returns is looked at,
+which may be later and on another thread."""
 
 
 def shown_tokens(report: Report) -> list[ExtremeToken]:

@@ -30,11 +30,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from klmonitor.background import Worker, flush_all
-from klmonitor.report import Alert, ExtremeToken, Report
+from klmonitor.report import Alert, ExtremeToken, Later, Report
 from klmonitor.sinks.selection import Metrics, check_metrics, select
-from klmonitor.sinks.tokentable import Annotate, WithText, shown_tokens
+from klmonitor.sinks.tokentable import Annotate, shown_tokens
 from klmonitor.sinks.wandbmedia import histograms, page, table, warm_up
 
+RECORD_SECONDS = 0.5
+"""What an exit waits for the rows that the page is made of."""
 CAPACITY = 256
 """Reports that may wait once wandb has stalled."""
 PATIENCE = 5.0
@@ -113,7 +115,7 @@ class WandbSink:
     def __call__(self, report: Report) -> None:
         """Log a report."""
         if self._last is None:
-            atexit.register(self.close)  # before wandb's own, which finishes the run
+            atexit.register(self._at_exit)  # before wandb's own, which finishes the run
         self._last = report.step
         media = self._media_due(report)
         if not (self._metrics or report.alerts or media):
@@ -121,29 +123,39 @@ class WandbSink:
         self._worker.submit(partial(self._log, report))
         if media:
             self._media_step = report.step
-            with_text = self._annotate(report.phase) if self._annotate else None
-            self._worker.submit(partial(self._log_media, report, with_text))
+            self._worker.submit(partial(self._log_media, report, self._table_of(report)))
         self._prompt = self._worker.flush(PATIENCE if self._prompt else 0.0)
 
     def close(self, timeout: float = 5.0) -> None:
         """Log what waits and the page, within `timeout` seconds; finish a run that we made."""
-        deadline = time.monotonic() + timeout
         if not self._closed:
-            flush_all(timeout / 2)  # what the page is made of may still be on its way to the record
             self._worker.submit(self._log_page)
         if self._owns_run and not self._closed:
             self._worker.submit(self.run.finish)
         self._closed = True
-        atexit.unregister(self.close)
-        self._worker.close(max(deadline - time.monotonic(), 0.0))
+        atexit.unregister(self._at_exit)
+        self._worker.close(timeout)
+
+    def _at_exit(self) -> None:
+        flush_all(RECORD_SECONDS)
+        self.close()
 
     def _media_due(self, report: Report) -> bool:
         """Whether it is time for histograms and the table, and there is what they show."""
-        shown = any(pair.histogram or pair.extremes for pair in report.pairs.values())
-        if not shown or report.phase != "train":
-            return False
         last = self._media_step
-        return last is None or bool(report.alerts) or not 0 <= report.step - last < MEDIA_EVERY
+        if report.phase != "train" or not (
+            last is None or report.alerts or not 0 <= report.step - last < MEDIA_EVERY
+        ):
+            return False
+        return any(pair.histogram or pair.extremes for pair in report.pairs.values())
+
+    def _table_of(self, report: Report) -> Sequence[ExtremeToken]:
+        """The tokens of the table, with their text if they may have it."""
+        if not self._tokens:
+            return ()
+        if self._annotate is not None:
+            return self._annotate(Later(partial(shown_tokens, report)), report.phase)
+        return Later(lambda: [token.with_text(None) for token in shown_tokens(report)])
 
     # --- on the worker's thread ------------------------------------------------------------
     def _log(self, report: Report) -> None:
@@ -154,18 +166,15 @@ class WandbSink:
         for alert in report.alerts:
             self._alert(alert)
 
-    def _log_media(self, report: Report, with_text: WithText | None) -> None:
+    def _log_media(self, report: Report, tokens: Sequence[ExtremeToken]) -> None:
         """Log histograms and the table of tokens beside the numbers of the same report."""
         media = histograms(report)
-        tokens: Sequence[ExtremeToken] = shown_tokens(report) if self._tokens else []
-        if with_text is not None:
-            tokens = with_text(tokens)
-        else:
-            tokens = [token.with_text(None) for token in tokens]
-        media |= table(report.step, tokens, text=with_text is not None)
-        if media:
-            self._define(media)
-            self._log_row({**media, self._step_key: report.step}, report.step)
+        try:
+            media |= table(report.step, tokens, text=self._annotate is not None)
+        finally:
+            if media:
+                self._define(media)
+                self._log_row({**media, self._step_key: report.step}, report.step)
 
     def _log_page(self) -> None:
         """Log the run's page into the last row; say why, where there is none."""

@@ -50,7 +50,8 @@ def add(
 ) -> None:
     """Add a batch that `fits` to a state, in place; arguments as for `passes.accumulate`."""
     behaviour = sampler(batch.log_probs)
-    log_probs = _log_probs(batch.log_probs)
+    needed = {name for pair in pairs for name in (pair.q, pair.p, behaviour)}
+    log_probs = _log_probs({name: batch.log_probs[name] for name in needed})
     mask = NO_MASK if batch.mask is None else _values(batch.mask).view(np.uint8)
     layout = (
         *(mask, batch.shape[1], _offsets(batch), _ids(batch.token_ids), _ids(batch.prompt_ids)),
@@ -90,11 +91,11 @@ def _values(tensor: Tensor) -> NDArray[Any]:
     try:
         values: NDArray[Any] = tensor.numpy().ravel()
     except TypeError:  # of a dtype that numpy lacks
-        return _values(tensor.float())
+        return tensor.float().numpy().ravel()
     except RuntimeError:
         if not tensor.is_neg():
             raise
-        return _values(tensor.resolve_neg())
+        return tensor.resolve_neg().numpy().ravel()
     return values
 
 

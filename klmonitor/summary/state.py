@@ -202,4 +202,4 @@ def first_of(records: Tensor, top: int, n_order: int) -> Tensor:
     for column in range(n_order - 1, -1, -1):
         order = records[..., column].argsort(dim=-1, descending=column == 0, stable=True)
         records = records.gather(-2, order.unsqueeze(-1).expand_as(records))
-    return records[..., :top, :]
+    return records[..., :top, :].contiguous()  # for what was compiled

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from klmonitor import attach
 from klmonitor_trl.reference import adapters_off, given_model, unchanged
 
 
@@ -18,6 +19,18 @@ def test_lora_at_trls_defaults_fills_policy_ref(watch, lora, capsys):
     said = capsys.readouterr().err
     assert "adapters off) took" in said
     assert "one batch in 10" in said
+
+
+def test_a_model_with_adapters_of_transformers_is_the_policy(make_trainer, lora):
+    """It has no name for the active one; TRL takes PEFT's own models for a reference."""
+    run = make_trainer(2, beta=0.04)
+    run.model.add_adapter(lora())
+    handle = attach(run)
+    run.train()
+    handle.detach()
+    assert handle.monitor.errors == 0
+    assert handle.monitor.active
+    assert "in compute_loss (2 micro-batches so far)" in handle.describe()
 
 
 def test_adapters_off_gives_trls_own_reference(make_trainer, lora):

@@ -166,10 +166,10 @@ def test_context_is_that_of_this_processs_own_tokens(rank):
     text = TokenText(types.SimpleNamespace(decode=lambda ids: f"{ids}"), rank=0)
     text.keep("train", torch.arange(20).reshape(2, 10))
     token = ExtremeToken("policy_ref", "left", -3.0, -1.0, -4.0, rank, 0, 1, 2, token_id=12)
-    (found,) = text.of_step("train")([token])
+    (found,) = text.annotate([token], "train")()
     assert found.text == ("[10, 11]⟦[12]⟧" if rank == 0 else "⟦[12]⟧")
     text.forget("train")
-    assert text.of_step("train")([token])[0].text == "⟦[12]⟧"
+    assert text.annotate([token], "train")()[0].text == "⟦[12]⟧"
 
 
 def test_all_of_an_important_tail_come_with_context():
@@ -184,7 +184,7 @@ def test_all_of_an_important_tail_come_with_context():
         for tail, last in (("left", RECORDED_TOKENS + 1), ("right", RECORDED_TOKENS))
         for position in range(1, last + 1)
     ]
-    found = [token.text.startswith("[") for token in text.of_step("train")(tokens)]
+    found = [token.text.startswith("[") for token in text.annotate(tokens, "train")()]
     assert found == [True] * (RECORDED_TOKENS + 1) + [True] + [False] * (RECORDED_TOKENS - 1)
 
 
