@@ -42,7 +42,8 @@ class Options:
         notify: who is told of alerts, as `Monitor` takes it (see `klmonitor.notify`).
         on_alert: what training does about alerts: ``"stop"``, ``"checkpoint"``, a function, or a
             table of these by kind and severity (see `klmonitor.actions`).
-        strict: raise errors of the monitor into training instead of counting them.
+        strict: raise errors of the monitor into training instead of counting them; not those of the
+            text of tokens, which is made on the record's thread.
     """
 
     run_dir: str | os.PathLike[str] | bool | None = True
