@@ -342,17 +342,8 @@ def per_sequence(row, weighted, prompted, own):
 
 
 @njit
-def count_policy(x, mask, columns, checked_rows, checked_columns, counts):
-    """Add to one policy's counts of `layout.POLICY_COUNTS`, in place, those of its float32 values.
-
-    Args:
-        x: log-probs, nats, [N].
-        mask: uint8 [N] or empty, as for `_add_pair`.
-        columns: tokens from one row to the next.
-        checked_rows: rows whose bits are looked at.
-        checked_columns: leading tokens of each that are.
-        counts: [POLICY_COUNTS].
-    """
+def count_values(x, mask, counts):
+    """Add to the first three of one policy's counts: of float32 values all, not 0, above 0."""
     n, nonzero, positive = x.size, 0, 0
     if mask.size:
         n = 0
@@ -366,17 +357,33 @@ def count_policy(x, mask, columns, checked_rows, checked_columns, counts):
             value = narrow(x[i])
             nonzero += value != 0
             positive += value > POSITIVE
+    for i, found in enumerate((n, nonzero, positive)):
+        counts[i] += found
+
+
+@njit
+def count_formats(x, mask, columns, rows, width, counts):
+    """Add to the rest of one policy's counts: of how many values the float32 bits fit a format.
+
+    Args:
+        x: log-probs, nats, [N].
+        mask: uint8 [N] or empty, as for `_add_pair`.
+        columns: tokens from one row to the next.
+        rows: how many are looked at.
+        width: leading tokens of each that are.
+        counts: [POLICY_COUNTS].
+    """
     checked, bf16, fp16 = 0, 0, 0
-    for row in range(checked_rows):
-        for i in range(row * columns, row * columns + checked_columns):
+    for row in range(rows):
+        for i in range(row * columns, row * columns + width):
             value = narrow(x[i])
             telling = value < TELLING_BELOW and (not mask.size or mask[i] != 0)
             pattern = short_bits(value)
             checked += telling
             bf16 += telling and not pattern & 0xFFFF
             fp16 += telling and not pattern & 0x1FFF
-    for i, found in enumerate((n, nonzero, positive, checked, bf16, fp16)):
-        counts[i] += found
+    for i, found in enumerate((checked, bf16, fp16)):
+        counts[3 + i] += found
 
 
 def _add_pair(
@@ -411,7 +418,7 @@ def _add_pair(
     """
     for x, policy in ((q, uncounted[0]), (p, uncounted[1])):
         if policy >= 0:
-            count_policy(x, mask, columns, checked[0], checked[1], policies[policy])
+            count_formats(x, mask, columns, checked[0], checked[1], policies[policy])
     scratch, keep = np.empty((len(FEATURES), BLOCK)), np.empty(BLOCK, np.bool_)
     index, counts = np.empty(BLOCK, np.int32), np.zeros(histogram.size, np.int32)
     row, own = np.empty(N_COLUMNS), np.empty(N_SUMS)
@@ -423,14 +430,19 @@ def _add_pair(
         if groups.size:
             group = groups[sequence]
         prompt = prompt_ids[sequence] if prompt_ids.size else -1
+        if mask.size:  # what pads a sequence takes no time
+            while end > begin and not mask[end - 1]:
+                end -= 1
         for first in range(begin, end, BLOCK):
             last = min(first + BLOCK, end)
             d, kept, some_q, some_p = (
                 scratch[D, : last - first], keep[: last - first], q[first:last], p[first:last]
             )  # fmt: skip
-            sum_block(
-                some_q, some_p, sampler[first:last], mask[first:last], weighted, scratch, kept, row
-            )
+            some_mask = mask[first:last]
+            for x, policy in ((some_q, uncounted[0]), (some_p, uncounted[1])):
+                if policy >= 0:  # while they are in the first cache
+                    count_values(x, some_mask, policies[policy])
+            sum_block(some_q, some_p, sampler[first:last], some_mask, weighted, scratch, kept, row)
             count_block(d, kept, index, counts)
             high, low = kept_extent(d, kept)
             maxima[0], maxima[1] = max(maxima[0], high), max(maxima[1], -low)
