@@ -401,15 +401,7 @@ class Monitor:
             name: pair.with_value("spike/z", judged.scores.get(name, math.nan))
             for name, pair in report.pairs.items()
         }
-        report = Report(
-            report.step,
-            pairs,
-            report.first_step,
-            report.phase,
-            report.time,
-            judged.alerts,
-            run_values,
-        )
+        report = replace(report, pairs=pairs, alerts=judged.alerts, run_values=run_values)
         for name, pair in pairs.items():
             mean = pair["k1/running_mean"]
             if not math.isnan(mean):

@@ -151,11 +151,12 @@ class WandbSink:
 
     def _table_of(self, report: Report) -> Sequence[ExtremeToken]:
         """The tokens of the table, with their text if they may have it."""
+        tokens = Later(partial(shown_tokens, report))
         if not self._tokens:
             return ()
         if self._annotate is not None:
-            return self._annotate(Later(partial(shown_tokens, report)), report.phase)
-        return Later(lambda: [token.with_text(None) for token in shown_tokens(report)])
+            return self._annotate(tokens, report.phase)
+        return Later(lambda: [token.with_text(None) for token in tokens])
 
     # --- on the worker's thread ------------------------------------------------------------
     def _log(self, report: Report) -> None:

@@ -363,16 +363,7 @@ def count_values(x, mask, counts):
 
 @njit
 def count_formats(x, mask, columns, rows, width, counts):
-    """Add to the rest of one policy's counts: of how many values the float32 bits fit a format.
-
-    Args:
-        x: log-probs, nats, [N].
-        mask: uint8 [N] or empty, as for `_add_pair`.
-        columns: tokens from one row to the next.
-        rows: how many are looked at.
-        width: leading tokens of each that are.
-        counts: [POLICY_COUNTS].
-    """
+    """Add to the rest of them: how many values fit a format, of `width` tokens of some rows."""
     checked, bf16, fp16 = 0, 0, 0
     for row in range(rows):
         for i in range(row * columns, row * columns + width):

@@ -86,11 +86,10 @@ class Summary:
         """
         return merge_all([self, other])
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Summary:
+    def to(self, device: torch.device | str) -> Summary:
         """A copy on another device (the same object if it is there already)."""
         parts = (self.flat, self.maxima, self.tokens, self.sequences)
-        moved = [part.to(device, non_blocking=non_blocking) for part in parts]
-        return Summary(self.config, *moved)
+        return Summary(self.config, *(part.to(device) for part in parts))
 
     def clone(self) -> Summary:
         """An independent copy."""
