@@ -53,7 +53,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m klmonitor.docs --check
+	$(BIN)/python docs/tables.py --check
 
 format: install
 	$(BIN)/ruff check --fix-only --quiet .
@@ -66,7 +66,7 @@ pictures: install
 	CHROMIUM=$(CHROMIUM) $(BIN)/python docs/pictures.py
 
 docs: install
-	$(BIN)/python -m klmonitor.docs
+	$(BIN)/python docs/tables.py
 
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[bench]"

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from klmonitor.dominance import (
+from klmonitor.numbers.dominance import (
     SEVERE,
     WARN,
     Dominance,

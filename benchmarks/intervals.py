@@ -21,13 +21,13 @@ import time
 import numpy as np
 import torch
 
-from klmonitor import batch
-from klmonitor.assemble import PairTotals, pair_report, pair_totals
+from klmonitor.numbers.assemble import PairTotals, pair_report, pair_totals
+from klmonitor.numbers.statistics import K1, K3, N_RUNNING, gram, interval, standard_error
 from klmonitor.pairs import Pair
 from klmonitor.simulate import ClusteredTokens, Clustering
-from klmonitor.statistics import K1, K3, N_RUNNING, gram, interval, standard_error
+from klmonitor.summary import batch
 from klmonitor.summary.extremes import Place
-from klmonitor.summary.layout import SummaryConfig
+from klmonitor.summary.fields import SummaryConfig
 from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary, merge_all
 

@@ -25,10 +25,10 @@ import torch
 from typing_extensions import Self
 
 from klmonitor import Monitor, exact_kl
-from klmonitor.batch import build
 from klmonitor.pairs import default_pairs
+from klmonitor.summary.batch import build
 from klmonitor.summary.extremes import Place
-from klmonitor.summary.layout import SummaryConfig
+from klmonitor.summary.fields import SummaryConfig
 from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary
 
@@ -208,7 +208,7 @@ def overhead(quick: bool) -> list[str]:
 
 def _overhead(name: str, config: dict[str, Any], quick: bool) -> str:
     from klmonitor.attachment import attach
-    from klmonitor.demo import tiny
+    from klmonitor_trl.demo import tiny
 
     torch.set_num_threads(1)
     steps, rounds = (12, 1) if quick else (60, 3)
@@ -260,7 +260,7 @@ class _Hooks:
         self.spent: list[float] = []
 
     def __enter__(self) -> Self:
-        from klmonitor_trl.bindings import Guard
+        from klmonitor.hooks.wraps import Guard
 
         self._original, spent, inside = Guard.always, self.spent, [False]
         original = self._original
@@ -282,7 +282,7 @@ class _Hooks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        from klmonitor_trl.bindings import Guard
+        from klmonitor.hooks.wraps import Guard
 
         Guard.always = self._original  # type: ignore[method-assign]
 

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from klmonitor.dashboard.server import PageServer
 from klmonitor.dashboard.source import RecordSource
-from klmonitor.demo.run import run_demo
+from klmonitor_trl.demo.run import run_demo
 
 IMAGES = Path(__file__).parent / "images"
 VIEW = {"width": 1280, "height": 1210}

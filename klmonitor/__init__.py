@@ -11,9 +11,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from klmonitor.attachment import Handle, attach
+    from klmonitor.attachment import attach
     from klmonitor.audit import exact_kl
     from klmonitor.estimators import k1, k2, k3
+    from klmonitor.hooks.handle import Handle
     from klmonitor.monitor import Monitor
     from klmonitor.replay import backtest
     from klmonitor.report import Alert, ExtremeToken, PairReport, Report
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Alert": "klmonitor.report",
     "ExtremeToken": "klmonitor.report",
-    "Handle": "klmonitor.attachment",
+    "Handle": "klmonitor.hooks.handle",
     "KLMonitorCallback": "klmonitor_trl",
     "Monitor": "klmonitor.monitor",
     "PairReport": "klmonitor.report",

@@ -26,25 +26,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klmonitor.assemble import ExtraValues, pair_report, pair_totals
-from klmonitor.batch import TensorLike, TokenBatch, build, moved
 from klmonitor.compiled import Compiled
-from klmonitor.logged import LoggedSteps
 from klmonitor.notify import Notify
-from klmonitor.outputs import Outputs, make_sinks
+from klmonitor.numbers.assemble import ExtraValues, pair_report, pair_totals
+from klmonitor.numbers.running import Running
+from klmonitor.numbers.statistics import N_RUNNING
 from klmonitor.pairs import Pair, default_pairs, parse_pairs
 from klmonitor.record import RecordWriter
-from klmonitor.reduce import Group, HostCopy, agree, default_group, rank_of, reduce_over
 from klmonitor.report import Report
 from klmonitor.rules import RuleSet, settings_to_row
-from klmonitor.rulesfile import load_rules
-from klmonitor.running import Running
+from klmonitor.rules.file import load_rules
 from klmonitor.sinks import Metrics, Sink
+from klmonitor.sinks.delivery import Outputs, make_sinks
 from klmonitor.sinks.tokentable import Annotate
-from klmonitor.statistics import N_RUNNING
+from klmonitor.summary.batch import TensorLike, TokenBatch, build, moved
 from klmonitor.summary.extremes import Place
-from klmonitor.summary.layout import SEQUENCE_FIELDS, TOKEN_FIELDS, SummaryConfig
+from klmonitor.summary.fields import SEQUENCE_FIELDS, TOKEN_FIELDS, SummaryConfig
+from klmonitor.summary.logged import LoggedSteps
 from klmonitor.summary.passes import accumulate
+from klmonitor.summary.reduce import Group, HostCopy, agree, default_group, rank_of, reduce_over
 from klmonitor.summary.state import Summary
 
 logger = logging.getLogger("klmonitor")
@@ -189,7 +189,7 @@ class Monitor:
 
         Args:
             log_probs: ``policy=``, ``old=``, ``rollout=``, ``ref=``: log-probs of the sampled
-                tokens, nats, at least two of them, in a layout of `klmonitor.batch.build`.
+                tokens, nats, at least two of them, in a layout of `klmonitor.summary.batch.build`.
             mask: which tokens count, same layout.
             token_ids: vocabulary ids, same layout; to name the extreme tokens.
             prompt_ids: [B] integers: completions of one prompt are not independent.

@@ -2,16 +2,16 @@
 
 A `Report` holds one `PairReport` per pair that had tokens, the extreme tokens of both tails and
 the alerts that this step opened. All numbers of a pair live in one flat mapping, keyed by the
-metric names of `klmonitor.metrics`; the attributes below are views of it. "Nothing counted" is
-nan, never 0.
+metric names of `klmonitor.numbers.metrics`; the attributes below are views of it. "Nothing
+counted" is nan, never 0.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
@@ -303,7 +303,7 @@ class Report:
 
     def explain(self) -> str:
         """A verdict a person can read: two to six lines with numbers and what to believe."""
-        from klmonitor.explain import explain
+        from klmonitor.numbers.explain import explain
 
         return explain(self)
 
@@ -312,122 +312,3 @@ class Report:
         from klmonitor.notebook import report_html
 
         return report_html(self)
-
-
-LARGEST = 1.7976931348623157e308
-"""The largest finite float: what an infinity becomes in a row."""
-
-
-def finite_or_none(value: float) -> float | None:
-    """A value as JSON can hold it, exact and short.
-
-    nan becomes None and an infinity the largest float of its sign, since JSON has neither; a
-    whole number, which most counts are, loses its ``.0``.
-    """
-    value = float(value)
-    if math.isnan(value):
-        return None
-    if value.is_integer() and abs(value) < 2**53 and (value or math.copysign(1, value) > 0):
-        return int(value)
-    return max(min(value, LARGEST), -LARGEST)
-
-
-def shorten(edge: float) -> float | None:
-    """A bucket's edge to three significant digits (0.5 %): a histogram is for drawing."""
-    return _three_digits(edge) if edge else finite_or_none(edge)  # 0 and -0 are one key
-
-
-@lru_cache(1024)
-def _three_digits(value: float) -> float | None:
-    return finite_or_none(float(f"{value:.3g}"))
-
-
-def report_to_row(report: Report) -> Row:
-    """A report as the JSON object of one ``steps.jsonl`` line; tokens and alerts go elsewhere."""
-    return {
-        "step": report.step,
-        "first_step": report.first_step,
-        "phase": report.phase,
-        "time": finite_or_none(report.time),
-        "pairs": {
-            name: {
-                "values": {
-                    key: finite_or_none(value)
-                    for key, value in pair.values.items()
-                    if not math.isnan(value)
-                },
-                "histogram": {
-                    "edges": [shorten(edge) for edge, _ in pair.histogram],
-                    "counts": [finite_or_none(count) for _, count in pair.histogram],
-                },
-            }
-            for name, pair in report.pairs.items()
-        },
-        "run": {key: finite_or_none(value) for key, value in report.run_values.items()},
-    }
-
-
-def report_from_row(row: Row) -> Report:
-    """The inverse of `report_to_row`.
-
-    Values come back exactly (a metric that was nan is absent and reads as nan), the histogram's
-    edges to three significant digits.
-    """
-    pairs = {
-        name: PairReport(
-            name=name,
-            values={key: as_float(value) for key, value in body["values"].items()},
-            histogram=_histogram(body.get("histogram")),
-        )
-        for name, body in row["pairs"].items()
-    }
-    return Report(
-        step=int(row["step"]),
-        first_step=int(row["first_step"]),
-        phase=row.get("phase", "train"),
-        time=as_float(row.get("time", 0.0)),
-        pairs=pairs,
-        run_values={key: as_float(value) for key, value in row.get("run", {}).items()},
-    )
-
-
-def _histogram(columns: Row | None) -> tuple[tuple[float, float], ...]:
-    if not columns:
-        return ()
-    pairs = zip(columns["edges"], columns["counts"], strict=True)
-    return tuple((float(edge), float(count)) for edge, count in pairs)
-
-
-def as_float(value: float | None) -> float:
-    """None was nan."""
-    return math.nan if value is None else float(value)
-
-
-LOG_FIELDS = ("log_ratio", "log_q", "log_p")
-"""The measured fields of a token, nats."""
-
-
-def token_to_row(token: ExtremeToken) -> Row:
-    """A token as a JSON object, unknown fields left out."""
-    row = vars(token) | {key: finite_or_none(getattr(token, key)) for key in LOG_FIELDS}
-    return {key: value for key, value in row.items() if value is not None}
-
-
-def token_from_row(row: Row) -> ExtremeToken:
-    """The inverse of `token_to_row`."""
-    return ExtremeToken(**{**row, **{key: as_float(row.get(key)) for key in LOG_FIELDS}})
-
-
-def alert_to_row(alert: Alert) -> Row:
-    """An alert as a JSON object, without the text of any token."""
-    row = asdict(alert)
-    row["values"] = {key: finite_or_none(value) for key, value in alert.values.items()}
-    row["tokens"] = [token_to_row(replace(token, text=None)) for token in alert.tokens]
-    return row
-
-
-def alert_from_row(row: Row) -> Alert:
-    """The inverse of `alert_to_row`."""
-    values = {key: as_float(value) for key, value in row.get("values", {}).items()}
-    tokens = tuple(token_from_row(token) for token in row.get("tokens", ()))
-    return Alert(**{**row, "step": int(row["step"]), "values": values, "tokens": tokens})

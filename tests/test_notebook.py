@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import torch
 
 from klmonitor import Monitor
-from klmonitor.attachment import Handle
+from klmonitor.hooks.handle import Handle
 
 
 def test_a_report_is_a_table_of_its_means():

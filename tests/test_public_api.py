@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import klmonitor
-from klmonitor.metrics import CORE, NAMES
+from klmonitor.numbers.metrics import CORE, NAMES
 
 SNAPSHOT = Path(__file__).parent / "public_api.json"
 

@@ -1,11 +1,15 @@
-"""TRL's trainers: users import `attach` and `KLMonitorCallback` from `klmonitor`."""
+"""TRL's trainers: users import `attach` and `KLMonitorCallback` from `klmonitor`.
+
+Nothing is imported before it is used, so that ``klmonitor --help`` needs neither torch nor TRL.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from klmonitor.attachment import Handle
-from klmonitor_trl.callback import KLMonitorCallback
+if TYPE_CHECKING:
+    from klmonitor.hooks.handle import Handle
+    from klmonitor_trl.callback import KLMonitorCallback
 
 __all__ = ["KLMonitorCallback", "attach"]
 
@@ -15,7 +19,7 @@ def attach(trainer: Any, **options: Any) -> Handle:
 
     Args:
         trainer: a `trl.GRPOTrainer` or another one that generates and scores in the same way.
-        options: see `klmonitor.attachment.Options`.
+        options: see `klmonitor.hooks.options.Options`.
 
     Returns:
         The handle.
@@ -24,8 +28,18 @@ def attach(trainer: Any, **options: Any) -> Handle:
         TypeError: the trainer has not the functions that hold log-probs.
         ValueError: it is watched already, or an option cannot work with it.
     """
+    from klmonitor_trl.callback import KLMonitorCallback
+
     callback = KLMonitorCallback(**options)
     callback.bind(trainer)
     trainer.add_callback(callback)
     assert callback.handle is not None
     return callback.handle
+
+
+def __getattr__(name: str) -> Any:
+    if name != "KLMonitorCallback":
+        raise AttributeError(f"module 'klmonitor_trl' has no attribute {name!r}")
+    from klmonitor_trl.callback import KLMonitorCallback
+
+    return KLMonitorCallback

@@ -19,7 +19,8 @@ from weakref import WeakKeyDictionary
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from klmonitor.attachment import Handle, Options
+from klmonitor.hooks.handle import Handle
+from klmonitor.hooks.options import Options
 from klmonitor.report import Report
 from klmonitor_trl.watch import Watch, watch_of
 

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klmonitor.hooks.feed import Around, Capture, Feed, argument
+from klmonitor.hooks.modeloutputs import ModelOutputs
+from klmonitor.hooks.prompts import prompt_keys
 from klmonitor_trl import describe
-from klmonitor_trl.feed import Around, Capture, Feed, argument
 from klmonitor_trl.names import GENERATE, LOG_PROBS, is_rloo, log_prob_function
-from klmonitor_trl.outputs import ModelOutputs
-from klmonitor_trl.prompts import prompt_keys
 from klmonitor_trl.reference import Reference, kept_random_state, unchanged
 
 RIDER = "_klm_"

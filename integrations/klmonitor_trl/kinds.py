@@ -17,9 +17,9 @@ import inspect
 from importlib.metadata import version
 from typing import Any
 
-from klmonitor.attachment import Options
+from klmonitor.hooks.feed import Capture, Feed
+from klmonitor.hooks.options import Options
 from klmonitor_trl.capture import GroupCapture
-from klmonitor_trl.feed import Capture, Feed
 from klmonitor_trl.monolith import LOCALS, MonolithCapture
 from klmonitor_trl.names import GENERATE, derives_from, is_rloo, log_prob_function
 from klmonitor_trl.packed import KEYS, PackedCapture

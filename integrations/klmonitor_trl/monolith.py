@@ -12,8 +12,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from klmonitor_trl.feed import Around, Capture, Feed
-from klmonitor_trl.prompts import prompt_keys
+from klmonitor.hooks.feed import Around, Capture, Feed
+from klmonitor.hooks.prompts import prompt_keys
 
 LOCALS = ("logprobs", "ref_logprobs", "padding_mask", "responses")
 """Local variables of ``train``: log-probs [B, T], True where there is padding, token ids."""

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from klmonitor.buckets import Array
-from klmonitor.statistics import below
+from klmonitor.numbers.buckets import Array
+from klmonitor.numbers.statistics import below
 from klmonitor_trl.names import derives_from, is_rloo
 
 Range = tuple[float, float]

@@ -10,8 +10,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from klmonitor_trl.feed import Around, Capture, Feed, argument
-from klmonitor_trl.outputs import ModelOutputs
+from klmonitor.hooks.feed import Around, Capture, Feed, argument
+from klmonitor.hooks.modeloutputs import ModelOutputs
 
 KEYS = ("token_index", "old_log_probs", "segment_id")
 """What the loss of an `AsyncGRPOTrainer` must be given; an index of -1 is padding."""

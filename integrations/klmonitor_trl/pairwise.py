@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from klmonitor_trl.feed import Around, Capture, Feed, argument
-from klmonitor_trl.prompts import prompt_keys
+from klmonitor.hooks.feed import Around, Capture, Feed, argument
+from klmonitor.hooks.prompts import prompt_keys
 
 FORWARD = "_forward"
 COMPUTE = "_compute_logprobs"

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from klmonitor.attachment import Options
+from klmonitor.hooks.options import Options
 from klmonitor_trl.names import log_prob_function
 
 Source: TypeAlias = Callable[[Mapping[str, Any], int], Tensor]

@@ -12,20 +12,21 @@ from weakref import WeakSet
 import torch
 import torch.distributed as dist
 
-from klmonitor.actions import CHECKPOINT, STOP, Actions
-from klmonitor.attachment import Handle, Options, disabled
-from klmonitor.buckets import Array
+from klmonitor.hooks.actions import CHECKPOINT, STOP, Actions
+from klmonitor.hooks.feed import Capture, Feed, held_pairs
+from klmonitor.hooks.handle import Handle
+from klmonitor.hooks.options import Options, disabled
+from klmonitor.hooks.text import TokenText
+from klmonitor.hooks.wraps import Guard, Wrap
 from klmonitor.monitor import Monitor
-from klmonitor.reduce import communication_device, default_group
+from klmonitor.numbers.buckets import Array
 from klmonitor.report import ExtremeToken, Later, Report
 from klmonitor.sinks import select
+from klmonitor.summary.reduce import communication_device, default_group
 from klmonitor_trl import describe
-from klmonitor_trl.bindings import Guard, Wrap
-from klmonitor_trl.feed import Capture, Feed, held_pairs
 from klmonitor_trl.kinds import capture_for, kind_of, watched_pairs
 from klmonitor_trl.objective import objective_of
 from klmonitor_trl.reference import choose_reference
-from klmonitor_trl.text import TokenText
 from klmonitor_trl.trackers import TokenTables, with_extras
 
 CAPTURE = ("log-probs", "generation", "loss")

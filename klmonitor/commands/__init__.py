@@ -11,7 +11,7 @@ import argparse
 from typing import Protocol
 
 from klmonitor.commands import (
-    backtest,
+    backtests,
     demo,
     doctor,
     notify_test,
@@ -41,7 +41,7 @@ COMMANDS: tuple[Command, ...] = (
     report,
     serve,
     watch,
-    backtest,
+    backtests,
     tune,
     doctor,
     notify_test,

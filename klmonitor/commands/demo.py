@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-
-from klmonitor.demo.scenarios import SCENARIOS
+from importlib.metadata import entry_points
+from typing import Any
 
 NAME = "demo"
-NEEDED = ("trl", "transformers", "datasets", "tokenizers")
+DEMOS, TRAINER = "klmonitor.demos", "trl"
+"""The group of entry points in which trainers' packages name their demo, and the one that runs."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "--scenario",
-        choices=SCENARIOS,
-        default="spike",
-        help="; ".join(f"{name}: {one.help}" for name, one in SCENARIOS.items())
-        + " (default: spike)",
-    )
-    parser.add_argument("--steps", type=int, default=80, help="optimizer steps (default: 80)")
-    parser.add_argument(
-        "--out", default="klmonitor-demo", help="where runs go (default: ./klmonitor-demo)"
-    )
+    _demo().configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run it; 0 if what the scenario does was found."""
-    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if absent:
-        raise SystemExit(f"klmonitor demo: needs {', '.join(absent)}: pip install 'klmonitor[all]'")
-    from klmonitor.demo.run import run_demo
+    return int(_demo().run(args))
 
-    try:
-        return run_demo(args.scenario, args.steps, args.out)
-    except ValueError as error:
-        raise SystemExit(f"klmonitor demo: {error}") from None
+
+def _demo() -> Any:
+    return entry_points(group=DEMOS)[TRAINER].load()

@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, v
 from importlib.util import find_spec
 
 NAME = "doctor"
-GROUP = "klmonitor.integrations"
+INTEGRATIONS = "klmonitor.integrations"
 PACKAGES = ("torch", "numpy", "numba", "transformers", "accelerate", "peft", "rich")
 SINKS = {
     "tensorboard": ("tensorboard", "tensorboard"),
@@ -97,7 +97,7 @@ def _installed() -> list[Finding]:
 
 def _trainers() -> list[Finding]:
     found = []
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+    for entry in sorted(entry_points(group=INTEGRATIONS), key=lambda entry: entry.name):
         number = _version(entry.name)
         if find_spec(entry.name) is None:
             found.append(Finding("trainers", entry.name, "not installed"))

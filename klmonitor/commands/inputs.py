@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from klmonitor.recorded import Recorded
+    from klmonitor.replay.scoring import Event
+    from klmonitor.replay.series import Recorded
     from klmonitor.rules import Rules
-    from klmonitor.scoring import Event
 
 WHAT = ("step", "k3", "se", "k1", "tokens")
 
@@ -47,7 +47,7 @@ def load_runs(args: argparse.Namespace) -> list[Recorded]:
         ValueError, OSError: one cannot be read.
     """
     from klmonitor.pairs import PAIR_INDEX
-    from klmonitor.recorded import load_run
+    from klmonitor.replay.series import load_run
 
     if args.pair not in PAIR_INDEX:
         raise ValueError(f"unknown pair {args.pair!r}: choose from {', '.join(PAIR_INDEX)}")
@@ -57,7 +57,7 @@ def load_runs(args: argparse.Namespace) -> list[Recorded]:
 
 def load_labels(args: argparse.Namespace) -> list[Event]:
     """The events that `add_runs` names; none where none are named."""
-    from klmonitor.scoring import load_events
+    from klmonitor.replay.scoring import load_events
 
     return load_events(args.events) if args.events else []
 
@@ -69,7 +69,7 @@ def chosen_rules(rules: str | None, preset: str | None) -> Rules:
         ValueError: the file cannot be read, or something in it is unknown.
     """
     from klmonitor.rules import parse_rules
-    from klmonitor.rulesfile import load_rules
+    from klmonitor.rules.file import load_rules
 
     table: Rules = preset or "default"
     if rules:

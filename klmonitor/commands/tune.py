@@ -27,9 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay until it is quiet enough; 1 where no threshold makes it so, 2 on bad input."""
-    from klmonitor.commands.backtest import summary
-    from klmonitor.rulesfile import rules_toml
-    from klmonitor.tuning import tune
+    from klmonitor.commands.backtests import summary
+    from klmonitor.replay.tuning import tune
+    from klmonitor.rules.file import rules_toml
 
     try:
         found = tune(load_runs(args), args.rate, load_labels(args), args.since)

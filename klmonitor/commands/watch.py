@@ -50,9 +50,9 @@ class Tail:
     """The last steps and alerts of a record that may still grow."""
 
     def __init__(self, directory: Path, rows: int) -> None:
-        from klmonitor.jsonl import LineReader
         from klmonitor.record import ALERTS, STEPS
-        from klmonitor.report import alert_from_row, report_from_row
+        from klmonitor.record.jsonl import LineReader
+        from klmonitor.record.rows import alert_from_row, report_from_row
 
         self._directory = directory
         self._steps = LineReader(directory / STEPS, report_from_row)

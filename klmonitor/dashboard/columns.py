@@ -14,18 +14,15 @@ from typing import Any
 import numpy as np
 
 from klmonitor.dashboard.heat import ROWS, heat_columns
-from klmonitor.explain import explain_pair
-from klmonitor.report import (
-    Alert,
-    ExtremeToken,
-    PairReport,
-    Row,
+from klmonitor.numbers.explain import explain_pair
+from klmonitor.record.rows import (
     alert_to_row,
     as_float,
     finite_or_none,
     token_from_row,
     token_to_row,
 )
+from klmonitor.report import Alert, ExtremeToken, PairReport, Row
 from klmonitor.rules.spikes import SPIKE
 
 ESTIMATORS = ("k1", "k2", "k3")

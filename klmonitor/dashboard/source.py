@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 from klmonitor.dashboard.columns import RunColumns
-from klmonitor.jsonl import LineReader
 from klmonitor.record import ALERTS, RUN, STEPS, TOKENS
-from klmonitor.report import Row, alert_from_row
-from klmonitor.runfile import read_run_file
+from klmonitor.record.jsonl import LineReader
+from klmonitor.record.rows import alert_from_row
+from klmonitor.record.runfile import read_run_file
+from klmonitor.report import Row
 
 
 class Source(Protocol):

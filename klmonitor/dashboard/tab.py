@@ -17,8 +17,8 @@ from werkzeug import wrappers
 from klmonitor.dashboard.assets import SCRIPTS, STYLES, asset
 from klmonitor.dashboard.columns import RunColumns
 from klmonitor.dashboard.source import answer
-from klmonitor.report import alert_from_row
-from klmonitor.sinks.stepevent import PLUGIN, TAG
+from klmonitor.record.rows import alert_from_row
+from klmonitor.record.stepevent import PLUGIN, TAG
 
 MOST_STEPS = 1_000_000
 QUESTIONS = ("runs", "data", "step")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from klmonitor.report import Alert, ExtremeToken, alert_to_row
+from klmonitor.record.rows import alert_to_row
+from klmonitor.report import Alert, ExtremeToken
 
 Message = dict[str, Any]
 """JSON: title, text, markdown, severity, run, host, id, alert (as in ``alerts.jsonl``)."""

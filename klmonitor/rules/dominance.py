@@ -2,9 +2,9 @@
 
 k1 = -d suffers from the left tail of d, k3 = expm1(d) - d from the right, and each estimator is
 judged on its own. The step's level (0, 1 warn, 2 severe) is measured elsewhere
-(`klmonitor.dominance`) and is right about the step: but on heavy-tailed families every second
-batch is dominated, and news it is not. So an alert asks for a severe level that also stands out
-from the run's own habit, the largest |J| of the last 100 steps.
+(`klmonitor.numbers.dominance`) and is right about the step: but on heavy-tailed families every
+second batch is dominated, and news it is not. So an alert asks for a severe level that also stands
+out from the run's own habit, the largest |J| of the last 100 steps.
 
 Dominance means that an estimate misleads, not that the policy is in danger: it is never critical,
 so that nothing that acts on critical alerts stops a run for one odd token. What it does to another

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from klmonitor.pairs import PAIR_INDEX
-from klmonitor.report import Row, finite_or_none
+from klmonitor.record.rows import finite_or_none
+from klmonitor.report import Row
 from klmonitor.rules.own import OwnRule
 from klmonitor.rules.rule import Rule, Thresholds
 from klmonitor.rules.table import PRESETS, RULES

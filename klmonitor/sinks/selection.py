@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from klmonitor.metrics import CORE
+from klmonitor.numbers.metrics import CORE
 from klmonitor.report import Report
 
 Metrics = str | Sequence[str]

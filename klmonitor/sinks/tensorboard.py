@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from klmonitor.background import Worker
-from klmonitor.jsonl import write_whole
+from klmonitor.record.jsonl import write_whole
+from klmonitor.record.stepevent import step_value
 from klmonitor.report import Report
-from klmonitor.sinks.layout import layout_value
+from klmonitor.sinks.customscalars import layout_value
 from klmonitor.sinks.selection import Metrics, check_metrics, select
-from klmonitor.sinks.stepevent import step_value
 
 CAPACITY = 256
 """Reports that may wait for a slow disk."""

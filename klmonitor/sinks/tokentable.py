@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from klmonitor.record.rows import recorded_tokens
 from klmonitor.report import ExtremeToken, Report
-from klmonitor.rows import recorded_tokens
 
 COLUMNS = ("step", "pair", "tail", "d", "log q", "log p", "token id", "text", "prompt", "place")
 TEXT = COLUMNS.index("text")

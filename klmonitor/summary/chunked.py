@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from klmonitor.batch import TokenBatch
 from klmonitor.pairs import POLICIES, Pair, sampler
+from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.collected import Collection
 from klmonitor.summary.extremes import Place
-from klmonitor.summary.layout import POLICY_COUNTS, POSITIVE_TOLERANCE, TELLING
+from klmonitor.summary.fields import POLICY_COUNTS, POSITIVE_TOLERANCE, TELLING
 from klmonitor.summary.pairsums import Buffers, PairSums
 from klmonitor.summary.state import Summary
 from klmonitor.summary.tiles import TileMask, tiles

@@ -14,10 +14,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from klmonitor.batch import TokenBatch
 from klmonitor.pairs import PAIR_INDEX, POLICIES, Pair
+from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extremes import Place, RowExtremes, sequence_records
-from klmonitor.summary.layout import COLUMN, GRAM, PER_SEQUENCE
+from klmonitor.summary.fields import COLUMN, GRAM, PER_SEQUENCE
 from klmonitor.summary.state import Summary, first_of
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from klmonitor.batch import TokenBatch
 from klmonitor.pairs import Pair
+from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.tiles import WIDTH, Tile, tiles
 
 

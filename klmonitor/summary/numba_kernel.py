@@ -14,18 +14,18 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from klmonitor.compiled import keep
-from klmonitor.summary import layout
+from klmonitor.summary import fields
 from klmonitor.summary.collected import GOLDEN, SCALES, SOURCES, TAIL
-from klmonitor.summary.layout import COLUMN, COUNTS, GRAM, MOMENTS, PER_SEQUENCE, WEIGHTED
+from klmonitor.summary.fields import COLUMN, COUNTS, GRAM, MOMENTS, PER_SEQUENCE, WEIGHTED
 
 # The compiler sees globals as constants.
 BLOCK = 256
-CLAMP, CORE_RADIUS = layout.CLAMP, layout.CORE_RADIUS
-POSITIVE, TELLING_BELOW = np.float32(layout.POSITIVE_TOLERANCE), np.float32(-layout.TELLING)
-LAST_BUCKET, CENTRE = layout.BUCKETS + 1, layout.CENTRE
-DROPPED_BITS = 52 - layout.MANTISSA_BITS
-EXPONENT_AND_KEPT = (1 << (11 + layout.MANTISSA_BITS)) - 1
-BELOW_LOWEST = ((1023 + layout.LOW_EXPONENT) << layout.MANTISSA_BITS) - 1
+CLAMP, CORE_RADIUS = fields.CLAMP, fields.CORE_RADIUS
+POSITIVE, TELLING_BELOW = np.float32(fields.POSITIVE_TOLERANCE), np.float32(-fields.TELLING)
+LAST_BUCKET, CENTRE = fields.BUCKETS + 1, fields.CENTRE
+DROPPED_BITS = 52 - fields.MANTISSA_BITS
+EXPONENT_AND_KEPT = (1 << (11 + fields.MANTISSA_BITS)) - 1
+BELOW_LOWEST = ((1023 + fields.LOW_EXPONENT) << fields.MANTISSA_BITS) - 1
 MAGNITUDE = (1 << 63) - 1
 
 FEATURES = ("one", "d", "abs", "d2", "k3", "w")
@@ -39,7 +39,7 @@ CORE, WEIGHTS = COLUMN["core/n"], COLUMN[WEIGHTED[0].name]
 NAN, INF, CLAMPED, UNWEIGHTED, ZERO, ON_POLICY, SEQUENCES, PROMPTED = (
     COLUMN[name] for name in COUNTS
 )
-N_COLUMNS = len(layout.COLUMNS)
+N_COLUMNS = len(fields.COLUMNS)
 FIRST_PRODUCT = COLUMN[GRAM[0]]
 SOURCE_COLUMNS, PER_SEQUENCE_SCALES, N_SUMS = tuple(SOURCES), SCALES, len(PER_SEQUENCE)
 
@@ -217,7 +217,7 @@ def weigh(q, sampler, kept, w):
 
 @njit
 def moments(scratch, n, row, first):
-    """Add the inner products of `layout.MOMENTS` to columns of a row."""
+    """Add the inner products of `fields.MOMENTS` to columns of a row."""
     for m in range(N_MOMENTS):
         left = scratch[LEFT[m], :n]
         if RIGHT[m] == ONE:

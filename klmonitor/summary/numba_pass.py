@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from klmonitor.batch import TokenBatch
 from klmonitor.compiled import run
 from klmonitor.pairs import PAIR_INDEX, POLICY_INDEX, Pair, sampler
+from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.numba_kernel import add_pair
 from klmonitor.summary.state import Summary

@@ -1,6 +1,6 @@
 """The sums of one pair over one batch, tile by tile.
 
-Per tile: d = log p - log q in float64, the features of `layout.MOMENTS`, their inner products along
+Per tile: d = log p - log q in float64, the features of `fields.MOMENTS`, their inner products along
 each row, the histogram's buckets. A row's sums are taken over that row alone, so they do not depend
 on which rows came with it: splitting a batch by rows changes a total by float64 rounding only.
 
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from klmonitor.batch import TokenBatch
 from klmonitor.pairs import Pair
+from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.collected import PairCollection
-from klmonitor.summary.layout import (
+from klmonitor.summary.fields import (
     BUCKETS,
     CENTRE,
     CLAMP,

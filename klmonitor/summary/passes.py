@@ -18,11 +18,11 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from klmonitor.batch import TokenBatch
 from klmonitor.pairs import Pair
 from klmonitor.summary import chunked
+from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extremes import Place
-from klmonitor.summary.layout import SummaryConfig
+from klmonitor.summary.fields import SummaryConfig
 from klmonitor.summary.state import Summary
 
 logger = logging.getLogger("klmonitor")

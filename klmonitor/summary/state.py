@@ -20,7 +20,7 @@ from torch import Tensor
 
 from klmonitor.compiled import Compiled
 from klmonitor.pairs import PAIRS
-from klmonitor.summary.layout import (
+from klmonitor.summary.fields import (
     MAXIMA,
     N_ORDER,
     N_SEQUENCE_ORDER,

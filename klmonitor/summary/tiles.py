@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from klmonitor.batch import TokenBatch
+from klmonitor.summary.batch import TokenBatch
 
 TILE = 131_072
 """Tokens in a tile: a few float64 buffers of it stay in the shared cache, and the calls are few."""

@@ -10,22 +10,22 @@ import math
 import triton
 import triton.language as tl
 
-from klmonitor.summary import layout
-from klmonitor.summary.layout import COLUMN, COUNTS, MOMENTS, POLICY_COUNTS, WEIGHTED
+from klmonitor.summary import fields
+from klmonitor.summary.fields import COLUMN, COUNTS, MOMENTS, POLICY_COUNTS, WEIGHTED
 
 # Triton sees only globals of this type.
-CLAMP = tl.constexpr(layout.CLAMP)
-CORE_RADIUS = tl.constexpr(layout.CORE_RADIUS)
+CLAMP = tl.constexpr(fields.CLAMP)
+CORE_RADIUS = tl.constexpr(fields.CORE_RADIUS)
 INFINITY = tl.constexpr(math.inf)
-POSITIVE = tl.constexpr(layout.POSITIVE_TOLERANCE)
-TELLING_BELOW = tl.constexpr(-layout.TELLING)
+POSITIVE = tl.constexpr(fields.POSITIVE_TOLERANCE)
+TELLING_BELOW = tl.constexpr(-fields.TELLING)
 
-HISTOGRAM = tl.constexpr(layout.HISTOGRAM)
-CENTRE = tl.constexpr(layout.CENTRE)
-LAST_BUCKET = tl.constexpr(layout.BUCKETS + 1)
-DROPPED_BITS = tl.constexpr(52 - layout.MANTISSA_BITS)
-EXPONENT_AND_KEPT = tl.constexpr((1 << (11 + layout.MANTISSA_BITS)) - 1)
-BELOW_LOWEST = tl.constexpr(((1023 + layout.LOW_EXPONENT) << layout.MANTISSA_BITS) - 1)
+HISTOGRAM = tl.constexpr(fields.HISTOGRAM)
+CENTRE = tl.constexpr(fields.CENTRE)
+LAST_BUCKET = tl.constexpr(fields.BUCKETS + 1)
+DROPPED_BITS = tl.constexpr(52 - fields.MANTISSA_BITS)
+EXPONENT_AND_KEPT = tl.constexpr((1 << (11 + fields.MANTISSA_BITS)) - 1)
+BELOW_LOWEST = tl.constexpr(((1023 + fields.LOW_EXPONENT) << fields.MANTISSA_BITS) - 1)
 
 CORE = tl.constexpr(COLUMN["core/n"])
 TAIL = tl.constexpr(COLUMN["tail/n"])
@@ -45,7 +45,7 @@ N_MOMENTS, N_WEIGHTED = tl.constexpr(len(MOMENTS)), tl.constexpr(len(WEIGHTED))
 LEFT, RIGHT = _digits(m.left for m in MOMENTS), _digits(m.right for m in MOMENTS)
 WEIGHTED_RIGHT = _digits(m.right for m in WEIGHTED)  # their left is the weight
 
-POLICY_COLUMN = layout.N_TOKEN_COLUMNS
+POLICY_COLUMN = fields.N_TOKEN_COLUMNS
 """Where the counts of the pair's two policies follow the sums over tokens, first q's."""
 N_COLUMNS = POLICY_COLUMN + 2 * len(POLICY_COUNTS)
 Q_COUNTS = tl.constexpr(POLICY_COLUMN)
@@ -222,7 +222,7 @@ def _bucket(d):
 
 @triton.jit
 def _count_policy(target, plane, values, counted, checked, inside):
-    """Write `layout.POLICY_COUNTS` of each row."""
+    """Write `fields.POLICY_COUNTS` of each row."""
     x = values.to(tl.float32)
     checked = checked & (x < TELLING_BELOW)
     bits = x.to(tl.int32, bitcast=True)

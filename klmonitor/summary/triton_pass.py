@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from klmonitor.batch import TokenBatch
 from klmonitor.pairs import Pair, sampler
+from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.collected import Collection, PairCollection
 from klmonitor.summary.extremes import Place, RowExtremes
-from klmonitor.summary.layout import CENTRE, COLUMN, HISTOGRAM, N_TOKEN_COLUMNS, POLICY_COUNTS
+from klmonitor.summary.fields import CENTRE, COLUMN, HISTOGRAM, N_TOKEN_COLUMNS, POLICY_COUNTS
 from klmonitor.summary.state import Summary
 from klmonitor.summary.tiles import first_shape
 from klmonitor.summary.triton_kernel import N_COLUMNS, sum_tokens

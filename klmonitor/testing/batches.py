@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from klmonitor.dominance import dominance_k1, dominance_k3
+from klmonitor.numbers.dominance import dominance_k1, dominance_k3
+from klmonitor.numbers.statistics import normal_deviate
 from klmonitor.report import ExtremeToken, PairReport, Report
-from klmonitor.statistics import normal_deviate
 
 Floats = NDArray[np.float64]
 

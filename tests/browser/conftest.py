@@ -9,8 +9,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from pages import SPIKE_K3, SPIKES, write_lines
 from playwright.sync_api import sync_playwright
+
+from tests.helpers.pages import SPIKE_K3, SPIKES, write_lines
 
 FLAGS = (
     "--no-sandbox",

@@ -6,7 +6,13 @@ import re
 import shutil
 
 import pytest
-from pages import (
+
+from klmonitor.cli import main
+from klmonitor.dashboard import assets
+from klmonitor.dashboard.document import document
+from klmonitor.dashboard.source import RecordSource
+from klmonitor.record import RecordWriter
+from tests.helpers.pages import (
     HOSTILE_RUN,
     SPIKE_K3,
     SPIKES,
@@ -14,13 +20,7 @@ from pages import (
     serving,
     wait_until,
 )
-from reports import make_alert, make_report, make_token, small_report
-
-from klmonitor.cli import main
-from klmonitor.dashboard import assets
-from klmonitor.dashboard.document import document
-from klmonitor.dashboard.source import RecordSource
-from klmonitor.record import RecordWriter
+from tests.helpers.reports import make_alert, make_report, make_token, small_report
 
 CHARTS = ("estimators", "fan", "dominance", "variance", "heat", "outliers", "spike")
 MANY_COLOURS = 8

@@ -10,13 +10,13 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
-from pages import HOSTILE_RUN, read, wait_until
-from reports import make_alert, make_report, make_token
 
 from klmonitor.record import read_run
-from klmonitor.report import token_to_row
+from klmonitor.record.rows import token_to_row
+from klmonitor.record.stepevent import PLUGIN, TAG, step_bytes, tensor_value
 from klmonitor.sinks import TensorBoardSink
-from klmonitor.sinks.stepevent import PLUGIN, TAG, step_bytes, tensor_value
+from tests.helpers.pages import HOSTILE_RUN, read, wait_until
+from tests.helpers.reports import make_alert, make_report, make_token
 
 CHARTS = ("estimators", "fan", "dominance", "variance", "heat", "outliers", "spike")
 OF_TENSORBOARD = ("Multiple instances of Three.js", "404")

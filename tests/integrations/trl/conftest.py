@@ -12,7 +12,7 @@ import torch
 from transformers.utils import logging
 
 from klmonitor.attachment import attach
-from klmonitor.demo import tiny
+from klmonitor_trl.demo import tiny
 
 # What TRL and transformers warn of among themselves; anything else is an error.
 UPSTREAM = ("ignore:.*is deprecated and will be removed in v6:FutureWarning",)

@@ -71,9 +71,8 @@ def test_a_function_that_raises_is_counted_and_training_goes_on(run, caplog):
 
 
 def test_alerts_of_a_run_are_delivered(make_trainer, monkeypatch, tmp_path):
-    from hooks import hook
-
     from klmonitor import attach
+    from tests.helpers.webhooks import hook
 
     with hook() as server:
         monkeypatch.setenv("KLM_HOOK", server.url)

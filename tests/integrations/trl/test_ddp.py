@@ -6,9 +6,9 @@ import os
 
 import pytest
 import torch
-from ranks import run_ranks
 
 from klmonitor.monitor import Monitor
+from tests.helpers.ranks import run_ranks
 
 STEPS = 3
 
@@ -16,7 +16,7 @@ STEPS = 3
 def ddp_run(rank, world, model_path, out):
     """Three runs: a sound one, one whose capture fails on rank 1, one that is off on rank 1."""
     from klmonitor.attachment import attach
-    from klmonitor.demo import tiny
+    from klmonitor_trl.demo import tiny
 
     os.environ |= {
         "RANK": str(rank),

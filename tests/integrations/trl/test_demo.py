@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from wandb_reader import read_wandb
 
 from klmonitor.cli import main
-from klmonitor.demo import tiny
-from klmonitor.demo.plant import StaleSampler
-from klmonitor.demo.run import run_demo
-from klmonitor.demo.scenarios import SCENARIOS
-from klmonitor.demo.screen import LiveScreen, PlainScreen
 from klmonitor.record import read_run
 from klmonitor.report import Alert, PairReport, Report
+from klmonitor_trl.demo import tiny
+from klmonitor_trl.demo.plant import StaleSampler
+from klmonitor_trl.demo.run import run_demo
+from klmonitor_trl.demo.scenarios import SCENARIOS
+from klmonitor_trl.demo.screen import LiveScreen, PlainScreen
+from tests.helpers.wandb_reader import read_wandb
 
 SERIES = "kl/policy_ref/k3/mean"
 
@@ -192,7 +192,7 @@ def test_stale_weights_leave_the_training_weights_alone(tmp_path):
 
 
 def test_a_scenario_that_shows_nothing_fails(tmp_path, capsys, monkeypatch):
-    from klmonitor.demo import run
+    from klmonitor_trl.demo import run
 
     undisturbed = replace(SCENARIOS["k1"], disturb=None)
     monkeypatch.setattr(run, "SCENARIOS", {"k1": undisturbed})
@@ -202,7 +202,7 @@ def test_a_scenario_that_shows_nothing_fails(tmp_path, capsys, monkeypatch):
 
 
 def test_a_second_run_gets_a_directory_of_its_own(tmp_path):
-    from klmonitor.demo import run
+    from klmonitor_trl.demo import run
 
     assert run._fresh(tmp_path, "spike") == tmp_path / "spike"
     assert run._fresh(tmp_path, "spike") == tmp_path / "spike-2"

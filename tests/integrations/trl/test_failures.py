@@ -12,7 +12,7 @@ from klmonitor.attachment import attach
 
 @pytest.fixture(scope="module")
 def losses_alone(model_path, tmp_path_factory):
-    from klmonitor.demo import tiny
+    from klmonitor_trl.demo import tiny
 
     trainer = tiny.make_trainer(model_path, tmp_path_factory.mktemp("alone"), steps=4, beta=0.04)
     trainer.train()

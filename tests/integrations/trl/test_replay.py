@@ -5,7 +5,7 @@ import json
 import pytest
 
 from klmonitor.cli import main
-from klmonitor.demo.run import SCENARIOS, run_demo
+from klmonitor_trl.demo.run import SCENARIOS, run_demo
 
 STEPS = {"collapse": 80}
 """Steps of scenarios that take longer than 40."""

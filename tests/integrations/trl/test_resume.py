@@ -101,7 +101,7 @@ import torch
 from transformers import TrainerCallback
 from klmonitor.attachment import attach
 from klmonitor.background import NAP_SECONDS
-from klmonitor.demo import tiny
+from klmonitor_trl.demo import tiny
 
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):

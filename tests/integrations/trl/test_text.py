@@ -14,8 +14,8 @@ import pytest
 from datasets import Dataset
 
 from klmonitor.attachment import attach
-from klmonitor.rows import RECORDED_TOKENS
-from klmonitor_trl.text import TokenText
+from klmonitor.hooks.text import TokenText
+from klmonitor.record.rows import RECORDED_TOKENS
 
 IN_PROMPTS = "zxqcanaryj"
 DECODED = "decodedcanary7731"

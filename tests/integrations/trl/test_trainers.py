@@ -16,7 +16,7 @@ import torch
 from trl import RLOOConfig, RLOOTrainer
 
 from klmonitor.attachment import attach
-from klmonitor.demo import tiny
+from klmonitor_trl.demo import tiny
 from klmonitor_trl.names import GENERATE
 from klmonitor_trl.packed import PackedCapture
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from wandb_reader import records
 
 from klmonitor.attachment import attach
 from klmonitor.cli import main
+from tests.helpers.wandb_reader import records
 
 wandb = pytest.importorskip("wandb")
 

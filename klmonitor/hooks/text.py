@@ -1,0 +1,123 @@
+"""The text of extreme tokens: decoded on the machine that trains, for its record.
+
+The ids of a step's micro-batches stay where they are until the step is closed; from a GPU those
+around the few extreme tokens are then copied at once. They are decoded when the step is recorded,
+on the record's own thread, by a copy of the tokenizer: a trainer that sets its padding meanwhile
+would fail. Only this process's own tokens have their context; of another rank's, which come with
+their id alone, the token is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klmonitor.record.rows import RECORDED_TOKENS
+from klmonitor.report import ExtremeToken
+
+BEFORE = 12
+"""Tokens of context before the extreme one."""
+LIMIT = 1024
+"""Micro-batches of a step that are kept; tokens of later ones come without context."""
+KNOWN_TOKENS = 2**16
+"""Tokens of the vocabulary whose text is remembered."""
+MARK = "⟦{}⟧"
+"""The token within its context."""
+
+
+class TokenText:
+    """Decodes extreme tokens of the step that is being closed.
+
+    Args:
+        tokenizer: anything with ``decode(ids)`` that can be copied.
+        rank: of this process.
+    """
+
+    def __init__(self, tokenizer: Any, rank: int) -> None:
+        """Nothing kept."""
+        self._tokenizer, self._rank = deepcopy(tokenizer), rank
+        self._marked = lru_cache(KNOWN_TOKENS)(self._mark)
+        self._ids: dict[str, list[Tensor | None]] = {}
+
+    def keep(self, phase: str, ids: Tensor | None) -> None:
+        """Keep the ids of one micro-batch, [B, T] or packed [N]."""
+        kept = self._ids.setdefault(phase, [])
+        if len(kept) < LIMIT:
+            kept.append(ids if ids is not None and ids.dim() == 2 else None)
+
+    def forget(self, phase: str) -> None:
+        """A step is over."""
+        self._ids.pop(phase, None)
+
+    def annotate(
+        self, tokens: Sequence[ExtremeToken], phase: str
+    ) -> Callable[[], list[ExtremeToken]]:
+        """What makes the tokens of this step with their text, also once the step is forgotten."""
+        contexts = partial(self._contexts, tokens, self._ids.get(phase, []))
+        if any(ids is not None and not ids.is_cpu for ids in self._ids.get(phase, [])):
+            found = contexts()  # now: a GPU is used by the thread that trains alone
+            return lambda: self._with_text(tokens, found)
+        return lambda: self._with_text(tokens, contexts())
+
+    def _with_text(
+        self, tokens: Sequence[ExtremeToken], contexts: Sequence[Sequence[int]]
+    ) -> list[ExtremeToken]:
+        """The tokens with their text; at an ordinary step few of them with its context."""
+        return [
+            token.with_text(self._text(token, context))
+            for token, context in zip(tokens, contexts, strict=True)
+        ]
+
+    def _mark(self, token_id: int) -> str:
+        return MARK.format(self._tokenizer.decode([token_id]))
+
+    def _text(self, token: ExtremeToken, context: Sequence[int]) -> str | None:
+        if token.token_id is None:
+            return None
+        marked = self._marked(token.token_id)
+        return self._tokenizer.decode(list(context)) + marked if context else marked
+
+    def _contexts(
+        self,
+        tokens: Sequence[ExtremeToken],
+        kept: Sequence[Tensor | None],
+    ) -> list[list[int]]:
+        """Ids before those chosen, oldest first: one copy from a GPU for all."""
+        contexts: list[list[int]] = [[] for _ in tokens]
+        places: list[tuple[int, Tensor]] = []
+        for number in with_context(tokens):
+            token = tokens[number]
+            ids = kept[token.micro_batch] if token.micro_batch < len(kept) else None
+            if token.rank == self._rank and ids is not None:
+                before = slice(max(token.position - BEFORE, 0), token.position)
+                if ids.is_cpu:
+                    contexts[number] = ids.numpy()[token.sequence, before].tolist()
+                else:
+                    places.append((number, ids[token.sequence, before]))
+        if not places:
+            return contexts
+        values = torch.cat([ids for _, ids in places]).tolist()
+        for number, ids in places:
+            contexts[number], values = values[: len(ids)], values[len(ids) :]
+        return contexts
+
+
+def with_context(tokens: Sequence[ExtremeToken]) -> list[int]:
+    """Which tokens to decode with what came before them.
+
+    The first of each tail, since decoding takes longer than all else; where more of a tail are
+    recorded than usual, since the step is dominated or alerted, all of it.
+    """
+    tails: dict[tuple[str, str], list[int]] = {}
+    for number, token in enumerate(tokens):
+        tails.setdefault((token.pair, token.tail), []).append(number)
+    return [
+        number
+        for numbers in tails.values()
+        for number in (numbers if len(numbers) > RECORDED_TOKENS else numbers[:1])
+    ]

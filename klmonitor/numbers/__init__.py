@@ -1,0 +1,1 @@
+"""From sums to numbers to a verdict, for one step; nothing here needs torch."""

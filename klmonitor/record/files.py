@@ -1,0 +1,6 @@
+"""The files of a record."""
+
+RUN = "run.json"
+STEPS = "steps.jsonl"
+TOKENS = "tokens.jsonl"
+ALERTS = "alerts.jsonl"

@@ -1,0 +1,56 @@
+"""A report as one value of a TensorBoard event: what the "KL" tab draws, tokens without text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from klmonitor.record.rows import (
+    alert_to_row,
+    coarsen,
+    encode_row,
+    recorded_tokens,
+    report_to_row,
+    token_to_row,
+)
+from klmonitor.report import PairReport, Report
+
+PLUGIN = "klmonitor"
+TAG = "klmonitor/step"
+TENSOR_DATA = 2
+"""``DataClass.DATA_CLASS_TENSOR``: without it loaders drop the value."""
+DIGITS = 7
+
+
+def step_bytes(report: Report) -> bytes:
+    """The report as JSON; values to `DIGITS` digits, histograms with two buckets an octave."""
+    pairs = {name: _compact(pair) for name, pair in report.pairs.items()}
+    row = report_to_row(replace(report, pairs=pairs, run_values={}))
+    tokens = [token for pair in pairs.values() for token in recorded_tokens(pair)]
+    row["tokens"] = [token_to_row(replace(token, text=None)) for token in tokens]
+    row["alerts"] = [alert_to_row(alert) for alert in report.alerts]
+    return encode_row(row)
+
+
+def _compact(pair: PairReport) -> PairReport:
+    values = {name: float(f"{value:.{DIGITS}g}") for name, value in pair.values.items()}
+    return replace(pair, values=values, histogram=coarsen(pair.histogram, 1))
+
+
+def step_value(report: Report) -> Any:
+    """The report as a ``Summary.Value`` of the plugin."""
+    return tensor_value(TAG, PLUGIN, step_bytes(report))
+
+
+def tensor_value(tag: str, plugin: str, content: bytes) -> Any:
+    """Bytes as a ``Summary.Value`` that a plugin of TensorBoard reads."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
+
+    tensor = TensorProto(dtype=DT_STRING, string_val=[content], tensor_shape=TensorShapeProto())
+    metadata = SummaryMetadata(
+        plugin_data=SummaryMetadata.PluginData(plugin_name=plugin), data_class=TENSOR_DATA
+    )
+    return Summary.Value(tag=tag, tensor=tensor, metadata=metadata)

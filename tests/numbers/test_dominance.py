@@ -1,0 +1,255 @@
+"""The dominance rules: their formulas against plain numpy, their edges, their measured rates."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from benchmarks.dominance import cases_of, judge, k3, measure, right_tail
+from klmonitor.numbers.dominance import (
+    K1_THRESHOLDS,
+    K3_THRESHOLDS,
+    SEVERE,
+    WARN,
+    dominance_k1,
+    dominance_k3,
+    k3_score,
+    k3_thresholds,
+    most_tokens_k1,
+    most_tokens_k3,
+)
+
+
+def normal(n, scale=0.06, seed=0):
+    return np.random.default_rng(seed).normal(0, scale, n)
+
+
+def plain(x, key, m):
+    """V, J, share, mean without, apart of the m tokens of largest key, from their definitions."""
+    order = np.argsort(-key, kind="stable")
+    top, rest = x[order[:m]], x[order[m:]]
+    v = ((top - x.mean()) ** 2).sum() / ((x - x.mean()) ** 2).sum()
+    j = (x.mean() - rest.mean()) / (rest.std(ddof=1) / np.sqrt(len(x)))
+    share = np.abs(top).sum() / np.abs(x).sum()
+    return v, j, share, rest.mean(), np.abs(top[-1]) / np.abs(rest[0])
+
+
+def plain_k3(d):
+    """The k of the largest score with its numbers, by trying all."""
+    x = k3(d)
+    found = {}
+    for k in range(1, most_tokens_k3(len(d)) + 1):
+        numbers = plain(x, x, k)
+        j, apart = numbers[1], numbers[4]
+        found[k] = (3 * np.log(j) + np.sqrt(k) * np.log(apart) if j >= 2 else -np.inf, numbers)
+    if max(score for score, _ in found.values()) == -np.inf:
+        return max(found.items(), key=lambda item: item[1][1][1])
+    return max(found.items(), key=lambda item: item[1][0])
+
+
+@pytest.mark.parametrize("n", [100, 256, 1024, 4096, 20_000])
+@pytest.mark.parametrize("bad", [[], [-3.0], [2.5], [3.0, 2.9], [-40.0, 1.0], [1.1, 1.0, 1.2, -4]])
+def test_the_numbers_are_their_formulas(n, bad):
+    d = normal(n)
+    d[: len(bad)] = bad
+    found = judge(d, "k1")
+    m = min(max(n // 400, 1), 10)
+    assert found.tokens == m
+    np.testing.assert_allclose(found[2:], plain(-d, np.abs(d), m), rtol=1e-9)
+    level = sum(found.v >= v and abs(found.j) >= j for v, j in K1_THRESHOLDS.values())
+    assert found.level == level
+
+    found = judge(d, "k3")
+    k, (score, numbers) = plain_k3(d)
+    assert found.tokens == k
+    np.testing.assert_allclose(found[2:], numbers, rtol=1e-6)
+    assert k3_score(found) == pytest.approx(score, rel=1e-6)
+    assert found.level == sum(score >= least for least in k3_thresholds(n))
+
+
+@pytest.mark.parametrize(("bad", "n"), [(7.1, 256), (8.0, 256), (7.1, 16_384)])
+def test_a_token_on_the_right_dominates_k3(bad, n):
+    """Whatever k1 says: +7.1 among 256 can leave k1 unmoved while it holds 98 % of k3."""
+    d = normal(n, scale=0.25)
+    d[17] = bad
+    found = judge(d, "k3")
+    assert (found.level, found.tokens) == (SEVERE, 1.0)
+    assert found.top_share > 0.7
+    assert found.mean_without_top == pytest.approx(k3(np.delete(d, 17)).mean(), rel=1e-9)
+
+
+def test_k3_is_dominated_where_k1_is_not():
+    d = normal(4096, scale=0.25)
+    d[17] = 7.1
+    assert judge(d, "k1").level == 0
+    assert judge(d, "k3").level == SEVERE
+
+
+@pytest.mark.parametrize("n", [256, 4096])
+def test_a_token_on_the_left_dominates_k1(n):
+    d = normal(n, scale=0.1)
+    d[17] = -40.0
+    found = judge(d, "k1")
+    assert found.level == SEVERE
+    assert found.j > 3
+    assert abs(found.mean_without_top) < 4 * 0.1 / math.sqrt(n)
+
+
+def test_an_outlier_does_not_hide_behind_its_own_spread():
+    """J divides by the error of the rest; by the whole's it could never exceed 1 for one token."""
+    d = normal(256)
+    d[0] = -500.0
+    whole = (-d.mean() - -d[1:].mean()) / (d.std(ddof=1) / 16)
+    assert whole < 1.01
+    assert judge(d, "k1").j > 100
+
+
+@pytest.mark.parametrize("rule", ["k1", "k3"])
+def test_all_zeros_and_rounding_noise_are_no_finding(rule):
+    assert judge(np.zeros(256), rule).level == 0
+    assert judge(np.zeros(256), rule).mean_without_top == 0
+    noise = np.zeros(256)
+    noise[[3, 5]] = 1.2e-7, -6e-8
+    assert judge(noise, rule).level == 0
+    real = np.zeros(256)
+    real[3] = 0.5
+    assert judge(real, rule).level == SEVERE
+    assert judge(real, rule).apart == math.inf
+    assert judge(real, rule).mean_without_top == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("value", [-1.3125, 0.1, 7.0, 300.0])
+@pytest.mark.parametrize("rule", ["k1", "k3"])
+def test_a_constant_is_carried_by_all_alike(rule, value):
+    found = judge(np.full(500, value), rule)
+    assert found.level == 0
+    assert abs(found.j) < 1e-6
+
+
+def test_nothing_counted_is_nan():
+    for found in (
+        dominance_k1(0, math.nan, math.nan, 0.0, [], []),
+        dominance_k3(0, math.nan, math.nan, [], []),
+    ):
+        assert all(math.isnan(value) for value in found)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 20, 63])
+def test_too_few_tokens_are_never_dominated(n):
+    d = np.full(n, 0.01)
+    d[0] = -9.0
+    var = d.var(ddof=1) if n > 1 else math.nan
+    x = k3(d)
+    var_k3 = x.var(ddof=1) if n > 1 else math.nan
+    tails = ([9.0], d[1:])
+    assert dominance_k1(n, -d.mean(), var, np.abs(d).sum(), *tails).level == 0
+    assert dominance_k3(n, x.mean(), var_k3, *tails).level == 0
+
+
+def test_sums_that_overflowed_are_severe():
+    for var in (math.inf, math.nan, 1e304):
+        assert dominance_k3(4096, 1e150, var, [], [350.0]).level == SEVERE
+        assert dominance_k1(4096, math.nan, var, math.inf, [1.0], []).level == SEVERE
+
+
+@pytest.mark.parametrize("bad", [25.0, 35.0, 60.0, 340.0])
+def test_the_rest_beside_a_huge_token(bad):
+    """The sums of the core give the mean without it, which the sum of all has lost."""
+    d = normal(4096)
+    clean = k3(d[1:]).mean()
+    d[0] = bad
+    x = k3(d)
+    tails = (np.sort(-d)[-16:], np.sort(d)[-16:])
+    alone = dominance_k3(4096, x.mean(), x.var(ddof=1), *tails)
+    assert alone.level == SEVERE
+    if bad > 30:
+        assert math.isnan(alone.mean_without_top)
+    else:
+        assert alone.mean_without_top == pytest.approx(clean, rel=1e-2)
+    core = (4095.0, k3(d[1:]).sum())
+    exact = dominance_k3(4096, x.mean(), x.var(ddof=1), *tails, *core)
+    assert exact.mean_without_top == pytest.approx(clean, rel=1e-12)
+    assert exact._replace(mean_without_top=0.0) == alone._replace(mean_without_top=0.0)
+
+
+def test_core_sums_with_unlisted_far_tokens_are_not_used():
+    d = normal(4096)
+    d[:40] = 40.0
+    x = k3(d)
+    tails = (np.sort(-d)[-16:], np.sort(d)[-16:])
+    found = dominance_k3(4096, x.mean(), x.var(ddof=1), *tails, 4056.0, k3(d[40:]).sum())
+    assert found.mean_without_top == pytest.approx(
+        (x.sum() - found.tokens * k3(np.array(40.0))) / (4096 - found.tokens), rel=1e-9
+    )
+
+
+def test_thresholds_are_interpolated_in_log_n():
+    for n, (warn, severe) in K3_THRESHOLDS.items():
+        assert k3_thresholds(n) == (warn, severe)
+    first, last = min(K3_THRESHOLDS), max(K3_THRESHOLDS)
+    assert k3_thresholds(1) == k3_thresholds(first)
+    assert k3_thresholds(1e9) == k3_thresholds(last)
+    for level in (0, 1):
+        rows = [row[level] for row in K3_THRESHOLDS.values()]
+        expected = np.interp(np.log(9000), np.log(list(K3_THRESHOLDS)), rows)
+        assert k3_thresholds(9000)[level] == pytest.approx(expected, rel=1e-12)
+
+
+def test_how_many_tokens_a_rule_may_name():
+    assert [most_tokens_k1(n) for n in (1, 799, 800, 4096, 10**6)] == [1, 1, 2, 10, 10]
+    assert [most_tokens_k3(n) for n in (1, 256, 1024, 4096, 16_384, 10**6)] == [1, 1, 2, 3, 4, 5]
+
+
+@given(
+    hnp.arrays(np.float64, st.integers(64, 120), elements=st.floats(-60, 60)),
+    st.randoms(use_true_random=False),
+)
+def test_any_values_give_numbers_in_range_whatever_their_order(d, random):
+    assume(len(d) >= 64)
+    shuffled = np.array(random.sample(d.tolist(), len(d)))
+    for rule in ("k1", "k3"):
+        found, again = judge(d, rule), judge(shuffled, rule)
+        assert found.level in (0.0, WARN, SEVERE)
+        assert 0 <= found.v <= 1
+        assert 0 <= found.top_share <= 1
+        assert again.top_share == pytest.approx(found.top_share, rel=1e-9)
+        if rule == "k3":
+            assert found.j >= 0 or found.j == pytest.approx(0, abs=1e-6)
+
+
+@given(st.floats(1e-6, 1e9))
+def test_the_benchmark_inverts_k3(value):
+    d = right_tail(np.array([value]))
+    assert d > 0
+    assert k3(d)[0] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def rates():
+    """A small part of the benchmark: one pool a case, other seeds."""
+    return measure(1, sizes=(256, 4096), clean=60, changed=12, more_pools={}, seed=900)
+
+
+@pytest.mark.parametrize("size", [256, 4096])
+@pytest.mark.parametrize(("estimator", "most"), [("k1", 0.02), ("k3", 0.04)])
+def test_clean_batches_are_rarely_flagged(rates, estimator, most, size):
+    """docs/dominance.md measures at most 2 % over many pools; this one draw of 2,500 contexts a
+    case, which all its batches share, scatters."""
+    assert rates.share(estimator, size, cases_of(), "clean", WARN) <= most
+    light = cases_of("Gaussian noise", "temperature")
+    assert rates.share(estimator, size, light, "clean", WARN) <= 0.02
+    assert rates.share(estimator, size, cases_of(), "clean", SEVERE) <= 0.015
+
+
+@pytest.mark.parametrize("size", [256, 4096])
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_contamination_is_found(rates, estimator, size):
+    """One to three tokens that move the mean by 3-5 clean standard errors; more at 5-8."""
+    assert rates.share(estimator, size, cases_of(), (3, 5), WARN) >= 0.88
+    assert rates.share(estimator, size, cases_of(), (5, 8), WARN) >= 0.97
+    assert rates.share(estimator, size, cases_of(), (1, 2), WARN) <= 0.4

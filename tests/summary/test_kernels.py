@@ -1,0 +1,170 @@
+"""A compiled pass is tried before it is used, and given up where it fails."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from klmonitor.pairs import default_pairs
+from klmonitor.summary import chunked, passes
+from klmonitor.summary.extremes import Place
+from klmonitor.summary.fields import CENTRE, COLUMN, SummaryConfig
+from klmonitor.summary.state import Summary
+from tests.helpers.tritoncases import made_up
+
+WHERE = passes.Where(place=Place(0, 3), groups=0, centres={})
+
+
+@pytest.fixture
+def kernel_of(monkeypatch):
+    """A kernel whose pass is a function of the test's."""
+
+    def make(add, fits=lambda batch: True):
+        monkeypatch.setitem(sys.modules, "made_up_pass", SimpleNamespace(fits=fits, add=add))
+        return passes.Kernel("Made-up", "made_up_pass")
+
+    return make
+
+
+def use(kernel, batch):
+    """The state after a kernel was offered a batch; None where it did not take it."""
+    state = Summary.empty(SummaryConfig())
+    taken = kernel.add(state, batch, default_pairs(batch.log_probs), WHERE)
+    if not taken:
+        assert torch.equal(state.flat, torch.zeros_like(state.flat)), "it has left something"
+    return state if taken else None
+
+
+def test_a_kernel_that_agrees_is_tried_once_and_used(kernel_of):
+    batches = []
+
+    def add(state, batch, pairs, **where):
+        batches.append(batch)
+        chunked.add(state, batch, pairs, **where)
+
+    kernel, batch = kernel_of(add), made_up(0, 3, 30)
+    plain = Summary.empty(SummaryConfig())
+    chunked.add(plain, batch, default_pairs(batch.log_probs), **WHERE)
+    for _ in range(2):
+        assert torch.equal(use(kernel, batch).flat, plain.flat)
+    assert [b is batch for b in batches] == [False, True, True]
+    assert not kernel.given_up
+
+
+BREAK = {
+    "histogram": lambda state: state.histogram[0, CENTRE].add_(1),
+    "sums": lambda state: state.sums[0, 0, COLUMN["core/k3"]].mul_(1 + 1e-6),
+    "counts": lambda state: state.sums[0, 0, COLUMN["nan"]].add_(1),
+    "products": lambda state: state.sums[0, 0, COLUMN["t.k1"]].mul_(1 + 1e-6),
+    "maxima": lambda state: state.maxima[0].add_(1),
+    "token ids": lambda state: state.tokens[0, 0, 3, 7].add_(1),
+    "not a number": lambda state: state.sums[0, 0, COLUMN["core/d"]].fill_(torch.nan),
+    "prompts": lambda state: state.prompts[0, 0, :, 1].mul_(1 + 1e-6),
+    "policies": lambda state: state.policies[0, 1].add_(1),
+}
+
+
+@pytest.mark.parametrize("what", BREAK)
+def test_a_kernel_that_finds_other_numbers_is_given_up_with_one_warning(what, kernel_of, caplog):
+    def add(state, batch, pairs, **where):
+        chunked.add(state, batch, pairs, **where)
+        BREAK[what](state)
+
+    kernel, batch = kernel_of(add), made_up(0, 3, 30)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert use(kernel, batch) is None
+    assert kernel.given_up
+    assert [r.message.count("the plain pass does its work") for r in caplog.records] == [1]
+    assert "the Made-up kernel does not work here" in caplog.text
+
+
+def test_a_kernel_that_cannot_be_built_is_given_up_with_one_warning(kernel_of, caplog):
+    calls = []
+
+    def add(state, batch, pairs, **where):
+        calls.append(batch)
+        raise RuntimeError("no ptxas")
+
+    kernel, batch = kernel_of(add), made_up(0, 3, 30)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert use(kernel, batch) is None
+    assert len(calls) == 1
+    assert len(caplog.records) == 1
+    assert "RuntimeError: no ptxas" in caplog.records[0].message
+
+
+def test_without_its_compiler_a_kernel_is_given_up_in_silence(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "klmonitor.summary.numba_pass", None)
+    kernel = passes.Kernel("Numba", "klmonitor.summary.numba_pass")
+    assert use(kernel, made_up(0, 3, 30)) is None
+    assert kernel.given_up
+    assert not caplog.records
+
+
+def test_a_full_gpu_is_no_reason_to_give_the_kernel_up(kernel_of):
+    def add(state, batch, pairs, **where):
+        raise torch.cuda.OutOfMemoryError("full")
+
+    kernel = kernel_of(add)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="full"):
+        use(kernel, made_up(0, 3, 30))
+    assert not kernel.given_up
+
+
+def test_what_does_not_fit_is_the_plain_pass_s(kernel_of):
+    kernel = kernel_of(
+        lambda *_, **__: pytest.fail("the kernel got it"), fits=lambda batch: batch.segments is None
+    )
+    batch = made_up(0, 1, 30)
+    packed = replace(batch, segments=torch.zeros(30, dtype=torch.int64), prompt_ids=None)
+    assert use(kernel, packed) is None
+    assert not kernel.given_up
+
+
+def test_a_batch_is_added_once_whether_or_not_a_kernel_takes_it(kernel_of, monkeypatch):
+    batch = made_up(0, 3, 30)
+    counted = batch.mask.sum().item()
+
+    def breaks(state, batch, pairs, **where):
+        raise RuntimeError
+
+    for add in (chunked.add, breaks):
+        monkeypatch.setitem(passes.KERNELS, "cpu", kernel_of(add))
+        state = Summary.empty(SummaryConfig())
+        passes.accumulate(state, batch, default_pairs(batch.log_probs), place=Place())
+        assert state.policies[0, 0].item() == counted
+
+
+def test_every_combination_of_dtypes_is_tried_first(kernel_of):
+    tried = []
+
+    def add(state, batch, pairs, **where):
+        tried.append(batch.log_probs["ref"].dtype)
+        chunked.add(state, batch, pairs, **where)
+
+    kernel = kernel_of(add)
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        use(kernel, made_up(0, 3, 30, dtypes=(dtype,)))
+    assert tried == [torch.float32] * 2 + [torch.float64] * 2 + [torch.float32]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_another_default_device_changes_nothing(compiled, monkeypatch):
+    batch, states = made_up(0, 3, 30), []
+    for device in ("cpu", "meta"):
+        kernel = passes.Kernel("Numba", "klmonitor.summary.numba_pass", given_up=not compiled)
+        monkeypatch.setitem(passes.KERNELS, "cpu", kernel)
+        state = Summary.empty(SummaryConfig(), "cpu")
+        with torch.device(device):
+            passes.accumulate(state, batch, default_pairs(batch.log_probs), place=Place())
+        states.append(state)
+    assert kernel.given_up == (not compiled or importlib.util.find_spec("numba") is None)
+    assert torch.equal(states[0].flat, states[1].flat)
