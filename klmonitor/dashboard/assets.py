@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 STATIC = Path(__file__).parent / "static"
-BUNDLE = "page.js"
-"""Our own scripts in one file: what a wheel has in their place."""
-PARTS = (
+SCRIPTS = (
+    "vendor/uPlot.iife.min.js",
     "source.js",
     "decimate.js",
     "panels.js",
@@ -15,10 +14,6 @@ PARTS = (
     "chart.js",
     "details.js",
     "app.js",
-)
-SCRIPTS = (
-    "vendor/uPlot.iife.min.js",
-    *((BUNDLE,) if (STATIC / BUNDLE).is_file() else PARTS),
 )
 """What every host loads; the last of them starts the page, but for TensorBoard's `index.js`."""
 STYLES = ("vendor/uPlot.min.css", "style.css")
