@@ -21,8 +21,10 @@ import time
 import numpy as np
 import torch
 
-from klmonitor.numbers.assemble import PairTotals, pair_report, pair_totals
-from klmonitor.numbers.statistics import K1, K3, N_RUNNING, gram, interval, standard_error
+from klmonitor.numbers.assemble import pair_reports
+from klmonitor.numbers.clusters import Clustered
+from klmonitor.numbers.student import interval
+from klmonitor.numbers.sums import StepSums
 from klmonitor.pairs import Pair
 from klmonitor.simulate import ClusteredTokens, Clustering
 from klmonitor.summary import batch
@@ -33,7 +35,7 @@ from klmonitor.summary.state import Summary, merge_all
 
 RANKS = 4
 PAIR = Pair("policy", "ref")
-ESTIMATORS = {"k1": K1, "k3": K3}
+ESTIMATORS = ("k1", "k3")
 DESIGNS = {
     "64 sequences": Clustering(prompts=64),
     "64 prompts x 8, correlation .3": Clustering(prompts=64, completions=8, icc=0.3),
@@ -53,18 +55,19 @@ def summarise(drawn: ClusteredTokens, sequences: np.ndarray, rank: int) -> Summa
     return state
 
 
-def merged(rng: np.random.Generator, drawn: ClusteredTokens) -> PairTotals:
+def merged(rng: np.random.Generator, drawn: ClusteredTokens) -> StepSums:
     """The sums over ranks to which the sequences were dealt at random."""
     hands = np.array_split(rng.permutation(len(drawn.prompts)), RANKS)
     parts = [summarise(drawn, hand, rank) for rank, hand in enumerate(hands)]
-    return pair_totals(merge_all(parts))[PAIR.name]
+    summary = merge_all(parts)
+    return StepSums(summary.arrays, summary.config.all_groups)
 
 
-def intervals(totals: PairTotals, estimator: str) -> dict[str, tuple[float, float]]:
+def intervals(step: StepSums, estimator: str) -> dict[str, tuple[float, float]]:
     """95 % intervals of a mean by the kind of its error."""
-    values = pair_report(PAIR.name, totals, np.zeros(N_RUNNING)).values
-    mean, n, sums = values[f"{estimator}/mean"], values["tokens"], totals.sums.sum(0)
-    by_sequence = standard_error(ESTIMATORS[estimator], mean, n, values["sequences"], gram(sums))
+    values = pair_reports(step)[PAIR.name].values
+    mean, n = values[f"{estimator}/mean"], values["tokens"]
+    by_sequence = float(Clustered(step.sums, np.zeros((1, 0, 4))).se(estimator)[0])
     return {
         "iid": interval(mean, math.sqrt(values[f"{estimator}/var"] / n), n),
         "by sequence": interval(mean, by_sequence, values["sequences"]),
@@ -78,9 +81,9 @@ def coverage(design: Clustering, replications: int, seed: int = 0) -> dict[tuple
     covered: dict[tuple[str, str], int] = {}
     for _ in range(replications):
         drawn = design.sample(rng)
-        totals = merged(rng, drawn)
+        step = merged(rng, drawn)
         for estimator in ESTIMATORS:
-            for error, (low, high) in intervals(totals, estimator).items():
+            for error, (low, high) in intervals(step, estimator).items():
                 key = (estimator, error)
                 covered[key] = covered.get(key, 0) + (low <= drawn.kl <= high)
     return {key: count / replications for key, count in covered.items()}

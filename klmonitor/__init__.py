@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from klmonitor.attachment import attach
     from klmonitor.audit import exact_kl
+    from klmonitor.collector import Collector
     from klmonitor.estimators import k1, k2, k3
     from klmonitor.hooks.handle import Handle
     from klmonitor.monitor import Monitor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Alert": "klmonitor.report",
+    "Collector": "klmonitor.collector",
     "ExtremeToken": "klmonitor.report",
     "Handle": "klmonitor.hooks.handle",
     "KLMonitorCallback": "klmonitor_trl",
@@ -38,6 +40,7 @@ _HOME = {
 
 __all__ = [  # spelled out, so that type checkers see it
     "Alert",
+    "Collector",
     "ExtremeToken",
     "Handle",
     "KLMonitorCallback",

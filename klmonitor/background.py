@@ -9,14 +9,14 @@ counts it; a job that raises is counted; each of the two is reported once, with 
 from __future__ import annotations
 
 import atexit
-import logging
 import math
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+
+from klmonitor.boundary import Boundary, HealthLog, say
 
 EXIT_SECONDS = 5.0
 """How long interpreter exit may wait for queued jobs, seconds, all workers together."""
@@ -27,7 +27,6 @@ somebody waits, or the queue fills."""
 
 Job = Callable[[], object]
 
-logger = logging.getLogger("klmonitor")
 _open_workers: set[Worker] = set()
 
 
@@ -43,7 +42,6 @@ class Worker:
     Attributes:
         dropped: jobs refused because the queue was full or closed, or never run before `close`
             gave up.
-        errors: jobs that raised.
     """
 
     def __init__(self, name: str, capacity: int) -> None:
@@ -51,18 +49,26 @@ class Worker:
             raise ValueError(f"capacity={capacity}: a queue needs room for one job at least")
         self.name = name
         self.dropped = 0
-        self.errors = 0
         self._capacity = capacity
         self._jobs: deque[Job] = deque()
         self._last = -math.inf
         self._running = False
         self._closed = False
-        self._reported: set[str] = set()
+        self._stalled = False
+        # a job must not end the thread, whatever it raises
+        self._boundary = Boundary(
+            name, HealthLog(), patience=None, catch=BaseException, done_without="its job is lost"
+        )
         self._changed = threading.Condition()
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name=f"klmonitor: {name}", daemon=True)
         self._thread.start()
         _open_workers.add(self)
+
+    @property
+    def errors(self) -> int:
+        """Jobs that raised."""
+        return self._boundary.failures
 
     def submit(self, job: Job, *, now: bool = False) -> bool:
         """Queue a job. Never blocks, never raises.
@@ -89,7 +95,7 @@ class Worker:
                 self.dropped += 1
             full = not taken and not self._closed
         if full:
-            self._report("stalled", "cannot keep up or is stalled: dropping, training goes on")
+            self._report("cannot keep up or is stalled: dropping, training goes on")
         return taken
 
     def flush(self, timeout: float) -> bool:
@@ -127,7 +133,7 @@ class Worker:
             with self._changed:
                 self.dropped += len(self._jobs)
                 self._jobs.clear()
-            self._report("stalled", "did not finish in time: giving up the rest")
+            self._report("did not finish in time: giving up the rest")
         return done
 
     def _idle(self) -> bool:
@@ -145,24 +151,13 @@ class Worker:
                     return
                 job = self._jobs.popleft()
                 self._running = True
-            try:
-                job()
-            except BaseException as error:  # noqa: BLE001  # a job must not end the thread
-                self.errors += 1
-                self._report(
-                    "failed",
-                    "failed, further failures are only counted: %s: %s",
-                    type(error).__name__,
-                    error,
-                )
+            self._boundary(job)
             del job  # the next wait may be long: hold nothing of the caller's meanwhile
 
-    def _report(self, kind: str, message: str, *values: object) -> None:
-        if kind in self._reported:
-            return
-        self._reported.add(kind)
-        with suppress(Exception):  # a logging handler of the user's must not end the thread
-            logger.warning("klmonitor: %s %s", self.name, message % values)
+    def _report(self, message: str) -> None:
+        if not self._stalled:
+            self._stalled = True
+            say("%s %s", self.name, message)
 
 
 def flush_all(timeout: float) -> None:

@@ -5,54 +5,41 @@
     report = monitor.step(17)                              # once per optimizer step, on every rank
 
 The failure contract: the constructor and the first `observe` are setup and raise on bad input.
-After that nothing raises into training (unless ``strict=True``): every entry has one boundary that
-catches, counts in `errors` and warns once. `observe` gives up after repeated failures; `step` never
-skips the collectives that other ranks wait for.
+After that nothing raises into training (unless ``strict=True``): every entry goes through a
+`Boundary`. `observe` rests after repeated failures; `step` never skips the collectives that other
+ranks wait for.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from klmonitor.compiled import Compiled
+from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.notify import Notify
-from klmonitor.numbers.assemble import ExtraValues, pair_report, pair_totals
+from klmonitor.numbers.assemble import ExtraValues, pair_reports
+from klmonitor.numbers.explain import judged
 from klmonitor.numbers.running import Running
-from klmonitor.numbers.statistics import N_RUNNING
-from klmonitor.pairs import Pair, default_pairs, parse_pairs
+from klmonitor.numbers.sums import StepSums
 from klmonitor.record import RecordWriter
-from klmonitor.report import Report
-from klmonitor.rules import RuleSet, settings_to_row
+from klmonitor.report import Health, PairReport, Report
+from klmonitor.rules import Judgement, RuleSet, settings_to_row
 from klmonitor.rules.file import load_rules
 from klmonitor.sinks import Metrics, Sink
-from klmonitor.sinks.delivery import Outputs, make_sinks
+from klmonitor.sinks.delivery import Delivery
+from klmonitor.sinks.table import SinkOptions, make_sinks
 from klmonitor.sinks.tokentable import Annotate
-from klmonitor.summary.batch import TensorLike, TokenBatch, build, moved
-from klmonitor.summary.extremes import Place
-from klmonitor.summary.fields import SEQUENCE_FIELDS, TOKEN_FIELDS, SummaryConfig
+from klmonitor.summary.batch import TensorLike
+from klmonitor.summary.intake import Group, Intake, PromptIds
 from klmonitor.summary.logged import LoggedSteps
-from klmonitor.summary.passes import accumulate
-from klmonitor.summary.reduce import Group, HostCopy, agree, default_group, rank_of, reduce_over
+from klmonitor.summary.parts import unpack
+from klmonitor.summary.reduce import HostCopy, Ranks, agree, default_ranks, rank_of, reduce_over
 from klmonitor.summary.state import Summary
-
-logger = logging.getLogger("klmonitor")
-T = TypeVar("T")
-
-PATIENCE = 5
-"""Failures in a row after which `observe` gives up."""
-PHASES = ("train", "eval")
 
 
 @dataclass(frozen=True)
@@ -62,16 +49,14 @@ class Pending:
     step: int
     phase: str
     copy: HostCopy
+    why: str
 
 
 class Monitor:
     """Watches the KL of one training run.
 
     Attributes:
-        errors: failures that were caught so far, on this rank.
-        active: False once `observe` has given up, or where KLMONITOR_DISABLE is set.
-        impaired: an adapter sets it where one of its hooks was given up; any rank's makes
-            ``klmonitor/active`` 0 on all.
+        log: what failed or was lost so far, in this process; an adapter's boundaries count here.
     """
 
     def __init__(
@@ -87,7 +72,7 @@ class Monitor:
         prompts: bool = True,
         log_tokens: str | bool = "local",
         half_life: float = 100.0,
-        process_group: Group | None = None,
+        process_group: Ranks | Literal[False] | None = None,
         strict: bool = False,
         merge_rows: bool = False,
         meta: Mapping[str, Any] | None = None,
@@ -101,7 +86,7 @@ class Monitor:
             metrics: what sinks send to trackers: ``"core"``, ``"full"`` or globs of metric names.
             rules: alert rules: a preset's name, a table of changes (`klmonitor.rules`), or a
                 ``.toml`` or ``.json`` file of one.
-            sinks: ``"tensorboard"``, ``"wandb"``, ``"prometheus"``, sinks, or plain functions of a
+            sinks: names of the table in `klmonitor.sinks.table`, sinks, or plain functions of a
                 report.
             notify: who is told of alerts: ``"env:NAME"``, ``"file:/path"`` (`klmonitor.notify`).
             groups: names of data sets or environments to report apart; others are ``other``.
@@ -109,7 +94,8 @@ class Monitor:
             prompts: keep sums by prompt, for standard errors when `prompt_ids` are given.
             log_tokens: ``"local"`` keeps extreme tokens in the record, False keeps none.
             half_life: of the running means and variances, steps.
-            process_group: whose ranks are reduced over; None: the default group, if there is one.
+            process_group: whose ranks are reduced over; None: the default group, if there is one;
+                False: nobody's (a driver whose workers send parts).
             strict: raise instead of counting failures.
             merge_rows: keep what `take_logged` needs.
             meta: written into the record's ``run.json``.
@@ -123,54 +109,60 @@ class Monitor:
         """
         if log_tokens not in ("local", True, False):
             raise ValueError(f"log_tokens is {log_tokens!r}: choose 'local', True or False")
-        names = tuple(groups)
-        if len(set(names)) < len(names) or "other" in names:
-            raise ValueError(f"groups {names}: give distinct names, 'other' is taken")
-        self.errors = 0
+        self.log = HealthLog()
         self._enabled = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
-        self.active = self._enabled
-        if self._enabled:
-            Compiled.prepare()
-        self.impaired = False
-        self._config = SummaryConfig(groups=names) if prompts else SummaryConfig(names, 0)
-        self._pairs = None if pairs is None else parse_pairs(pairs)
-        self._rules = RuleSet(load_rules(rules))
+        self._intake = Intake(groups, pairs, prompts)
+        self._rules = RuleSet(load_rules(rules), self.log)
         self._running = Running(half_life)
         self._group = process_group
-        self._strict = strict
         self._extra_values = extra_values
-        self._states: dict[str, Summary] = {}
-        self._micro_batches = dict.fromkeys(PHASES, 0)
-        self._centres: dict[str, float] = {}
+        self._workers: list[str] = []
+        self._health_of: dict[str, Health] = {}
         self._pending: Pending | None = None
-        self._spare: Summary | None = None
-        self._rows = LoggedSteps(self._recycle) if merge_rows else None
+        self._rows = LoggedSteps() if merge_rows else None
         self._observed = self._agreed = self._closed = False
-        self._failures = 0
-        self._warned: set[str] = set()
-        self._outputs = Outputs()
-        if self.active and rank_of(process_group or default_group()) == 0:
+        self._observe = Boundary("observe", self.log, vital=True, strict=strict)
+        self._always = {
+            name: Boundary(name, self.log, patience=None, strict=strict)
+            for name in ("step", "report", "rules", "rows", "a worker's part")
+        }
+        self._delivery = Delivery(self.log)
+        if self._enabled and rank_of(self._ranks()) == 0:
             record = None
             if run_dir is not None:
                 record = RecordWriter(
                     Path(run_dir),
-                    {"groups": list(names), **(meta or {})},
+                    {"groups": list(groups), **(meta or {})},
                     rules=settings_to_row(self._rules.settings),
                 )
-            self._outputs = Outputs(
+            self._delivery = Delivery(
+                self.log,
                 record,
                 make_sinks(
                     sinks,
-                    run_dir,
-                    metrics,
+                    SinkOptions(
+                        run_dir,
+                        metrics,
+                        tokens=log_tokens is not False,
+                        annotate=annotate if log_tokens is True else None,
+                    ),
                     notify,
-                    tokens=log_tokens is not False,
-                    annotate=annotate if log_tokens is True else None,
+                    self.log,
                 ),
                 annotate=annotate,
                 keep_tokens=log_tokens is not False,
-                failed=self._caught,
+                strict=strict,
             )
+
+    @property
+    def errors(self) -> int:
+        """Failures that were caught so far, in this process."""
+        return self.log.read().errors
+
+    @property
+    def active(self) -> bool:
+        """Whether log-probs are taken: not where KLMONITOR_DISABLE is set or `observe` rests."""
+        return self._enabled and not self._observe.resting
 
     # --- in ----------------------------------------------------------------------------------
     def observe(
@@ -178,10 +170,10 @@ class Monitor:
         *,
         mask: TensorLike | None = None,
         token_ids: TensorLike | None = None,
-        prompt_ids: TensorLike | None = None,
+        prompt_ids: PromptIds | None = None,
         cu_seqlens: TensorLike | None = None,
         sequence_ids: TensorLike | None = None,
-        group: str | Sequence[str] | Tensor | None = None,
+        group: Group = None,
         phase: str = "train",
         **log_probs: TensorLike | None,
     ) -> None:
@@ -192,7 +184,7 @@ class Monitor:
                 tokens, nats, at least two of them, in a layout of `klmonitor.summary.batch.build`.
             mask: which tokens count, same layout.
             token_ids: vocabulary ids, same layout; to name the extreme tokens.
-            prompt_ids: [B] integers: completions of one prompt are not independent.
+            prompt_ids: [B] integers or strings: completions of one prompt are not independent.
             cu_seqlens: [B + 1] offsets, for packed tokens.
             sequence_ids: [N] integers, for packed tokens.
             group: the micro-batch's group, or one name a sequence, or int64 [B] indices into the
@@ -203,138 +195,45 @@ class Monitor:
             ValueError: at the first call: shapes, masks or layouts do not fit.
             TypeError: at the first call: a dtype or a policy's name is wrong.
         """
-        if not self.active:
+        if not self._enabled:
             return
         layout = {
             "mask": mask,
             "token_ids": token_ids,
-            "prompt_ids": prompt_ids,
             "cu_seqlens": cu_seqlens,
             "sequence_ids": sequence_ids,
         }
-        if not self._observed:
-            self._add(log_probs, layout, group, phase)
+        if self._observed:
+            self._observe(self._add, log_probs, layout, prompt_ids, group, phase)
+        else:  # setup
+            self._add(log_probs, layout, prompt_ids, group, phase)
             self._observed = True
-            return
-        try:
-            self._add(log_probs, layout, group, phase)
-            self._failures = 0
-        except Exception as error:  # noqa: BLE001  # the boundary between us and training
-            self._failures += 1
-            if self._failures >= PATIENCE:
-                self.active = False
-            self._caught("observe", error)
 
     def _add(
         self,
         log_probs: Mapping[str, TensorLike | None],
         layout: Mapping[str, TensorLike | None],
-        group: str | Sequence[str] | Tensor | None,
+        prompt_ids: PromptIds | None,
+        group: Group,
         phase: str,
     ) -> None:
-        if phase not in PHASES:
-            raise ValueError(f"phase is {phase!r}: choose 'train' or 'eval'")
-        batch = build(log_probs, check_values=not self._observed, **layout)
-        pairs = self._pairs_of(batch)
-        state = self._states.get(phase)
-        if state is None or state.device != batch.device:
-            state = self._states[phase] = self._empty(batch.device, state)
-        accumulate(
-            state,
-            batch,
-            pairs,
-            place=Place(rank_of(self._ranks()), self._micro_batches[phase]),
-            groups=self._group_rows(group, batch),
-            centres=self._centres,
-        )
-        self._micro_batches[phase] += 1
+        self._intake.add(log_probs, layout, prompt_ids, group, phase, rank_of(self._ranks()))
 
-    def _empty(self, device: torch.device, moved: Summary | None) -> Summary:
-        """A summary on a device, of no tokens or of those of another device's."""
-        spare, self._spare = self._spare, None
-        if spare is not None and moved is None and device.type == "cpu":
-            spare.clear()
-            return spare
-        with torch.inference_mode(False):  # else it could not be added to outside that mode
-            fresh = Summary.empty(self._config, device)
-            return fresh if moved is None else fresh.merge(moved.to(device))
+    def add_part(self, part: bytes) -> None:
+        """Add what a worker's `Collector.take` gave, before `step` on the driver.
 
-    def _recycle(self, summary: Summary) -> None:
-        if summary.device.type == "cpu" and not summary.flat.is_inference():
-            self._spare = summary
-
-    def _pairs_of(self, batch: TokenBatch) -> tuple[Pair, ...]:
-        held = batch.log_probs
-        if self._pairs is None:
-            pairs = default_pairs(held)
-        else:
-            pairs = tuple(pair for pair in self._pairs if pair.q in held and pair.p in held)
-        if not pairs:
-            wanted = "a pair" if self._pairs is None else ", ".join(p.name for p in self._pairs)
-            raise ValueError(
-                f"log-probs of {', '.join(held)} make none of {wanted}: pass policy and ref, "
-                "old and policy, or rollout and old"
-            )
-        return pairs
-
-    def _group_rows(
-        self, group: str | Sequence[str] | Tensor | None, batch: TokenBatch
-    ) -> int | Tensor:
-        if group is None or isinstance(group, str):
-            return self._config.group_index(group)
-        if isinstance(group, np.ndarray):
-            group = torch.from_numpy(group)
-        if not isinstance(group, Tensor):
-            group = torch.tensor(
-                [
-                    self._config.group_index(one) if isinstance(one, str) else int(one)
-                    for one in group
-                ],
-                dtype=torch.int64,
-            )
-        if tuple(group.shape) != (batch.n_sequences,):
-            raise ValueError(
-                f"group has {group.numel()} entries but there are {batch.n_sequences} sequences: "
-                "pass one a sequence, or one name for all"
-            )
-        other = len(self._config.groups)
-        rows = moved(group.long(), batch.device)
-        return torch.where((rows >= 0) & (rows < other), rows, other)
-
-    def take_part(self, rank: int, phase: str = "train") -> Summary:
-        """What was observed since the last step, for a driver that merges its workers' parts.
-
-        Args:
-            rank: the worker's number, part of the place of its extreme tokens.
-            phase: which observations.
-
-        Returns:
-            A summary on the CPU, which travels by pickle; the next one starts from nothing.
+        Never raises: what is no part, or one of other settings, is counted and named once.
         """
-        part = self._take(phase).to("cpu")
-        part.tokens[..., TOKEN_FIELDS.index("rank")] = rank
-        part.sequences[..., SEQUENCE_FIELDS.index("rank")] = rank
-        return part
+        if self._enabled:
+            self._always["a worker's part"](self._add_part, part)
 
-    def add_part(self, part: Summary, phase: str = "train") -> None:
-        """Add what a worker's `take_part` gave, before `step` on the driver.
-
-        Raises:
-            ValueError: the worker's monitor has other settings.
-        """
-        state = self._states.get(phase)
-        with torch.inference_mode(False):
-            if state is None:
-                state = Summary.empty(self._config, part.device)
-            self._states[phase] = state.merge(part.to(state.device))
-
-    def _take(self, phase: str) -> Summary:
-        self._micro_batches[phase] = 0
-        state = self._states.pop(phase, None)
-        if state is not None:
-            return state
-        with torch.inference_mode(False):
-            return Summary.empty(self._config)
+    def _add_part(self, data: bytes) -> None:
+        part = unpack(data, self._intake.config)
+        if part.worker not in self._workers:
+            self._workers.append(part.worker)
+        self._health_of[part.worker] = part.health
+        rank = -1 - self._workers.index(part.worker)  # not one of ours
+        self._intake.merge(part, rank)
 
     # --- out ---------------------------------------------------------------------------------
     def step(self, step: int, *, phase: str = "train", wait: bool = True) -> Report | None:
@@ -350,87 +249,86 @@ class Monitor:
         """
         if not self._enabled and not self._ranks():
             return None
-        try:
-            pending = self._begin(step, phase)
-        except Exception as error:  # noqa: BLE001  # the boundary between us and training
-            self._caught("step", error)
+        pending = self._always["step"](self._begin, step, phase)
+        if pending is None:
             return None
-        if wait:
-            earlier, self._pending = self._pending, None
-            if earlier is not None:
-                self._finish(earlier)
-            return self._finish(pending)
-        earlier, self._pending = self._pending, pending
-        return None if earlier is None else self._finish(earlier)
+        earlier, self._pending = self._pending, None if wait else pending
+        report = None if earlier is None else self._finish(earlier)
+        return self._finish(pending) if wait else report
 
     def _begin(self, step: int, phase: str) -> Pending:
         ranks = self._ranks()
-        state = self._take(phase)
+        state = self._intake.take(phase)
         if not self._agreed:
             self._agreed = True
-            agree(self._config, ranks)
-        failures = self.errors + self._outputs.errors
-        lost = float(self.impaired or not self.active)
-        summary, flags = reduce_over(ranks, state, (float(failures), lost))
-        return Pending(step, phase, HostCopy.start(summary, flags))
+            agree(self._intake.config, ranks)
+        health = self._health()
+        mine = (float(health.errors), float(health.dropped), float(not health.active))
+        summary, worst = reduce_over(ranks, state, mine)
+        return Pending(step, phase, HostCopy.start(summary, worst), health.why)
+
+    def _health(self) -> Health:
+        """Of this process and of the workers whose parts came here."""
+        mine = self._delivery.health()
+        found = [mine, *self._health_of.values()]
+        why = [mine.why, *(f"{name}: {one.why}" for name, one in self._health_of.items())]
+        return Health(
+            sum(one.errors for one in found),
+            sum(one.dropped for one in found),
+            self._enabled and all(one.active for one in found),
+            "; ".join(text for text, one in zip(why, found, strict=True) if not one.active),
+        )
 
     def _finish(self, pending: Pending) -> Report | None:
-        try:
-            return self._report(pending)
-        except Exception as error:  # noqa: BLE001  # the boundary between us and training
-            self._caught("report", error)
-            return None
+        return self._always["report"](self._report, pending)
 
     def _report(self, pending: Pending) -> Report:
-        summary, flags = pending.copy.wait()
+        summary, (errors, dropped, inactive) = pending.copy.wait()
         train = pending.phase == "train"
-        report = self._assemble(summary, pending.step, pending.phase, update=train)
-        errors, disabled = flags
-        run_values = {
-            "klmonitor/active": 1.0 - disabled,
-            "klmonitor/errors": errors,
-        }
+        health = Health(int(errors), int(dropped), not inactive, pending.why)
+        pairs = self._numbers(summary, pending.phase, advance=train)
+        report = Report(
+            step=pending.step,
+            first_step=pending.step,
+            phase=pending.phase,
+            time=time.time(),
+            pairs=pairs,
+            run_values=health.values,
+            health=health,
+        )
         if not train:
-            report = replace(report, run_values=run_values)
-            self._outputs.send(report)
-            self._recycle(summary)
+            report = replace(report, pairs={name: judged(pair) for name, pair in pairs.items()})
+            self._delivery.send(report)
             return report
-        judged = self._rules.judge(report)
-        run_values["kl/alerts"] = float(len(judged.alerts))
-        pairs = {
-            name: pair.with_value("spike/z", judged.scores.get(name, math.nan))
-            for name, pair in report.pairs.items()
-        }
-        report = replace(report, pairs=pairs, alerts=judged.alerts, run_values=run_values)
-        for name, pair in pairs.items():
-            mean = pair["k1/running_mean"]
-            if not math.isnan(mean):
-                self._centres[name] = mean
-        if self._rows is None:
-            self._recycle(summary)
-        else:
+        found = self._always["rules"](self._rules.judge, report)
+        judgement = Judgement(errors=1) if found is None else found
+        report = _with_judgement(report, judgement)
+        if self._rows is not None:
             self._rows.keep(summary, report)
-        self._outputs.send(report, judged.ended)
+        self._delivery.send(report, judgement.ended)
         return report
 
-    def _assemble(self, summary: Summary, step: int, phase: str, *, update: bool) -> Report:
-        pairs = {}
-        for name, totals in pair_totals(summary).items():
-            # Running numbers are training's.
-            running = self._running.sums(name) if phase == "train" else np.zeros(N_RUNNING)
-            decay = self._running.decay if update else math.nan
-            pairs[name] = pair_report(name, totals, running, decay, self._extra_values)
-        return Report(step=step, first_step=step, phase=phase, time=time.time(), pairs=pairs)
+    def _numbers(self, summary: Summary, phase: str, *, advance: bool) -> dict[str, PairReport]:
+        step = StepSums(summary.arrays, summary.config.all_groups)
+        if advance:
+            self._running.advance(step)
+        elif phase == "train":  # running numbers are training's
+            self._running.read(step)
+        return pair_reports(step, self._extra_values, self._workers)
 
     def take_logged(self) -> Report | None:
         """One report over all training steps since the last call, as if they were one step.
 
         Needs ``merge_rows=True``; None where no step was closed since.
         """
-        return self._guarded("rows", self._rows.take, self._merged) if self._rows else None
+        return None if self._rows is None else self._always["rows"](self._rows.take, self._merged)
 
     def _merged(self, summary: Summary, last: Report) -> Report:
-        return self._assemble(summary, last.step, last.phase, update=False)
+        pairs = {
+            name: judged(pair, last.pairs[name].open_kinds if name in last.pairs else ())
+            for name, pair in self._numbers(summary, last.phase, advance=False).items()
+        }
+        return replace(last, pairs=pairs, alerts=())
 
     # --- life cycle --------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
@@ -454,11 +352,10 @@ class Monitor:
             )
         self._running.load_state_dict(state["running"])
         self._rules.load_state_dict(state["rules"])
-        self._centres = self._running.mean_k1()
 
     def flush(self, timeout: float = 5.0) -> None:
         """Wait until the record is written, at most `timeout` seconds."""
-        self._outputs.flush(timeout)
+        self._delivery.flush(timeout)
 
     def close(self) -> None:
         """Deliver the last report, write what is queued (at most 5 s), close the sinks."""
@@ -468,31 +365,24 @@ class Monitor:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._finish(pending)
-        self._outputs.close()
+        self._delivery.close()
 
-    # --- helpers -----------------------------------------------------------------------------
-    def _ranks(self) -> Group | None:
-        return self._group or default_group()
-
-    def _guarded(self, hook: str, call: Callable[..., T], *args: Any) -> T | None:
-        try:
-            return call(*args)
-        except Exception as error:  # noqa: BLE001  # the boundary between us and training
-            self._caught(hook, error)
+    def _ranks(self) -> Ranks | None:
+        if self._group is False:
             return None
+        return default_ranks() if self._group is None else self._group
 
-    def _caught(self, hook: str, error: Exception) -> None:
-        """Count a failure, report its hook once; raise it only if the user asked for that."""
-        self.errors += 1
-        if self._strict:
-            raise error
-        if hook not in self._warned:
-            self._warned.add(hook)
-            with suppress(Exception):
-                logger.warning(
-                    "klmonitor: %s failed, training goes on without it (%s: %s); further "
-                    "failures are counted in klmonitor/errors",
-                    hook,
-                    type(error).__name__,
-                    error,
-                )
+
+def _with_judgement(report: Report, found: Judgement) -> Report:
+    """A report with what the rules say of it, and each pair's verdict."""
+    pairs = {
+        name: judged(
+            pair.with_value("spike/z", found.scores.get(name, math.nan)),
+            found.open_kinds.get(name, ()),
+        )
+        for name, pair in report.pairs.items()
+    }
+    run_values = {**report.run_values, "kl/alerts": float(len(found.alerts))}
+    if found.errors:
+        run_values["klmonitor/rule_errors"] = float(found.errors)
+    return replace(report, pairs=pairs, alerts=found.alerts, run_values=run_values)

@@ -8,9 +8,10 @@ counted" is nan, never 0.
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, overload
 
@@ -55,6 +56,7 @@ class ExtremeToken:
         token_id: vocabulary id, None if unknown.
         prompt_id: as given to `observe`, None if not given.
         text: the decoded token; None unless the adapter decodes and the setting allows it.
+        worker: the name of the process that saw it, where it came in a worker's part.
     """
 
     pair: str
@@ -69,6 +71,7 @@ class ExtremeToken:
     token_id: int | None = None
     prompt_id: int | None = None
     text: str | None = None
+    worker: str | None = None
 
     def with_text(self, text: str | None) -> ExtremeToken:
         """A copy with its text; `dataclasses.replace`, at a tenth of its cost."""
@@ -94,6 +97,7 @@ class ExtremeToken:
         """Place of the token, for messages."""
         token = "" if self.token_id is None else f", token id {self.token_id}"
         rank = f"rank {self.rank}, " if self.rank else ""
+        rank = rank if self.worker is None else f"worker {self.worker}, "
         return (
             f"{rank}micro-batch {self.micro_batch}, sequence {self.sequence}, "
             f"position {self.position}{token}"
@@ -205,6 +209,28 @@ class Alert:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """Which estimator to believe at a step (`klmonitor.numbers.verdicts`).
+
+    Attributes:
+        estimator: ``"k1"`` or ``"k3"``; None: neither, or too little is known.
+        text: the same in words, with the reason; empty if too little is known.
+    """
+
+    estimator: str | None = None
+    text: str = ""
+
+    @property
+    def best(self) -> float:
+        """As the metric ``best``: 1 or 3; nan: neither."""
+        return {"k1": 1.0, "k3": 3.0}.get(self.estimator or "", math.nan)
+
+
+def _nothing(pair: PairReport) -> Sequence[str]:
+    return ()
+
+
+@dataclass(frozen=True)
 class PairReport:
     """The numbers of one pair at one step.
 
@@ -214,12 +240,18 @@ class PairReport:
         extremes: the exact extreme tokens, most extreme first, left tail before right.
         histogram: (lower edge of |d| bucket with the sign of d, count) pairs of the non-empty
             buckets, ascending; coarse, for drawing.
+        verdict: which estimator to believe.
+        open_kinds: kinds of alert that are open on the pair after this step.
+        words: says of the pair what there is to know beside the verdict, a sentence an item.
     """
 
     name: str
     values: Mapping[str, float]
     extremes: Sequence[ExtremeToken] = ()
     histogram: Sequence[tuple[float, float]] = ()
+    verdict: Verdict = Verdict()
+    open_kinds: tuple[str, ...] = ()
+    words: Callable[[PairReport], Sequence[str]] = field(default=_nothing, repr=False)
 
     def __getitem__(self, metric: str) -> float:
         """The value of a metric, nan if this step has none."""
@@ -227,8 +259,23 @@ class PairReport:
 
     def with_value(self, metric: str, value: float) -> PairReport:
         """A copy with one value more."""
-        values = {**self.values, metric: value}
-        return PairReport(self.name, values, self.extremes, self.histogram)
+        return replace(self, values={**self.values, metric: value})
+
+    def explain(self, step: int) -> str:
+        """A headline, at most four reasons, and which estimator to believe."""
+        q, p = self.name.split("_")
+        numbers = ", ".join(f"{name} {self._mean(name)}" for name in ("k1", "k2", "k3"))
+        head = (
+            f"step {step}, KL({q} || {p}) over {self.tokens:,.0f} tokens in "
+            f"{self['sequences']:,.0f} sequences: {numbers} nats/token"
+        )
+        believe = self.verdict.text or "neither: too little is known of this step to choose"
+        return "\n  ".join([head, *self.words(self), f"believe {believe}"])
+
+    def _mean(self, name: str) -> str:
+        estimate = self.estimate(name)
+        se = "" if math.isnan(estimate.se) else f" +- {estimate.se:.2g}"
+        return f"{estimate.mean:.4g}{se}"
 
     def most_extreme(self, number: int) -> list[ExtremeToken]:
         """The first `number` extreme tokens of each tail."""
@@ -266,6 +313,32 @@ class PairReport:
 
 
 @dataclass(frozen=True)
+class Health:
+    """How klmonitor itself fares: of one process, or the worst of all.
+
+    Attributes:
+        errors: failures that were caught so far.
+        dropped: rows, alerts and parts that were lost so far.
+        active: whether everything that numbers are made of is captured.
+        why: if not, what is missing and what it failed on.
+    """
+
+    errors: int = 0
+    dropped: int = 0
+    active: bool = True
+    why: str = ""
+
+    @property
+    def values(self) -> dict[str, float]:
+        """As values of a run."""
+        return {
+            "klmonitor/active": float(self.active),
+            "klmonitor/errors": float(self.errors),
+            "klmonitor/dropped": float(self.dropped),
+        }
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything one optimizer step (or a run of merged steps) found.
 
@@ -277,6 +350,7 @@ class Report:
         pairs: pair name -> numbers, only pairs that had tokens.
         alerts: openings and worsenings at this step.
         run_values: values that belong to the run, not to a pair (``klmonitor/errors``, ...).
+        health: how klmonitor itself fares; over the ranks the worst.
     """
 
     step: int
@@ -286,6 +360,7 @@ class Report:
     time: float = 0.0
     alerts: tuple[Alert, ...] = ()
     run_values: Mapping[str, float] = field(default_factory=dict)
+    health: Health = Health()
 
     @property
     def extremes(self) -> list[ExtremeToken]:
@@ -302,13 +377,40 @@ class Report:
         return flat | dict(self.run_values)
 
     def explain(self) -> str:
-        """A verdict a person can read: two to six lines with numbers and what to believe."""
-        from klmonitor.numbers.explain import explain
-
-        return explain(self)
+        """A verdict a person can read: two to six lines a pair, numbers and what to believe."""
+        if not self.pairs:
+            return f"step {self.step}: no tokens were counted"
+        return "\n".join(pair.explain(self.step) for pair in self.pairs.values())
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        from klmonitor.notebook import report_html
+        """What a notebook shows: means with their errors, alerts, the verdict; all escaped."""
+        rows = []
+        for name, pair in self.pairs.items():
+            means = [f"{pair[f'{k}/mean']:.4g} ± {pair[f'{k}/se']:.2g}" for k in _ESTIMATORS]
+            outliers = f"{pair['outliers/k1']:.0f} / {pair['outliers/k3']:.0f}"
+            level = pair["dominance/level"]
+            word = "" if math.isnan(level) else ("no", "warn", "severe")[int(level)]
+            rows.append((name, *means, f"{pair.tokens:.0f}", outliers, word))
+        alerts = "".join(text_html(alert.text()) for alert in self.alerts)
+        steps = f"step {self.step}"
+        if self.first_step not in (0, self.step):
+            steps = f"steps {self.first_step} to {self.step}"
+        head = f"<b>KL at {steps}</b>" + (" (evaluation)" if self.phase == "eval" else "")
+        columns = ("pair", *_ESTIMATORS, "tokens", "outliers k1 / k3", "dominated")
+        return f"<div>{head}{_table_html(columns, rows)}{alerts}{text_html(self.explain())}</div>"
 
-        return report_html(self)
+
+_ESTIMATORS = ("k1", "k2", "k3")
+
+
+def text_html(text: str) -> str:
+    """Text with its line breaks, for a notebook; escaped."""
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def _table_html(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

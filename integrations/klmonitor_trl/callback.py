@@ -22,7 +22,7 @@ from transformers.trainer_callback import ExportableState
 from klmonitor.hooks.handle import Handle
 from klmonitor.hooks.options import Options
 from klmonitor.report import Report
-from klmonitor_trl.watch import Watch, watch_of
+from klmonitor_trl.watch import TrainerWatch, watch_of
 
 DEPTH = 32
 """Frames above an event in which its trainer is looked for."""
@@ -45,7 +45,7 @@ class KLMonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             ValueError: an option has a value that cannot work.
         """
         self.options = Options.parse(options)
-        self._watch: Watch | None = None
+        self._watch: TrainerWatch | None = None
 
     @property
     def handle(self) -> Handle | None:
@@ -69,9 +69,9 @@ class KLMonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             TypeError: the trainer cannot be watched.
             ValueError: it is watched already, or an option cannot work with it.
         """
-        self._take(Watch(trainer, self.options))
+        self._take(TrainerWatch(trainer, self.options))
 
-    def _take(self, watch: Watch) -> None:
+    def _take(self, watch: TrainerWatch) -> None:
         """Close the steps of a watch from now on."""
         self._watch = watch
         watch.on_detach = lambda: watch.trainer.remove_callback(self)

@@ -20,12 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klmonitor.hooks.feed import Around, Capture, Feed, argument
+from klmonitor.hooks.feed import Around, argument
 from klmonitor.hooks.modeloutputs import ModelOutputs
 from klmonitor.hooks.prompts import prompt_keys
+from klmonitor.hooks.reference import Reference, kept_random_state, unchanged
 from klmonitor_trl import describe
+from klmonitor_trl.feed import TrainerCapture, TrainerFeed
 from klmonitor_trl.names import GENERATE, LOG_PROBS, is_rloo, log_prob_function
-from klmonitor_trl.reference import Reference, kept_random_state, unchanged
+from klmonitor_trl.reference import TrlBatch, evaluated
 
 RIDER = "_klm_"
 """Prefix of the keys that ride along in TRL's batches."""
@@ -38,13 +40,13 @@ HELD_BY_TRL = {
 """Policy -> key of its log-probs in the batch, where TRL keeps them."""
 
 
-class GroupCapture(Capture):
+class BatchCapture(TrainerCapture):
     """The state between two wrapped calls: at most one tensor per policy."""
 
     def __init__(
         self,
-        feed: Feed,
-        reference: Reference | None = None,
+        feed: TrainerFeed,
+        reference: Reference[TrlBatch] | None = None,
         groups: Collection[str] = (),
         group_column: str = "group",
         recompute: bool = False,
@@ -116,7 +118,7 @@ class GroupCapture(Capture):
         """Around the function that computes log-probs of sampled tokens."""
         result = original(*args, **kwargs)
         if self._place is not None:
-            self.feed.guards["log-probs"].run(self._catch, result, args, kwargs)
+            self.feed.guards["log-probs"](self._catch, result, args, kwargs)
         return result
 
     def generation(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -124,7 +126,7 @@ class GroupCapture(Capture):
         started = time.perf_counter()
         output = self._within("generation", original, args, kwargs)
         seconds = time.perf_counter() - started
-        self.feed.guards["generation"].run(self._send_along, output, args, kwargs, seconds)
+        self.feed.guards["generation"](self._send_along, output, args, kwargs, seconds)
         self._caught.clear()
         return output
 
@@ -133,7 +135,7 @@ class GroupCapture(Capture):
         if self._outputs is not None:
             self._outputs.listen()
         result = self._within("loss", original, args, kwargs)
-        self.feed.guards["loss"].run(self._observe, args, kwargs)
+        self.feed.guards["loss"](self._observe, args, kwargs)
         self._caught.clear()
         if self._outputs is not None:
             self._outputs.forget()
@@ -173,7 +175,8 @@ class GroupCapture(Capture):
             rows = argument(args, kwargs, 0, "inputs")
             riders["group"] = self._group_of(rows, output["prompt_ids"].device)
         if self._reference is not None:
-            found = self._reference.evaluate(output, self.feed.phase, seconds)
+            phase = self.feed.phase
+            found = evaluated(self._reference, self._trainer, output, phase, seconds)
             if found is not None:
                 riders["ref"] = found
         output.update({RIDER + name: tensor for name, tensor in riders.items()})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from klmonitor_trl.reference import Reference
+from klmonitor.hooks.reference import Reference
 
 
-def sources(trainer: Any, reference: Reference | None) -> dict[str, str]:
+def sources(trainer: Any, reference: Reference[Any] | None) -> dict[str, str]:
     """Policy -> where its log-probs come from, for those beside the policy that are to be had.
 
     Args:

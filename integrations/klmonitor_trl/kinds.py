@@ -17,23 +17,23 @@ import inspect
 from importlib.metadata import version
 from typing import Any
 
-from klmonitor.hooks.feed import Capture, Feed
 from klmonitor.hooks.options import Options
-from klmonitor_trl.capture import GroupCapture
+from klmonitor.hooks.reference import Reference
+from klmonitor_trl.capture import BatchCapture
+from klmonitor_trl.feed import TrainerCapture, TrainerFeed
 from klmonitor_trl.monolith import LOCALS, MonolithCapture
 from klmonitor_trl.names import GENERATE, derives_from, is_rloo, log_prob_function
 from klmonitor_trl.packed import KEYS, PackedCapture
 from klmonitor_trl.pairwise import COMPUTE, FORWARD, PairwiseCapture
-from klmonitor_trl.reference import Reference
 
-GROUP = ("GRPOTrainer", "RLOOTrainer")
+BATCH = ("GRPOTrainer", "RLOOTrainer")
 PACKED = ("AsyncGRPOTrainer",)
 PAIRWISE = ("OnlineDPOTrainer", "NashMDTrainer", "XPOTrainer")
 MONOLITH = ("PPOTrainer", "RLOOTrainer")
 
 
 def kind_of(trainer: Any) -> str:
-    """The capture for a trainer: ``"group"``, ``"packed"``, ``"pairwise"`` or ``"monolith"``.
+    """The capture for a trainer: ``"batch"``, ``"packed"``, ``"pairwise"`` or ``"monolith"``.
 
     Raises:
         TypeError: there is none; the message names what the trainer lacks, or why.
@@ -48,9 +48,9 @@ def kind_of(trainer: Any) -> str:
         if PairwiseCapture.fits(trainer):
             return "pairwise"
         raise _refusal(trainer, f"has neither {FORWARD} nor {COMPUTE}")
-    if derives_from(trainer, *GROUP) or (log_prob_function(trainer) and hasattr(trainer, GENERATE)):
+    if derives_from(trainer, *BATCH) or (log_prob_function(trainer) and hasattr(trainer, GENERATE)):
         if _loss_is_its_own(trainer):
-            return "group"
+            return "batch"
         raise _refusal(trainer, "has no compute_loss of its own")
     if derives_from(trainer, *MONOLITH):
         raise _refusal(trainer, f"has a train() without {', '.join(LOCALS)}")
@@ -63,17 +63,17 @@ def watched_pairs(trainer: Any, kind: str) -> tuple[str, ...] | None:
     RLOO's penalty and its ``kl`` are those of the sampler, KL(old || ref), though the policy's
     log-probs are known as well.
     """
-    if kind == "group" and is_rloo(trainer):
+    if kind == "batch" and is_rloo(trainer):
         return "old_ref", "old_policy", "rollout_old"
     return None
 
 
 def capture_for(
-    trainer: Any, kind: str, feed: Feed, options: Options, reference: Reference | None
-) -> Capture:
+    trainer: Any, kind: str, feed: TrainerFeed, options: Options, reference: Reference[Any] | None
+) -> TrainerCapture:
     """The capture of a kind."""
-    if kind == "group":
-        return GroupCapture(
+    if kind == "batch":
+        return BatchCapture(
             feed, reference, options.groups, options.group_column, options.recompute
         )
     if kind == "packed":

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from klmonitor.hooks.feed import Around, Capture, Feed
+from klmonitor.hooks.feed import Around
 from klmonitor.hooks.prompts import prompt_keys
+from klmonitor_trl.feed import TrainerCapture, TrainerFeed
 
 LOCALS = ("logprobs", "ref_logprobs", "padding_mask", "responses")
 """Local variables of ``train``: log-probs [B, T], True where there is padding, token ids."""
@@ -21,12 +22,12 @@ DEPTH = 32
 """Frames above `log` in which ``train`` is looked for."""
 
 
-class MonolithCapture(Capture):
+class MonolithCapture(TrainerCapture):
     """Reads the log-probs of an update from the frame of ``train``."""
 
     closes_in_log = True
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: TrainerFeed) -> None:
         """A capture for one trainer."""
         self.feed = feed
 
@@ -58,7 +59,7 @@ class MonolithCapture(Capture):
 
     def in_log(self) -> None:
         """Observe what `train` holds."""
-        self.feed.guards["loss"].run(self._observe)
+        self.feed.guards["loss"](self._observe)
 
     def _observe(self) -> None:
         found = self._locals()

@@ -1,62 +1,19 @@
-"""What the trainer's own objective does with the ratios: the penalty it pays, the range it clips.
-
-TRL logs the clamped side of both: a ratio beyond the range counts as clipped only if the advantage
-has the right sign, and a jump of the penalty shows in the loss alone. Here are the raw numbers.
-"""
+"""The objective of TRL's trainers, as far as their attributes tell it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from klmonitor.numbers.buckets import Array
-from klmonitor.numbers.statistics import below
+from klmonitor.hooks.objective import Objective, Range
 from klmonitor_trl.names import derives_from, is_rloo
-
-Range = tuple[float, float]
-"""Log importance ratios, nats: below the first or above the second is beyond the range."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The parts of a trainer's objective that a pair's sums can tell something about.
-
-    Attributes:
-        beta: weight of the KL penalty, 0 for none.
-        penalised: pair -> the estimator that is penalised with, ``"k1"`` or ``"k3"``.
-        ranges: pair -> the range that its importance ratios are clipped or masked to.
-    """
-
-    beta: float = 0.0
-    penalised: Mapping[str, str] = field(default_factory=dict)
-    ranges: Mapping[str, Range] = field(default_factory=dict)
-
-    def values(self, pair: str, values: Mapping[str, float], histogram: Array) -> dict[str, float]:
-        """``penalty/*`` and ``clip/*`` of a pair, those that apply to it.
-
-        Args:
-            pair: its name.
-            values: its metrics by name.
-            histogram: [HISTOGRAM] counts of d.
-        """
-        found = {}
-        if self.beta and pair in self.penalised:
-            estimator = self.penalised[pair]
-            found["penalty/mean"] = self.beta * values[f"{estimator}/mean"]
-            found["penalty/se"] = abs(self.beta) * values[f"{estimator}/se"]
-        if pair in self.ranges and values["tokens"]:
-            low, high = self.ranges[pair]
-            found["clip/low"] = below(histogram, low) / values["tokens"]
-            found["clip/high"] = 1 - below(histogram, high) / values["tokens"]
-        return found
 
 
 def objective_of(trainer: Any, kind: str) -> Objective:
     """The objective of a trainer of a kind of `kinds`; empty where TRL's attributes are absent."""
-    if kind == "group":
-        return _of_group(trainer)
+    if kind == "batch":
+        return _of_batch(trainer)
     if kind == "packed":
         return Objective(ranges=_named({"rollout_policy": _clip(trainer)}))
     if kind == "monolith":
@@ -66,7 +23,7 @@ def objective_of(trainer: Any, kind: str) -> Objective:
     return Objective()
 
 
-def _of_group(trainer: Any) -> Objective:
+def _of_batch(trainer: Any) -> Objective:
     beta = float(getattr(trainer, "beta", 0.0) or 0.0)
     if is_rloo(trainer):
         return Objective(beta, {"old_ref": "k1"})

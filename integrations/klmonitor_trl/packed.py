@@ -10,17 +10,18 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from klmonitor.hooks.feed import Around, Capture, Feed, argument
+from klmonitor.hooks.feed import Around, argument
 from klmonitor.hooks.modeloutputs import ModelOutputs
+from klmonitor_trl.feed import TrainerCapture, TrainerFeed
 
 KEYS = ("token_index", "old_log_probs", "segment_id")
 """What the loss of an `AsyncGRPOTrainer` must be given; an index of -1 is padding."""
 
 
-class PackedCapture(Capture):
+class PackedCapture(TrainerCapture):
     """Around the loss of packed completions."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: TrainerFeed) -> None:
         """A capture for one trainer."""
         self.feed = feed
         self._outputs = ModelOutputs(feed.model)
@@ -60,7 +61,7 @@ class PackedCapture(Capture):
             result = original(*args, **kwargs)
         finally:
             self._outputs.stop()
-        self.feed.guards["loss"].run(self._observe, args, kwargs)
+        self.feed.guards["loss"](self._observe, args, kwargs)
         self._outputs.forget()
         return result
 

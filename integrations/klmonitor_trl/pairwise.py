@@ -12,17 +12,18 @@ from typing import Any
 
 from torch import Tensor
 
-from klmonitor.hooks.feed import Around, Capture, Feed, argument
+from klmonitor.hooks.feed import Around, argument
 from klmonitor.hooks.prompts import prompt_keys
+from klmonitor_trl.feed import TrainerCapture, TrainerFeed
 
 FORWARD = "_forward"
 COMPUTE = "_compute_logprobs"
 
 
-class PairwiseCapture(Capture):
+class PairwiseCapture(TrainerCapture):
     """Around the function that scores completions, and the step that calls it."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: TrainerFeed) -> None:
         """A capture for one trainer."""
         self.feed = feed
         self._name = COMPUTE if hasattr(feed.trainer, COMPUTE) else FORWARD
@@ -53,7 +54,7 @@ class PairwiseCapture(Capture):
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Around OnlineDPO's ``_forward(model, prompt_ids, prompt_mask, completion_ids, ...)``."""
         result = original(*args, **kwargs)
-        self.feed.guards["log-probs"].run(self._catch_one, result, args, kwargs)
+        self.feed.guards["log-probs"](self._catch_one, result, args, kwargs)
         return result
 
     def compute(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -63,14 +64,14 @@ class PairwiseCapture(Capture):
         first and last, and those of the reference's completions between them.
         """
         result = original(*args, **kwargs)
-        self.feed.guards["log-probs"].run(self._catch_both, result, args, kwargs)
+        self.feed.guards["log-probs"](self._catch_both, result, args, kwargs)
         return result
 
     def training_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Around one micro-batch."""
         self._caught.clear()
         result = original(*args, **kwargs)
-        self.feed.guards["loss"].run(self._observe)
+        self.feed.guards["loss"](self._observe)
         self._caught.clear()
         self._layout.clear()
         return result

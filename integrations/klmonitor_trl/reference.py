@@ -1,14 +1,11 @@
 """A reference where TRL holds none: the model without its adapters, or one that the user gives.
 
-TRL's default since 0.19 is beta = 0: it then computes no reference log-probs at all. They are had
-with one more forward pass, without gradient and without dropout, on every so many generation
-batches. Neither the random number generators nor the model notice it.
+TRL's default since 0.19 is beta = 0: it then computes no reference log-probs at all.
 """
 
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -17,78 +14,31 @@ import torch
 from torch import Tensor, nn
 
 from klmonitor.hooks.options import Options
+from klmonitor.hooks.reference import Reference, unchanged
 from klmonitor_trl.names import log_prob_function
 
-Source: TypeAlias = Callable[[Mapping[str, Any], int], Tensor]
+TrlBatch: TypeAlias = Mapping[str, Any]
+Source: TypeAlias = Callable[[TrlBatch, int], Tensor]
 """(generation batch, rows per forward pass) -> log-probs of its completions, [B, T]."""
 
 
-class Reference:
-    """Evaluates a source on every so many generation batches, and measures what that costs.
-
-    Attributes:
-        name: for messages.
-        every: generation batches per evaluation.
-        passes: evaluations so far.
-        seconds: what they took in all.
-    """
-
-    def __init__(
-        self, name: str, source: Source, every: int, trainer: Any, say: Callable[[str], None]
-    ) -> None:
-        """A reference for one trainer; `say` gets the line that tells its cost."""
-        self.name, self.every = name, every
-        self.passes, self.seconds = 0, 0.0
-        self._source, self._trainer, self._say = source, trainer, say
-        self._batches = {"train": 0, "eval": 0}
-
-    def evaluate(self, batch: Mapping[str, Any], phase: str, seconds: float) -> Tensor | None:
-        """Log-probs of the completions of a generation batch, [B, T]; None if it is not its turn.
-
-        Args:
-            batch: what TRL generated.
-            phase: ``"train"`` or ``"eval"``; each has its own turn, and the first batch is it.
-            seconds: what generating the batch took.
-        """
-        turn = self._batches[phase] % self.every == 0
-        self._batches[phase] += 1
-        if not turn:
-            return None
-        args, device = self._trainer.args, batch["completion_ids"].device
-        rows = args.per_device_train_batch_size
-        if phase == "eval":
-            rows = args.per_device_eval_batch_size
-        if self.passes == 0:
-            _wait(device)
-        started = time.perf_counter()
-        with torch.no_grad(), kept_random_state(device):
-            log_probs = self._source(batch, rows).detach()
-        if self.passes == 0:
-            _wait(device)
-        took = time.perf_counter() - started
-        self.seconds += took
-        self.passes += 1
-        if self.passes == 1:
-            share = took / seconds if seconds else float("nan")
-            self._say(
-                f"the first reference pass ({self.name}) took {1e3 * took:.0f} ms, {share:.0%} of "
-                f"its generation batch; one batch in {self.every} has it (reference_every)"
-            )
-        return log_probs
-
-    def start_evaluation(self) -> None:
-        """The next evaluation's first batch has its turn."""
-        self._batches["eval"] = 0
+def evaluated(
+    reference: Reference[TrlBatch], trainer: Any, batch: TrlBatch, phase: str, seconds: float
+) -> Tensor | None:
+    """What a reference says of a generation batch, [B, T]; None if it is not its turn."""
+    args = trainer.args
+    rows = args.per_device_eval_batch_size if phase == "eval" else args.per_device_train_batch_size
+    return reference.evaluate(batch, phase, seconds, rows, batch["completion_ids"].device)
 
 
 def choose_reference(
     trainer: Any, kind: str, options: Options, say: Callable[[str], None]
-) -> Reference | None:
+) -> Reference[TrlBatch] | None:
     """The reference of ours that the options ask for, None if TRL's own or none.
 
     Args:
         trainer: the trainer.
-        kind: of `kinds`; only ``"group"`` generates in a way that a reference can be added to.
+        kind: of `kinds`; only ``"batch"`` generates in a way that a reference can be added to.
         options: what the user asked for.
         say: gets the line that tells its cost.
 
@@ -101,7 +51,7 @@ def choose_reference(
         return None
     name = log_prob_function(trainer)
     if wanted == "auto":
-        if beta or kind != "group" or name is None or not has_adapters(trainer):
+        if beta or kind != "batch" or name is None or not has_adapters(trainer):
             return None
         source, label = adapters_off(trainer, getattr(trainer, name)), "adapters off"
     elif not isinstance(wanted, nn.Module) and not callable(wanted):
@@ -109,7 +59,7 @@ def choose_reference(
             f"reference is a {type(wanted).__name__}: give 'auto', a model, a function of "
             "(input_ids, attention_mask, completion length) or None"
         )
-    elif kind != "group":
+    elif kind != "batch":
         raise ValueError(f"reference= is of no use to a {type(trainer).__name__}: leave it 'auto'")
     elif beta:
         raise ValueError(
@@ -120,7 +70,7 @@ def choose_reference(
         source, label = given_model(trainer, wanted), type(wanted).__name__
     else:
         source, label = given_function(wanted), getattr(wanted, "__name__", "a function")
-    return Reference(label, source, options.reference_every, trainer, say)
+    return Reference(label, source, options.reference_every, say)
 
 
 def given_function(function: Callable[[Tensor, Tensor, int], Tensor]) -> Source:
@@ -196,37 +146,6 @@ def has_adapters(trainer: Any) -> bool:
 
 
 @contextmanager
-def kept_random_state(device: torch.device) -> Iterator[None]:
-    """Leave the generators of the host and of `device` as they were."""
-    if device.type in ("cpu", "mps"):
-        with torch.random.fork_rng(devices=[]):
-            yield
-        return
-    index = device.index
-    if index is None:
-        index = torch.get_device_module(device.type).current_device()
-    with torch.random.fork_rng(devices=[index], device_type=device.type):
-        yield
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside; every module's mode and every parameter's flag as before after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, flag in flags:
-            if parameter.requires_grad != flag:
-                parameter.requires_grad_(flag)
-
-
-@contextmanager
 def _initial_weights(model: Any) -> Iterator[None]:
     """The policy as it was before training: adapters off, or TRL's copy of them in use."""
     if "ref" not in model.peft_config:
@@ -246,9 +165,3 @@ def _sequences(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, int]:
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     return ids, mask, batch["completion_ids"].shape[1]
-
-
-def _wait(device: torch.device) -> None:
-    """Let a device finish, so that a clock tells the truth."""
-    if device.type not in ("cpu", "meta"):
-        torch.get_device_module(device.type).synchronize()

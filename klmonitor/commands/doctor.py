@@ -19,16 +19,10 @@ from importlib.util import find_spec
 NAME = "doctor"
 INTEGRATIONS = "klmonitor.integrations"
 PACKAGES = ("torch", "numpy", "numba", "transformers", "accelerate", "peft", "rich")
-SINKS = {
-    "tensorboard": ("tensorboard", "tensorboard"),
-    "wandb": ("wandb", "wandb"),
-    "notify": ("apprise", "notify"),
-}
-"""Sink -> the package that it needs, and the extra of ours that brings it."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class Line:
     """One line of the report.
 
     Attributes:
@@ -64,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def _text(findings: list[Finding], good: bool) -> str:
+def _text(findings: list[Line], good: bool) -> str:
     lines, part = [], ""
     for one in findings:
         if one.part != part:
@@ -83,54 +77,57 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _installed() -> list[Finding]:
+def _installed() -> list[Line]:
     found = [
-        Finding("installed", "klmonitor", str(_version("klmonitor"))),
-        Finding("installed", "python", platform.python_version()),
+        Line("installed", "klmonitor", str(_version("klmonitor"))),
+        Line("installed", "python", platform.python_version()),
     ]
     for package in PACKAGES:
         number, needed = _version(package), package in ("torch", "numpy")
         good = number is not None if needed else None
-        found.append(Finding("installed", package, number or "not installed", good, needed))
+        found.append(Line("installed", package, number or "not installed", good, needed))
     return found
 
 
-def _trainers() -> list[Finding]:
+def _trainers() -> list[Line]:
     found = []
     for entry in sorted(entry_points(group=INTEGRATIONS), key=lambda entry: entry.name):
         number = _version(entry.name)
         if find_spec(entry.name) is None:
-            found.append(Finding("trainers", entry.name, "not installed"))
+            found.append(Line("trainers", entry.name, "not installed"))
         else:
             found += _bound(entry, f"{entry.name} {number}")
     return found
 
 
-def _bound(entry: EntryPoint, package: str) -> list[Finding]:
+def _bound(entry: EntryPoint, package: str) -> list[Line]:
     """What an integration says of the trainers that its package has."""
     try:
         lines = import_module(f"{entry.module}.doctor").report()
     except ModuleNotFoundError as error:
         if error.name == f"{entry.module}.doctor":
-            return [Finding("trainers", entry.name, f"{package}: bound when it runs")]
-        return [Finding("trainers", entry.name, f"{package}: {error}", good=False, needed=True)]
+            return [Line("trainers", entry.name, f"{package}: bound when it runs")]
+        return [Line("trainers", entry.name, f"{package}: {error}", good=False, needed=True)]
     except Exception as error:  # noqa: BLE001  # a broken installation is what this looks for
         text = f"{package} cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
-        return [Finding("trainers", entry.name, text, good=False, needed=True)]
-    return [Finding("trainers", name, f"{package}: {text}", good) for name, text, good in lines]
+        return [Line("trainers", entry.name, text, good=False, needed=True)]
+    return [Line("trainers", name, f"{package}: {text}", good) for name, text, good in lines]
 
 
-def _sinks() -> list[Finding]:
-    found = [Finding("sinks", "record", "files in the run directory", good=True)]
-    for sink, (package, extra) in SINKS.items():
+def _sinks() -> list[Line]:
+    from klmonitor.sinks.table import TABLE
+
+    needs = [(kind.name, kind.package, kind.extra) for kind in TABLE]
+    found = [Line("sinks", "record", "files in the run directory", good=True)]
+    for sink, package, extra in (*needs, ("notify", "apprise", "notify")):
         number = _version(package)
         remedy = f'needs {package}: pip install "klmonitor[{extra}]"'
         text = f"{package} {number}" if number else remedy
-        found.append(Finding("sinks", sink, text, good=number is not None))
+        found.append(Line("sinks", sink, text, good=number is not None))
     return found
 
 
-def _settings() -> list[Finding]:
+def _settings() -> list[Line]:
     off = os.environ.get("KLMONITOR_DISABLE", "0") not in ("", "0")
     text = "set: every hook is off" if off else "not set"
-    return [Finding("settings", "KLMONITOR_DISABLE", text, good=not off, needed=True)]
+    return [Line("settings", "KLMONITOR_DISABLE", text, good=not off, needed=True)]

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from klmonitor.dashboard.heat import ROWS, heat_columns
-from klmonitor.numbers.explain import explain_pair
 from klmonitor.record.rows import (
     alert_to_row,
     as_float,
@@ -229,9 +228,7 @@ class RunColumns:
             return {"explain": {}, "tokens": []}
         reports = {name: self.report_at(name, row) for name in self.pairs}
         return {
-            "explain": {
-                name: explain_pair(report, step) for name, report in reports.items() if report
-            },
+            "explain": {name: report.explain(step) for name, report in reports.items() if report},
             "tokens": [_token_row(token) for token in self.tokens_at(step)],
         }
 

@@ -1,4 +1,4 @@
-"""What every capture shares: the trainer, the monitor, and the way a micro-batch takes to it."""
+"""What every capture shares: the way that a micro-batch takes to the monitor."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
+from klmonitor.boundary import Boundary
 from klmonitor.hooks.text import TokenText
-from klmonitor.hooks.wraps import Guard
 from klmonitor.monitor import Monitor
 from klmonitor.pairs import default_pairs, parse_pairs
 
@@ -24,61 +24,34 @@ class Feed:
     """One trainer's way to its monitor.
 
     Attributes:
-        trainer: the trainer, for its models and its mode.
         monitor: what receives the micro-batches.
         guards: boundaries named ``log-probs``, ``generation`` and ``loss``.
         text: keeps the tokens of a step, to name the extreme ones; None if nobody wants that.
         pairs: names of the pairs that are watched; None: those that the policies allow.
         seen: policy -> micro-batches in which its log-probs were observed.
-        model: the trainer's model, without what distributes it.
     """
 
-    trainer: Any
     monitor: Monitor
-    guards: Mapping[str, Guard]
+    guards: Mapping[str, Boundary]
     text: TokenText | None = None
     pairs: tuple[str, ...] | None = None
     seen: dict[str, int] = field(default_factory=dict)
-    model: Any = field(init=False)
-    _adapted: bool = field(init=False)
 
-    @property
-    def phase(self) -> str:
-        """``"train"`` or ``"eval"``, by the mode of the model, as TRL tells them apart."""
-        return "train" if self.trainer.model.training else "eval"
-
-    def __post_init__(self) -> None:
-        """Look up the model itself, without what distributes it, once."""
-        self.model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        self._adapted = hasattr(self.model, "peft_config")
-
-    def observe(self, policies: Mapping[str, Tensor], *, phase: str = "", **layout: Any) -> None:
+    def observe(self, policies: Mapping[str, Tensor], *, phase: str, **layout: Any) -> None:
         """Hand one micro-batch to the monitor, if it holds two policies to compare."""
         for name in policies:
             self.seen[name] = self.seen.get(name, 0) + 1
         if not held_pairs(self.pairs, tuple(policies)):
             return
-        phase = phase or self.phase
         if self.text is not None:
             self.text.keep(phase, layout.get("token_ids"))
         self.monitor.observe(**policies, **layout, phase=phase)
-
-    def is_reference(self, model: Any) -> bool:
-        """Whether a model, here and now, gives the reference's log-probs."""
-        if model is not None and model is getattr(self.trainer, "ref_model", None):
-            return True
-        inner = self.model
-        if not (self._adapted or "peft_config" in vars(inner)):
-            return False
-        return getattr(inner, "_adapters_disabled", False) or _active_adapter(inner) == "ref"
 
 
 class Capture(ABC):
     """How the log-probs of one kind of trainer are had."""
 
     feed: Feed
-    closes_in_log: ClassVar[bool] = False
-    """Whether a step is over when the trainer logs it, and not at ``on_step_end``."""
 
     @abstractmethod
     def wraps(self) -> dict[str, Around]:
@@ -93,11 +66,8 @@ class Capture(ABC):
         """Policy -> why its log-probs are not to be had, and how to get them."""
 
     def absent(self) -> dict[str, str]:
-        """Private name that this TRL lacks -> what is done without it."""
+        """Private name that this trainer lacks -> what is done without it."""
         return {}
-
-    def in_log(self) -> None:  # noqa: B027  # most have nothing
-        """Called before a training row is logged, where `closes_in_log`."""
 
     def close(self) -> None:  # noqa: B027  # most have nothing
         """Take away what `wraps` does not name."""
@@ -123,9 +93,3 @@ def argument(args: Any, kwargs: Mapping[str, Any], place: int, *names: str) -> A
     if len(args) > place:
         return args[place]
     raise LookupError(f"no argument {' or '.join(names)} was given")
-
-
-def _active_adapter(model: Any) -> str | None:
-    """The adapter in use of a model that has some, None where several are active."""
-    active = getattr(model, "active_adapter", None)  # transformers' own adapters have no such name
-    return active if isinstance(active, str) else None

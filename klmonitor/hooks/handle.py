@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from klmonitor.monitor import Monitor
-from klmonitor.notebook import text_html
+from klmonitor.report import text_html
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from klmonitor.compiled import Compiled
-
 PROMPT_BITS = 53
 """Keys stay below 2**53, so that a float64 holds them exactly."""
 DROPPED_BITS = 64 - PROMPT_BITS
@@ -32,35 +30,10 @@ def prompt_keys(ids: Tensor, mask: Tensor) -> Tensor:
     Returns:
         int64 [B], in [0, 2**53).
     """
-    places = 1 << ids.shape[1].bit_length()
-    if ids.is_cpu:  # the same arithmetic, in one call
-        keys = np.empty(len(ids), np.int64)
-        _fill(_array(ids), _array(mask), _factors(places), keys)
-        return torch.from_numpy(keys)
-    ids, inside = ids.to(torch.int64), mask.to(torch.int64)
-    sums = ((ids + 1) * _factors_on(ids.device, places)[inside.cumsum(1)] * inside).sum(1)
+    inside = mask.to(torch.int64)
+    factors = _factors_on(ids.device, 1 << ids.shape[1].bit_length())
+    sums = ((ids.to(torch.int64) + 1) * factors[inside.cumsum(1)] * inside).sum(1)
     return (sums >> DROPPED_BITS) & ((1 << PROMPT_BITS) - 1)
-
-
-def _array(tensor: Tensor) -> Ints:
-    """Rows of integers that lie one behind the other."""
-    values: Ints = (tensor if tensor.dtype == torch.int64 else tensor.long()).numpy()
-    return np.ascontiguousarray(values)
-
-
-def _keys(ids: Ints, inside: Ints, factors: Ints, keys: Ints) -> None:
-    """Write the keys of prompts, [B]."""
-    for row in range(len(ids)):
-        kept = ids[row][inside[row] != 0]
-        total = ((kept + 1) * factors[1 : kept.size + 1]).sum()
-        keys[row] = (total >> DROPPED_BITS) & ((1 << PROMPT_BITS) - 1)
-
-
-def _nothing() -> tuple[Ints, ...]:
-    return *(np.zeros((1, 1), np.int64) for _ in range(2)), *(np.zeros(2, np.int64),) * 2
-
-
-_fill = Compiled(_keys, (), _nothing)
 
 
 @cache

@@ -56,15 +56,6 @@ _DRAWN_EDGES = np.concatenate([-_DRAWN[::-1], _DRAWN])
 _INSIDE = np.arange(_WIDTH, BUCKETS + 1, _WIDTH)
 _LAST = np.concatenate([[0], _INSIDE, [CENTRE - 1, CENTRE], CENTRE + _INSIDE, [2 * CENTRE - 1]])
 """Where each coarse bucket ends: the last, the regular ones and the tiny one, of each sign."""
-N_DRAWN = len(_LAST)
-
-
-def draw(cumulative: Array, out: Array) -> None:
-    """Write the counts of the coarse buckets, [N_DRAWN], from a histogram's cumulative sum."""
-    before = 0.0
-    for i in range(N_DRAWN):
-        out[i] = cumulative[_LAST[i]] - before
-        before = cumulative[_LAST[i]]
 
 
 def coarse_histogram(counts: Array) -> tuple[tuple[float, float], ...]:
@@ -73,7 +64,18 @@ def coarse_histogram(counts: Array) -> tuple[tuple[float, float], ...]:
     An edge is that of |d| with the sign of d; |d| < 2^-20 has edge 0.
 
     Args:
-        counts: as `draw` writes them.
+        counts: [HISTOGRAM], by bucket.
     """
-    found = np.flatnonzero(counts)
-    return tuple(zip(_DRAWN_EDGES[found].tolist(), counts[found].tolist(), strict=True))
+    coarse = np.diff(counts.cumsum()[_LAST], prepend=0.0)
+    found = np.flatnonzero(coarse)
+    return tuple(zip(_DRAWN_EDGES[found].tolist(), coarse[found].tolist(), strict=True))
+
+
+def below(counts: Array, log_ratio: float) -> float:
+    """Tokens with d < `log_ratio`, any: to the 0.8 % of a bucket's middle.
+
+    Args:
+        counts: [HISTOGRAM], by bucket.
+        log_ratio: nats.
+    """
+    return float(counts[: int(np.searchsorted(MIDDLES, log_ratio))].sum())

@@ -16,22 +16,15 @@ the k <= m tokens, m = clip(log_4(N / 64), 1, 5), that maximise
 Removing o leaves the standard error of the *rest* in J: dividing by the untrimmed one would let an
 outlier hide behind the spread that it makes itself. Rates, families and alternatives that were
 measured and dropped: docs/dominance.md; `python benchmarks/dominance.py` measures them again.
-
-Everything here is compiled where Numba is installed (`klmonitor.compiled`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from klmonitor.summary.fields import CORE_RADIUS
-
-Array = NDArray[np.float64]
 
 WARN, SEVERE = 1.0, 2.0
 
@@ -126,9 +119,8 @@ def dominance_k1(
         return _unknown(math.nan)
     if n >= 3 and not var < LARGEST_VARIANCE:
         return _unknown(SEVERE)
-    d = _log_ratios(left, right)
-    d = d[_largest_first(np.abs(d))]
-    found = _without(most_tokens_k1(n), -d, n, mean, var, sum_abs)
+    d = sorted(_log_ratios(left, right), key=abs, reverse=True)
+    found = _without(most_tokens_k1(n), [-x for x in d], n, mean, var, sum_abs)
     warn = found.v >= _K1_WARN[0] and abs(found.j) >= _K1_WARN[1]
     severe = found.v >= _K1_SEVERE[0] and abs(found.j) >= _K1_SEVERE[1]
     return _at_level(found, n, d, warn, severe)
@@ -162,9 +154,8 @@ def dominance_k3(
         return _unknown(math.nan)
     if n >= 3 and not var < LARGEST_VARIANCE:
         return _unknown(SEVERE)
-    d = _log_ratios(left, right)
-    d = d[_largest_first(_k3(d))]
-    k3 = _k3(d)
+    d = sorted(_log_ratios(left, right), key=_k3, reverse=True)
+    k3 = [_k3(x) for x in d]
     found = _without(1, k3, n, mean, var, n * mean)
     score = k3_score(found)
     for k in range(2, most_tokens_k3(n) + 1):
@@ -173,13 +164,10 @@ def dominance_k3(
         if others > score or (others == score and other.j > found.j):
             found, score = other, others
     warn, severe = k3_thresholds(n)
-    rest = found.mean_without_top
     if found.tokens > 0 and n - found.tokens >= 2:
         exact = _mean_outside_core(d, k3, int(found.tokens), n, core_tokens, core_sum)
-        rest = rest if math.isnan(exact) else exact
-    found = Dominance(
-        found.level, found.tokens, found.v, found.j, found.top_share, rest, found.apart
-    )
+        if not math.isnan(exact):
+            found = found._replace(mean_without_top=exact)
     return _at_level(found, n, d, score >= warn, score >= severe)
 
 
@@ -221,47 +209,55 @@ def _unknown(level: float) -> Dominance:
     return Dominance(level, nan, nan, nan, nan, nan, nan)
 
 
-def _without(k: int, values: Array, n: float, mean: float, var: float, sum_abs: float) -> Dominance:
+def _without(
+    k: int, values: Sequence[float], n: float, mean: float, var: float, sum_abs: float
+) -> Dominance:
     """The numbers of `Dominance`, level 0, for the first k values; unlisted tokens are smaller."""
     top = values[:k]
-    k = top.size
+    k = len(top)
     rest = n - k
     nan = math.nan
     if not k:
         return Dominance(0.0, 0.0, 0.0, 0.0, 0.0, mean, nan)
     if rest < 2:
         return Dominance(0.0, float(k), nan, nan, nan, nan, nan)
-    mean_of_top = top.sum() / k
-    mean_of_rest = (n * mean - top.sum()) / rest
+    sum_of_top = math.fsum(top)
+    mean_of_top = sum_of_top / k
+    mean_of_rest = (n * mean - sum_of_top) / rest
     squares = (n - 1) * var
     between = k * rest / n * (mean_of_top - mean_of_rest) ** 2
-    squares_of_rest = squares - between - ((top - mean_of_top) ** 2).sum()
+    squares_of_rest = squares - between - sum((x - mean_of_top) ** 2 for x in top)
     unresolved = RESOLUTION * (squares + n * mean**2)
     spread = math.sqrt(max(squares_of_rest, unresolved) / (rest - 1))
     uncertainty = RESOLUTION * sum_abs / rest
     known = uncertainty <= max(1e-3 * abs(mean_of_rest), NEGLIGIBLE)
-    outside = values[k] if values.size > k else 0.0
+    outside = values[k] if len(values) > k else 0.0
     return Dominance(
         0.0,
         float(k),
-        _share(((top - mean) ** 2).sum(), squares),
+        _share(sum((x - mean) ** 2 for x in top), squares),
         (mean - mean_of_rest) * math.sqrt(n) / spread if spread > 0 else 0.0,
-        _share(np.abs(top).sum(), sum_abs),
+        _share(math.fsum(map(abs, top)), sum_abs),
         mean_of_rest if known else nan,
-        abs(float(top[-1]) / float(outside)) if outside != 0 else math.inf,
+        abs(top[-1] / outside) if outside != 0 else math.inf,
     )
 
 
 def _mean_outside_core(
-    d: Array, k3: Array, k: int, n: float, core_tokens: float, core_sum: float
+    d: Sequence[float],
+    k3: Sequence[float],
+    k: int,
+    n: float,
+    core_tokens: float,
+    core_sum: float,
 ) -> float:
     """Mean k3 without the first k tokens; nan if a token beyond the core is not listed."""
-    far = np.abs(d) > CORE_RADIUS
-    if far.sum() != n - core_tokens:  # or it is not known
+    far = [abs(x) > CORE_RADIUS for x in d]
+    if sum(far) != n - core_tokens:  # or it is not known
         return math.nan
-    inside = core_sum - (k3[:k] * ~far[:k]).sum()
-    outside = (k3[k:] * far[k:]).sum()
-    return float((inside + outside) / (n - k))
+    inside = core_sum - sum(x for x, beyond in zip(k3[:k], far, strict=False) if not beyond)
+    outside = sum(x for x, beyond in zip(k3[k:], far[k:], strict=True) if beyond)
+    return (inside + outside) / (n - k)
 
 
 def _share(part: float, whole: float) -> float:
@@ -269,47 +265,21 @@ def _share(part: float, whole: float) -> float:
     return min(part / whole, 1.0) if whole > 0 else 0.0
 
 
-def _at_level(found: Dominance, n: float, d: Array, warn: bool, severe: bool) -> Dominance:
+def _at_level(
+    found: Dominance, n: float, d: Sequence[float], warn: bool, severe: bool
+) -> Dominance:
     """With the highest level reached; 0 for too few tokens or where every |d| is rounding noise."""
     level = SEVERE if severe else WARN if warn else 0.0
-    if n < FEWEST_TOKENS or not d.size or np.abs(d).max() < SMALLEST_LOG_RATIO:
+    if n < FEWEST_TOKENS or not d or max(map(abs, d)) < SMALLEST_LOG_RATIO:
         level = 0.0
-    return Dominance(
-        level,
-        found.tokens,
-        found.v,
-        found.j,
-        found.top_share,
-        found.mean_without_top,
-        found.apart,
-    )
+    return found._replace(level=level)
 
 
-def _log_ratios(left: Iterable[float], right: Iterable[float]) -> Array:
+def _log_ratios(left: Iterable[float], right: Iterable[float]) -> list[float]:
     """The extreme tokens of both tails as d."""
-    return np.concatenate((-np.asarray(left), np.asarray(right)))
+    return [*(-float(x) for x in left), *map(float, right)]
 
 
-def _largest_first(keys: Array) -> NDArray[np.int64]:
-    """The order of a few keys, equal ones as they come: of two sorted runs, a step or two each."""
-    order = np.arange(keys.size)
-    for i in range(1, keys.size):
-        at = i
-        while at > 0 and keys[order[at - 1]] < keys[i]:
-            order[at] = order[at - 1]
-            at -= 1
-        order[at] = i
-    return order
-
-
-def _k3(d: Array) -> Array:
-    """k3 of extreme tokens; its rounding below |d| = 1e-5 does not matter here."""
-    k3: Array = np.expm1(np.minimum(d, LARGEST_LOG_RATIO)) - d
-    return k3
-
-
-HELPERS = (
-    dominance_k1, dominance_k3, k3_thresholds, k3_score, most_tokens_k1, most_tokens_k3, _unknown,
-    _without, _mean_outside_core, _share, _at_level, _log_ratios, _largest_first, _k3,
-)  # fmt: skip
-"""For the compiler: the functions of this module."""
+def _k3(d: float) -> float:
+    """k3 of an extreme token; its rounding below |d| = 1e-5 does not matter here."""
+    return math.expm1(min(d, LARGEST_LOG_RATIO)) - d

@@ -1,34 +1,47 @@
-"""The verdict on a step, in two to six lines: what the numbers say and which estimator to believe.
+"""What the numbers of a step say, in at most four sentences beside the verdict.
 
-Every line names its numbers and where the reasoning is written down.
+Every sentence names its numbers and where the reasoning is written down.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from dataclasses import replace
 
-from klmonitor.numbers.statistics import interval
-from klmonitor.report import ExtremeToken, PairReport, Report
+from klmonitor.numbers.student import interval
+from klmonitor.numbers.verdicts import gap_fails, unresolved, verdict
+from klmonitor.report import ExtremeToken, PairReport
 
 FEW_SEQUENCES = 30
 """Below it a cluster standard error is itself too noisy (docs/estimators.md)."""
 CANCELLING = 0.9
-GAP_Z, GAP_SHARE = 5.0, 0.1
 BIAS_Z, BIAS_SHARE = 3.0, 0.1
+MOST = 4
 
 
-def explain(report: Report) -> str:
-    """The verdicts on all pairs of a report."""
-    if not report.pairs:
-        return f"step {report.step}: no tokens were counted"
-    return "\n".join(explain_pair(pair, report.step) for pair in report.pairs.values())
+def judged(pair: PairReport, open_kinds: Collection[str] = ()) -> PairReport:
+    """A pair's report with its verdict, in words and as the metric ``best``.
+
+    Args:
+        pair: the numbers.
+        open_kinds: kinds of alert that are open on it.
+    """
+    found = verdict(pair.values, open_kinds)
+    return replace(
+        pair,
+        values={**pair.values, "best": found.best},
+        verdict=found,
+        open_kinds=tuple(sorted(open_kinds)),
+        words=findings,
+    )
 
 
-def explain_pair(pair: PairReport, step: int) -> str:
-    """The verdict on one pair: a headline and at most five reasons."""
-    if nothing := _nothing(pair):
-        return "\n".join([_headline(pair, step), f"  {nothing}"])
-    findings = (
+def findings(pair: PairReport) -> list[str]:
+    """What there is to know of a pair beside the verdict, the weightiest first."""
+    if pair.tokens == 0 or pair["identical"] == 1:
+        return [line for line in [_nonfinite(pair)] if line]
+    found = (
         _nonfinite(pair),
         _dominated(pair, "k1"),
         _dominated(pair, "k3"),
@@ -37,35 +50,8 @@ def explain_pair(pair: PairReport, step: int) -> str:
         _cancellation(pair),
         _biased(pair),
         _few(pair),
-        _off_policy(pair),
     )
-    reasons = [line for line in findings if line][:4]
-    return "\n".join([_headline(pair, step), *(f"  {line}" for line in (*reasons, _believe(pair)))])
-
-
-def _headline(pair: PairReport, step: int) -> str:
-    q, p = pair.name.split("_")
-    numbers = ", ".join(f"{name} {_mean(pair, name)}" for name in ("k1", "k2", "k3"))
-    return (
-        f"step {step}, KL({q} || {p}) over {pair.tokens:,.0f} tokens in "
-        f"{pair['sequences']:,.0f} sequences: {numbers} nats/token"
-    )
-
-
-def _nothing(pair: PairReport) -> str:
-    """Why there is no estimate to speak of."""
-    if pair.tokens == 0:
-        return f"{_nonfinite(pair)}: no estimate" if _nonfinite(pair) else "no tokens: no estimate"
-    if pair["identical"] == 1:
-        q, p = pair.name.split("_")
-        return f"{q} and {p} gave the very same log-probs: every estimate is 0 [docs/estimators.md]"
-    return ""
-
-
-def _mean(pair: PairReport, name: str) -> str:
-    estimate = pair.estimate(name)
-    se = "" if math.isnan(estimate.se) else f" +- {estimate.se:.2g}"
-    return f"{estimate.mean:.4g}{se}"
+    return [line for line in found if line][:MOST]
 
 
 def _dominated(pair: PairReport, name: str) -> str:
@@ -98,7 +84,7 @@ def top_tokens(pair: PairReport, name: str) -> list[ExtremeToken]:
 
 def _gap(pair: PairReport) -> str:
     gap, z = pair["gap"], pair["gap_z"]
-    if not (abs(z) > GAP_Z and abs(gap) > GAP_SHARE * pair.k3.mean):
+    if not gap_fails(pair.values):
         return ""
     why = "q has collapsed or was cut (top-p, top-k)" if gap < 0 else "the sampler was another one"
     return (
@@ -109,7 +95,7 @@ def _gap(pair: PairReport) -> str:
 
 
 def _precision(pair: PairReport) -> str:
-    if not pair["low_precision"] >= 1 or not pair.k3.mean < 1e-3:
+    if not unresolved(pair.values):
         return ""
     return (
         f"the log-probs have 16-bit precision: k2 and k3 below 1e-4 cannot be resolved "
@@ -157,44 +143,3 @@ def _nonfinite(pair: PairReport) -> str:
     if not pair["nonfinite"] > 0:
         return ""
     return f"{pair['nonfinite']:,.0f} tokens have a nan or infinite log-ratio and are left out"
-
-
-def _off_policy(pair: PairReport) -> str:
-    if pair["on_policy"] != 0:
-        return ""
-    return (
-        f"{pair.name.split('_')[0]} did not draw these tokens: importance-weighted k1 "
-        f"{pair['iw/k1/mean']:.4g}, k3 {pair['iw/k3/mean']:.4g} (effective share of tokens "
-        f"{pair['iw/ess']:.0%}) [docs/estimators.md]"
-    )
-
-
-def _believe(pair: PairReport) -> str:
-    k1, k3 = (pair[f"dominance/{name}/level"] >= 1 for name in ("k1", "k3"))
-    failed = abs(pair["gap_z"]) > GAP_Z and abs(pair["gap"]) > GAP_SHARE * pair.k3.mean
-    levels = [pair[f"dominance/{name}/level"] for name in ("k1", "k3")]
-    if k1 and k3 and levels[0] < levels[1]:
-        return "believe k1 before k3, whose mean is carried more by its tokens; both without them"
-    if k1 and k3:
-        return "believe neither mean: read both without their largest tokens"
-    if failed and pair["gap"] > 0:
-        return "believe neither: the sampler draws tokens that q hardly would"
-    if failed:
-        return "believe k1: where the gap test fails, k3 misses what q no longer samples"
-    quieter = "k1" if pair.k1.se < pair.k3.se else "k3"
-    if k1 and quieter == "k3":
-        return "believe k3: no token dominates it and its error is the smaller"
-    if k1:
-        return "believe k1 without its largest tokens, or k3: neither is quiet here"
-    if k3 and quieter == "k1":
-        return "believe k1: no token dominates it and its error is the smaller"
-    if k3:
-        return (
-            f"believe k3 without its largest tokens, {pair['k3/mean_without_top']:.4g}: even with "
-            "them its error is smaller than k1's"
-        )
-    if pair["best"] == 1:
-        return f"believe k1: it is the less noisy here (lambda {pair['cv/lambda']:.2f} < 1/2)"
-    if pair["best"] == 3:
-        return f"believe k3: it is the less noisy here (lambda {pair['cv/lambda']:.2f} >= 1/2)"
-    return "nothing unusual: read k3 for its small error, k1 for its lack of bias"

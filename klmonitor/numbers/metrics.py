@@ -1,8 +1,8 @@
-"""The table of metrics: every name with its unit, formula and meaning.
+"""The table of metrics: every name with its unit, formula, meaning, and how it is computed.
 
 `docs/metrics.md` is generated from this table. A metric's full name is ``kl/{pair}/{name}``.
-To add a metric, add one row here and one line to `statistics.pair_numbers` (and, if it needs a new
-sum, one line to `summary.fields`).
+To add a metric, add one row here (and, if it needs a new sum, one line to `summary.fields`), and
+its plain formula to the tests' reference.
 
 In formulas: sums run over the N counted tokens, d = log p - log q, r = e^d, S_i and T_i are the
 sum of values and the number of tokens of cluster i, B the number of clusters.
@@ -11,14 +11,27 @@ sum of values and the number of tokens of cluster i, B the number of clusters.
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 
+import numpy as np
+
+from klmonitor.numbers.clusters import Array, positive, ratio
+from klmonitor.numbers.sums import StepSums
 from klmonitor.summary.fields import CORE_RADIUS
+
+Of = Callable[[StepSums], Array]
+"""[P] the metric of each pair, from the sums of a step; called within ``np.errstate``."""
 
 COUNT_THRESHOLDS = (1, 2, 5, 10)
 """Nats: ratios of 2.7, 7.4, 148 and 22,026."""
 QUANTILES = ((0.001, "p0.1"), (0.01, "p1"), (0.5, "p50"), (0.99, "p99"), (0.999, "p99.9"))
+VARIANCE, OUTLIERS = "Variance, and running variance", "Outlier tokens"
+"""Panels of several metrics."""
+OUTLIER = 2.0
+"""Nats: |d| from which a token is an outlier."""
 
 
 @dataclass(frozen=True)
@@ -30,203 +43,226 @@ class Metric:
         unit: nats are per token unless said otherwise.
         formula: in the notation of the module docstring.
         text: one line of meaning.
+        of: how it follows from a step's sums; None: another module adds it (a rule's score).
         core: whether it is sent to trackers by default.
-        computed: whether it follows from a step's sums; else another module adds it (a rule's
-            score).
+        panel: the title of the panel in which trackers draw it; empty: none.
     """
 
     name: str
     unit: str
     formula: str
     text: str
+    of: Of | None = None
     core: bool = False
-    computed: bool = True
-
-    @property
-    def field(self) -> str:
-        """Its name as an attribute of `statistics.AT`."""
-        return re.sub("[^a-z0-9]+", "_", self.name)
+    panel: str = ""
 
 
-def _estimator(name: str, formula: str, text: str) -> list[Metric]:
+def _mean(name: str, t: StepSums) -> Array:
+    return t.clustered.mean(name)
+
+
+def _se(name: str, t: StepSums) -> Array:
+    return t.clustered.se(name)
+
+
+def _running_mean(estimator: int, t: StepSums) -> Array:
+    return ratio(t.running[:, estimator], t.running[:, 0])
+
+
+def _running_var(estimator: int, t: StepSums) -> Array:
+    mean = _running_mean(estimator, t)
+    return positive(ratio(t.running[:, 3 + estimator], t.running[:, 0]) - mean * mean)
+
+
+def _var_k2(t: StepSums) -> Array:
+    return t.variance(0.5 * t.d2, 0.25 * (t.column("core/d4") + t.column("tail/d4")))
+
+
+def _estimator(number: int, formula: str, text: str, var: Of) -> list[Metric]:
     """Mean, error, variance and running numbers of one estimator."""
+    name = f"k{number}"
     return [
-        Metric(
-            f"{name}/mean",
-            "nats",
-            f"sum({formula}) / N",
-            text,
-            core=True,
-        ),
-        Metric(
-            f"{name}/se",
-            "nats",
-            "sqrt(B/(B-1) sum (S_i - mean T_i)^2) / N",
-            f"cluster standard error of {name}/mean; clusters are prompts where known, "
-            "else sequences",
-            core=name != "k2",
-        ),
-        Metric(
-            f"{name}/var",
-            "nats^2",
-            f"sum ({name} - mean)^2 / (N - 1)",
-            f"sample variance of {name} over this step's tokens",
-        ),
-        Metric(
-            f"{name}/running_mean",
-            "nats",
-            "S1 / n, decayed by 2^(-1/h) a step",
-            f"{name} over recent steps (half-life h = 100 steps), pooled over tokens",
-        ),
-        Metric(
-            f"{name}/running_var",
-            "nats^2",
-            "S2 / n - (S1 / n)^2, decayed by 2^(-1/h) a step",
-            f"variance of {name} over recent steps' tokens, drift between steps included",
-            core=True,
-        ),
-    ]
+        Metric(f"{name}/mean", "nats", f"sum({formula}) / N", text,
+               partial(_mean, name), core=True, panel="Estimators"),
+        Metric(f"{name}/se", "nats", "sqrt(B/(B-1) sum (S_i - mean T_i)^2) / N",
+               f"cluster standard error of {name}/mean; clusters are prompts where known, "
+               "else sequences",
+               partial(_se, name), core=name != "k2", panel="Standard errors"),
+        Metric(f"{name}/var", "nats^2", f"sum ({name} - mean)^2 / (N - 1)",
+               f"sample variance of {name} over this step's tokens", var, panel=VARIANCE),
+        Metric(f"{name}/running_mean", "nats", "S1 / n, decayed by 2^(-1/h) a step",
+               f"{name} over recent steps (half-life h = 100 steps), pooled over tokens",
+               partial(_running_mean, number)),
+        Metric(f"{name}/running_var", "nats^2", "S2 / n - (S1 / n)^2, decayed by 2^(-1/h) a step",
+               f"variance of {name} over recent steps' tokens, drift between steps included",
+               partial(_running_var, number), core=True, panel=VARIANCE),
+    ]  # fmt: skip
 
 
 def _count(threshold: int) -> list[Metric]:
     more, less = f"{math.exp(threshold):.3g} times more", f"{math.exp(threshold):.3g} times less"
     return [
-        Metric(
-            f"log_ratio/le_{-threshold}",
-            "tokens",
-            f"#(d <= {-threshold})",
-            f"tokens that p finds {less} likely than q",
-        ),
-        Metric(
-            f"log_ratio/ge_{threshold}",
-            "tokens",
-            f"#(d >= {threshold})",
-            f"tokens that p finds {more} likely than q",
-        ),
-    ]
+        Metric(f"log_ratio/le_-{threshold}", "tokens", f"#(d <= -{threshold})",
+               f"tokens that p finds {less} likely than q",
+               lambda t: t.at_most(float(threshold))),
+        Metric(f"log_ratio/ge_{threshold}", "tokens", f"#(d >= {threshold})",
+               f"tokens that p finds {more} likely than q",
+               lambda t: t.at_least(float(threshold))),
+    ]  # fmt: skip
+
+
+def _quantile(probability: float, label: str) -> Metric:
+    return Metric(f"log_ratio/{label}", "nats", f"{probability:.1%} quantile of d", "to 0.8 %",
+                  lambda t: t.quantile(probability), panel="Quantiles of d = -k1")  # fmt: skip
 
 
 def _dominance(name: str) -> list[Metric]:
+    def of(field: str) -> Of:
+        get = attrgetter(field)
+        return lambda t: get(t.dominance[name])
+
     return [
-        Metric(
-            f"dominance/{name}/level",
-            "0, 1, 2",
-            "docs/dominance.md",
-            f"is {name} dominated by its largest tokens: 0 no, 1 warn, 2 severe",
-        ),
-        Metric(
-            f"dominance/{name}/tokens",
-            "tokens",
-            "#o",
-            f"how many of the largest tokens the rule for {name} takes together",
-        ),
-        Metric(
-            f"dominance/{name}/v",
-            "share",
-            "sum_o (x - mean)^2 / sum (x - mean)^2",
-            f"share of {name}'s variance that its largest tokens o hold",
-        ),
-        Metric(
-            f"dominance/{name}/j",
-            "standard errors",
-            "(mean - mean without o) / SE without o",
-            f"how far the largest tokens move {name}/mean",
-        ),
-        Metric(
-            f"dominance/{name}/top_share",
-            "share",
-            "sum_o |x| / sum |x|",
-            f"share of sum |{name}| that the largest tokens hold",
-        ),
-        Metric(
-            f"{name}/mean_without_top",
-            "nats",
-            "mean of the tokens outside o",
-            f"{name}/mean without its largest tokens",
-        ),
-    ]
+        Metric(f"dominance/{name}/level", "0, 1, 2", "docs/dominance.md",
+               f"is {name} dominated by its largest tokens: 0 no, 1 warn, 2 severe", of("level")),
+        Metric(f"dominance/{name}/tokens", "tokens", "#o",
+               f"how many of the largest tokens the rule for {name} takes together", of("tokens")),
+        Metric(f"dominance/{name}/v", "share", "sum_o (x - mean)^2 / sum (x - mean)^2",
+               f"share of {name}'s variance that its largest tokens o hold", of("v")),
+        Metric(f"dominance/{name}/j", "standard errors", "(mean - mean without o) / SE without o",
+               f"how far the largest tokens move {name}/mean", of("j")),
+        Metric(f"dominance/{name}/top_share", "share", "sum_o |x| / sum |x|",
+               f"share of sum |{name}| that the largest tokens hold", of("top_share"),
+               panel="Share of the largest tokens"),
+        Metric(f"{name}/mean_without_top", "nats", "mean of the tokens outside o",
+               f"{name}/mean without its largest tokens", of("mean_without_top")),
+    ]  # fmt: skip
+
+
+def _lambda(t: StepSums) -> Array:
+    return np.clip(ratio(-t.cov_ratio, t.var_ratio), 0.0, 1.0)
+
+
+def _k2_bias_z(t: StepSums) -> Array:
+    return t.clustered.z("k2_bias", ratio(t.absolute + 0.5 * t.d2, t.n))
+
+
+def _gap_z(t: StepSums) -> Array:
+    return t.where(t.on_policy, t.clustered.z("gap", ratio(t.absolute + t.k3, t.n)))
+
+
+def _off_policy(numerator: Array, denominator: Array, t: StepSums) -> Array:
+    return t.where(~t.on_policy, ratio(numerator, denominator))
 
 
 # fmt: off
 METRICS: tuple[Metric, ...] = (
-    *_estimator("k1", "-d", "unbiased, heavy-tailed, of both signs"),
-    *_estimator("k2", "d^2 / 2", "biased, never negative"),
-    *_estimator("k3", "expm1(d) - d", "unbiased, never negative, explodes when p >> q"),
-    Metric("k1/negative_share", "share", "#(d > 0) / N", "tokens with negative k1"),
+    *_estimator(1, "-d", "unbiased, heavy-tailed, of both signs", lambda t: t.var_k1),
+    *_estimator(2, "d^2 / 2", "biased, never negative", _var_k2),
+    *_estimator(3, "expm1(d) - d", "unbiased, never negative, explodes when p >> q",
+                lambda t: t.var_k3),
+    Metric("k1/negative_share", "share", "#(d > 0) / N", "tokens with negative k1",
+           lambda t: ratio(t.positive_d, t.n)),
     Metric("k1/cancellation", "share", "1 - |sum d| / sum |d|",
-           "how much of k1 cancels between tokens of both signs: near 1 the mean is mostly noise"),
-    Metric("k2/bias", "nats", "mean(k2 - k1)", "measured difference of k2 and the unbiased k1"),
+           "how much of k1 cancels between tokens of both signs: near 1 the mean is mostly noise",
+           lambda t: 1 - ratio(np.abs(t.d), t.absolute)),
+    Metric("k2/bias", "nats", "mean(k2 - k1)", "measured difference of k2 and the unbiased k1",
+           partial(_mean, "k2_bias")),
     Metric("k2/bias_z", "standard errors", "z of mean(k2 - k1) / SE, paired, clustered",
-           "a t with B - 1 degrees of freedom as a normal deviate: beyond +-3, k2 is biased here"),
+           "a t with B - 1 degrees of freedom as a normal deviate: beyond +-3, k2 is biased here",
+           _k2_bias_z),
     Metric("gap", "nats", "mean(k3) - mean(k1) = mean(r) - 1",
-           "0 in expectation if q drew the tokens; only where it did"),
+           "0 in expectation if q drew the tokens; only where it did",
+           lambda t: t.where(t.on_policy, t.clustered.mean("gap"))),
     Metric("gap_z", "standard errors", "z of gap / SE, clustered",
            "a t with B - 1 degrees of freedom as a normal deviate: beyond +-5 the tokens were "
-           "hardly drawn from q (collapse, top-p, a stale sampler)", core=True),
+           "hardly drawn from q (collapse, top-p, a stale sampler)", _gap_z,
+           core=True, panel="Gap of k3 and k1"),
     Metric("cv/lambda", "share", "-Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1]",
            "best weight of r - 1 in -d + lambda (r - 1): 0 is k1, 1 is k3; below 1/2 k1 is "
-           "the less noisy one"),
-    Metric("cv/corr", "correlation", "Corr(-d, r - 1)", "how well r - 1 cancels k1's noise"),
-    Metric("cv/variance_ratio", "ratio", "Var(k3) / Var(k1)", "above 1, k3 is noisier than k1"),
-    Metric("best", "1 or 3", "1 if lambda < 1/2 or the gap test fails, else 3",
-           "which of k1 and k3 to read here; only where q drew the tokens"),
-    Metric("tokens", "tokens", "N", "tokens counted"),
-    Metric("sequences", "sequences", "#(T_i > 0)", "sequences with a counted token"),
+           "the less noisy one", _lambda),
+    Metric("cv/corr", "correlation", "Corr(-d, r - 1)", "how well r - 1 cancels k1's noise",
+           lambda t: ratio(t.cov_ratio, np.sqrt(t.var_k1 * t.var_ratio))),
+    Metric("cv/variance_ratio", "ratio", "Var(k3) / Var(k1)", "above 1, k3 is noisier than k1",
+           lambda t: ratio(t.var_k3, t.var_k1)),
+    Metric("best", "1 or 3", "the verdict's (docs/estimators.md)",
+           "which of k1 and k3 to believe here; nan: neither, or it is not judged"),
+    Metric("tokens", "tokens", "N", "tokens counted", lambda t: t.n),
+    Metric("sequences", "sequences", "#(T_i > 0)", "sequences with a counted token",
+           lambda t: t.column("sequences")),
     Metric("clusters", "clusters", "B",
            "what the standard errors count as independent: prompts if at least 2 are known, "
-           "else sequences"),
-    Metric("prompts", "prompts", "#(prompts with tokens)", "where every sequence has a prompt id"),
+           "else sequences", lambda t: t.clustered.count),
+    Metric("prompts", "prompts", "#(prompts with tokens)", "where every sequence has a prompt id",
+           lambda t: t.where(t.clustered.prompts > 0, t.clustered.prompts)),
     Metric("on_policy", "0 or 1", "whether q is the sampler",
-           "0: tokens were drawn from another policy; read iw/*"),
+           "0: tokens were drawn from another policy; read iw/*",
+           lambda t: t.on_policy.astype(np.float64)),
     Metric("ess", "share", "(sum r)^2 / (N sum r^2)",
-           "effective share of tokens if they were reweighted to p, unclamped"),
+           "effective share of tokens if they were reweighted to p, unclamped",
+           lambda t: ratio(t.sum_r * t.sum_r, t.n * t.sum_r2)),
     Metric("iw/k1/mean", "nats", "sum w k1 / sum w, w = q(x) / sampler(x)",
-           "k1 corrected for the token draw (not for the prefixes); only off-policy"),
-    Metric("iw/k3/mean", "nats", "sum w k3 / sum w", "k3 corrected alike"),
-    Metric("iw/ess", "share", "(sum w)^2 / (N sum w^2)", "effective share of tokens under w"),
-    Metric("nonfinite", "tokens", "#(d is nan or inf)", "excluded from every other number"),
+           "k1 corrected for the token draw (not for the prefixes); only off-policy",
+           lambda t: _off_policy(-t.column("wd"), t.column("w"), t)),
+    Metric("iw/k3/mean", "nats", "sum w k3 / sum w", "k3 corrected alike",
+           lambda t: _off_policy(t.column("wk3"), t.column("w"), t)),
+    Metric("iw/ess", "share", "(sum w)^2 / (N sum w^2)", "effective share of tokens under w",
+           lambda t: _off_policy(t.column("w") ** 2, t.n * t.column("ww"), t)),
+    Metric("nonfinite", "tokens", "#(d is nan or inf)", "excluded from every other number",
+           lambda t: t.column("nan") + t.column("inf")),
     Metric("positive_logp", "tokens", "#(log q > 0.001) + #(log p > 0.001)",
-           "no log-prob is positive: wrong tensor or scale"),
+           "no log-prob is positive: wrong tensor or scale",
+           lambda t: t.policy_count("positive")),
     Metric("zero_logp", "tokens", "#(log q = 0) + #(log p = 0)",
-           "many: a placeholder instead of log-probs"),
-    Metric("identical", "share", "#(d = 0) / N", "1: both policies gave the very same numbers"),
-    Metric("clamped", "tokens", "#(d > 350)", "e^d was evaluated at 350"),
+           "many: a placeholder instead of log-probs",
+           lambda t: t.policy_count("n") - t.policy_count("nonzero")),
+    Metric("identical", "share", "#(d = 0) / N", "1: both policies gave the very same numbers",
+           lambda t: ratio(t.column("zero"), t.n)),
+    Metric("clamped", "tokens", "#(d > 350)", "e^d was evaluated at 350",
+           lambda t: t.column("clamped")),
     Metric("low_precision", "0 or 1", ">= 99 % of log-probs below -1/64 are bf16 or fp16 values",
-           "k2 and k3 below 1e-4 cannot be resolved"),
-    Metric("outliers/k1", "tokens", "#(d <= -2)", "tokens on k1's heavy side", core=True),
-    Metric("outliers/k3", "tokens", "#(d >= 2)", "tokens on k3's heavy side", core=True),
-    Metric("outliers/rate", "per 10,000 tokens", "10^4 #(|d| >= 2) / N", "both sides together"),
+           "k2 and k3 below 1e-4 cannot be resolved", lambda t: t.low_precision),
+    Metric("outliers/k1", "tokens", "#(d <= -2)", "tokens on k1's heavy side",
+           lambda t: t.at_most(OUTLIER), core=True, panel=OUTLIERS),
+    Metric("outliers/k3", "tokens", "#(d >= 2)", "tokens on k3's heavy side",
+           lambda t: t.at_least(OUTLIER), core=True, panel=OUTLIERS),
+    Metric("outliers/rate", "per 10,000 tokens", "10^4 #(|d| >= 2) / N", "both sides together",
+           lambda t: 1e4 * ratio(t.at_most(OUTLIER) + t.at_least(OUTLIER), t.n), panel=OUTLIERS),
     *(metric for threshold in COUNT_THRESHOLDS for metric in _count(threshold)),
-    *(Metric(f"log_ratio/{label}", "nats", f"{probability:.1%} quantile of d", "to 0.8 %")
-      for probability, label in QUANTILES),
-    Metric("log_ratio/min", "nats", "min d", "exact"),
-    Metric("log_ratio/max", "nats", "max d", "exact"),
+    *(_quantile(probability, label) for probability, label in QUANTILES),
+    Metric("log_ratio/min", "nats", "min d", "exact",
+           lambda t: t.where(t.n > 0, -t.maxima[:, 1])),
+    Metric("log_ratio/max", "nats", "max d", "exact",
+           lambda t: t.where(t.n > 0, t.maxima[:, 0])),
     Metric("log_ratio/excluded", "tokens", f"#(|d| > {CORE_RADIUS:g})",
-           "left out of the running numbers, which one of them would swamp"),
+           "left out of the running numbers, which one of them would swamp",
+           lambda t: t.column("tail/n")),
     *_dominance("k1"),
     *_dominance("k3"),
     Metric("dominance/level", "0, 1, 2", "the larger of k1's and k3's", "0 none, 1 warn, 2 severe",
-           core=True),
+           lambda t: np.maximum(t.dominance["k1"].level, t.dominance["k3"].level),
+           core=True, panel="Dominance: 0 none, 1 warn, 2 severe"),
     Metric("dominance/top_sequence_share", "share", "max_i (S_i - mean T_i)^2 / sum (...)^2, of k1",
-           "share of k1's error that one sequence holds, of the 16 furthest from the recent mean"),
+           "share of k1's error that one sequence holds, of the 16 with the largest sum of k1",
+           lambda t: t.top_sequence_share),
     Metric("sequence/k1", "nats per sequence", "sum of token k1 / sequences",
-           "mean over sequences of the sums of token values"),
-    Metric("sequence/k3", "nats per sequence", "sum of token k3 / sequences", "likewise"),
+           "mean over sequences of the sums of token values",
+           lambda t: ratio(-t.d, t.column("sequences"))),
+    Metric("sequence/k3", "nats per sequence", "sum of token k3 / sequences", "likewise",
+           lambda t: ratio(t.k3, t.column("sequences"))),
     Metric("spike/z", "scales", "(log k3 - level) / scale, docs/alerts.md",
-           "how far above its recent level k3 is, without the current step", computed=False),
+           "how far above its recent level k3 is, without the current step",
+           panel="Spike score"),
     Metric("penalty/mean", "nats", "beta mean(k)",
            "what the trainer's objective pays a token: k is the estimator that it penalises with, "
-           "a mean over tokens; from adapters that know beta", computed=False),
-    Metric("penalty/se", "nats", "beta SE(k)", "cluster standard error of penalty/mean",
-           computed=False),
+           "a mean over tokens; from adapters that know beta"),
+    Metric("penalty/se", "nats", "beta SE(k)", "cluster standard error of penalty/mean"),
     Metric("clip/low", "share", "#(r < 1 - epsilon) / N",
            "raw importance ratios below the range that the trainer clips to, whatever the sign of "
-           "the advantage; the edge to 0.8 %", computed=False),
-    Metric("clip/high", "share", "#(r > 1 + epsilon) / N", "above it, likewise", computed=False),
+           "the advantage; the edge to 0.8 %"),
+    Metric("clip/high", "share", "#(r > 1 + epsilon) / N", "above it, likewise"),
 )
 # fmt: on
 
 NAMES = tuple(metric.name for metric in METRICS)
 CORE = frozenset(metric.name for metric in METRICS if metric.core)
-COMPUTED = tuple(metric.name for metric in METRICS if metric.computed)
-FIELDS = tuple(metric.field for metric in METRICS if metric.computed)
+COMPUTED = tuple((metric.name, metric.of) for metric in METRICS if metric.of is not None)

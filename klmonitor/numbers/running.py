@@ -1,6 +1,6 @@
 """Across steps: exponentially weighted means and variances, pooled over tokens.
 
-Here the sums are kept; `statistics.pair_numbers` adds to them and takes means and variances.
+Here the sums are kept; the table of metrics takes means and variances.
 
 At each non-empty step (n, S1, S2) <- 2^(-1/h) (n, S1, S2) + this step's, so a step's tokens weigh
 half after h steps, however many there were; mean = S1/n, var = S2/n - mean^2, drift between steps
@@ -14,8 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from klmonitor.numbers.buckets import Array
-from klmonitor.numbers.statistics import N_RUNNING, running_mean
+from klmonitor.numbers.clusters import Array
+from klmonitor.numbers.sums import N_RUNNING, StepSums
+
+_COLUMNS = ("n", "d", "d2", "k3", "d2", "d4", "k3k3")
+_SCALES = np.array([1.0, -1.0, 0.5, 1.0, 1.0, 0.25, 1.0])
+"""n, S1 of k1, k2, k3 and S2 of them: these sums of the core, times these."""
 
 
 class Running:
@@ -35,21 +39,21 @@ class Running:
         self.half_life = half_life
         self._sums: dict[str, Array] = {}
 
-    @property
-    def decay(self) -> float:
-        """What is left of a step's weight at the next."""
-        return math.pow(2.0, -1.0 / self.half_life)
+    def read(self, step: StepSums) -> None:
+        """Give a step's sums the running ones as they are."""
+        for i, pair in enumerate(step.pairs):
+            step.running[i] = self._sums.get(pair, 0.0)
 
-    def sums(self, pair: str) -> Array:
-        """n, then S1 and S2 of k1, k2, k3, to be added to; zeros before the pair's first token."""
-        if pair not in self._sums:
-            self._sums[pair] = np.zeros(N_RUNNING)
-        return self._sums[pair]
-
-    def mean_k1(self) -> dict[str, float]:
-        """The running mean k1 of each pair that has one, nats."""
-        means = {pair: float(running_mean(sums, 1)) for pair, sums in self._sums.items()}
-        return {pair: mean for pair, mean in means.items() if not math.isnan(mean)}
+    def advance(self, step: StepSums) -> None:
+        """Add a step's tokens up to `CORE_RADIUS`, and give its sums the running ones."""
+        decay = math.pow(2.0, -1.0 / self.half_life)
+        added = _SCALES * np.stack([step.column(f"core/{name}") for name in _COLUMNS], axis=-1)
+        for i, pair in enumerate(step.pairs):
+            kept = self._sums.setdefault(pair, np.zeros(N_RUNNING))
+            if added[i, 0] > 0:
+                kept *= decay
+                kept += added[i]
+        self.read(step)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, for a checkpoint."""

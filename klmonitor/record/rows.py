@@ -11,6 +11,7 @@ from itertools import groupby
 from math import copysign, floor, frexp, ldexp
 from numbers import Integral, Real
 
+from klmonitor.numbers.explain import judged
 from klmonitor.report import Alert, ExtremeToken, PairReport, Report, Row
 
 PAIR_BYTES = 4096
@@ -133,6 +134,7 @@ def report_to_row(report: Report) -> Row:
                     "edges": [shorten(edge) for edge, _ in pair.histogram],
                     "counts": [finite_or_none(count) for _, count in pair.histogram],
                 },
+                **({"open": list(pair.open_kinds)} if pair.open_kinds else {}),
             }
             for name, pair in report.pairs.items()
         },
@@ -147,10 +149,13 @@ def report_from_row(row: Row) -> Report:
     edges to three significant digits.
     """
     pairs = {
-        name: PairReport(
-            name=name,
-            values={key: as_float(value) for key, value in body["values"].items()},
-            histogram=_histogram(body.get("histogram")),
+        name: judged(
+            PairReport(
+                name=name,
+                values={key: as_float(value) for key, value in body["values"].items()},
+                histogram=_histogram(body.get("histogram")),
+            ),
+            body.get("open", ()),
         )
         for name, body in row["pairs"].items()
     }

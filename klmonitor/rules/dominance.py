@@ -1,4 +1,4 @@
-"""A few tokens carry an estimate: say which, how much, and which estimator to believe instead.
+"""A few tokens carry an estimate: say which, and how much.
 
 k1 = -d suffers from the left tail of d, k3 = expm1(d) - d from the right, and each estimator is
 judged on its own. The step's level (0, 1 warn, 2 severe) is measured elsewhere
@@ -14,12 +14,11 @@ verdict is said there (a spike that is gone without its tokens says so and is a 
 from __future__ import annotations
 
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
-from klmonitor.rules.track import Reading
+from klmonitor.rules.track import HABIT_K1, HABIT_K3, Reading
 from klmonitor.rules.words import (
     LEFT_TAIL,
     READ_TOKENS,
     RIGHT_TAIL,
-    believe,
     count,
     dominating,
     heaviest,
@@ -57,7 +56,6 @@ def dominance(reading: Reading, limits: Thresholds, estimator: str) -> Finding |
     return Finding(
         level=CRITICAL if level >= 2 else WARN,
         message=message,
-        believe=believe(pair),
         values={
             "mean": mean,
             "mean_without": rest,
@@ -87,6 +85,7 @@ DOMINANCE_K1 = Rule(
     means=LEFT_TAIL,
     action=READ_TOKENS,
     source="docs/alerts.md#dominance: k1's variance and mean without its top tokens",
+    withholds=(HABIT_K1,),
 )
 DOMINANCE_K3 = Rule(
     kind="dominance_k3",
@@ -95,4 +94,5 @@ DOMINANCE_K3 = Rule(
     means=RIGHT_TAIL,
     action=READ_TOKENS,
     source="docs/alerts.md#dominance: k3's mean without its top tokens, and their distance",
+    withholds=(HABIT_K3,),
 )

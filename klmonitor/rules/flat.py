@@ -11,9 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from klmonitor.compiled import Compiled
 from klmonitor.rules.window import Floats, Window, median, robust_sd
 
 LENGTH, SKIP = 100, 5
@@ -36,7 +33,7 @@ class FlatScore:
     z: float = math.nan
 
 
-def _standing(
+def standing(
     window: Floats, errors: Floats, value: float, se: float, slack: float
 ) -> tuple[float, float]:
     """The centre of a window and the z of a value; nan where there is no spread at all."""
@@ -45,9 +42,6 @@ def _standing(
     floor = RELATIVE_FLOOR * abs(centre)
     scale = math.sqrt(max(own, floor**2) + se**2 + slack**2)
     return centre, (value - centre) / scale if scale > 0 else math.nan
-
-
-standing = Compiled(_standing, (median, robust_sd), lambda: (np.ones(2), np.ones(2), 1.0, 1.0, 1.0))
 
 
 class FlatLevel:

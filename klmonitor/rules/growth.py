@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from klmonitor.compiled import Compiled
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.spikes import LOOK_FIRST
 from klmonitor.rules.track import Reading, finite
 from klmonitor.rules.window import Floats, median, robust_sd
-from klmonitor.rules.words import believe, nats
+from klmonitor.rules.words import nats
 
 RECENT = 50
 """Drift: accepted steps whose median is the level now."""
@@ -55,7 +52,6 @@ def drift(reading: Reading, limits: Thresholds) -> Finding | None:
             f"{RECENT} steps), {math.exp(rise):.3g}x the {nats(math.exp(before))} of "
             f"{PAST[1]} to {PAST[0]} steps ago (z = {z:.1f})"
         ),
-        believe=believe(reading.pair),
         values={
             "k3": math.exp(before + rise),
             "before": math.exp(before),
@@ -65,13 +61,10 @@ def drift(reading: Reading, limits: Thresholds) -> Finding | None:
     )
 
 
-def _risen(past: Floats, recent: Floats) -> tuple[float, float, float]:
+def risen(past: Floats, recent: Floats) -> tuple[float, float, float]:
     """The level of past steps, how far that of recent ones is above it, the past's spread."""
     before = median(past)
     return before, median(recent) - before, robust_sd(past, before)
-
-
-risen = Compiled(_risen, (median, robust_sd), lambda: (np.ones(2), np.ones(2)))
 
 
 def runaway(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -102,7 +95,6 @@ def runaway(reading: Reading, limits: Thresholds) -> Finding | None:
             f"{nats(math.exp(now))} at {BLOCK} steps' distance, doubling every "
             f"{2 * BLOCK * math.log(2) / (first + second):.0f} steps"
         ),
-        believe=believe(reading.pair),
         values={
             "k3": math.exp(now),
             "before": math.exp(old),
@@ -125,7 +117,6 @@ def limit(reading: Reading, limits: Thresholds) -> Finding | None:
         level=CRITICAL,
         severity="critical",
         message=f"k3 = {nats(k3)} per token is above the limit of {nats(most)}",
-        believe=believe(reading.pair),
         values={"k3": k3, "limit": most},
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from klmonitor.numbers.verdicts import GAP_SHARE, GAP_Z, UNRESOLVED
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
-from klmonitor.rules.track import LARGE, Reading, gap_error
+from klmonitor.rules.track import LARGE, OUTLIER_LEVEL, Reading, gap_error
 from klmonitor.rules.words import heaviest, name_tokens, nats
 
 
@@ -29,11 +30,12 @@ def nonfinite(reading: Reading, limits: Thresholds) -> Finding | None:
         parts.append(f"{bad:.0f} of {seen + bad:.0f} log-ratios are NaN or infinite")
     if broken:
         parts.append(f"{' and '.join(broken)} not finite")
+    if bad > 0 and seen > 0:
+        parts.append("the means are over the others")
     return Finding(
         level=CRITICAL if critical else WARN,
         severity="critical" if critical else "warn",
         message="; ".join(parts),
-        believe="none for those tokens: the means are over the finite ones",
         values={"nonfinite": bad, "share": share},
     )
 
@@ -67,12 +69,6 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
             f"k3 - k1 = {nats(mean)} per token{together} is {z:+.1f} standard errors from 0, "
             f"{100 * share:.3g} % of k3: these tokens are hardly draws from q"
         ),
-        believe=(
-            "k1: tokens that p finds far likelier than q are missing from the sample, so k3 is too "
-            "low"
-            if mean < 0
-            else "neither: the sampler draws tokens that q hardly would"
-        ),
         values={"gap": mean, "gap_z": z, "share": share},
     )
 
@@ -93,7 +89,6 @@ def low_precision(reading: Reading, limits: Thresholds) -> Finding | None:
             "log-probs come in bf16 or fp16: k2 and k3 below "
             f"{nats(limits['nats'])} per token cannot be resolved (k3 now {nats(pair['k3/mean'])})"
         ),
-        believe="none below that floor",
         values={"k3": pair["k3/mean"], "floor": limits["nats"]},
     )
 
@@ -122,7 +117,6 @@ def outlier_rate(reading: Reading, limits: Thresholds) -> Finding | None:
     return Finding(
         level=WARN,
         message=message,
-        believe="k1 and k3 with their standard errors: many tokens moved, not one",
         values={"rate": rate, "usual": usual, "outliers": outliers, "z": score.z},
         tokens=tokens,
     )
@@ -147,7 +141,7 @@ NONFINITE = Rule(
 GAP = Rule(
     kind="gap",
     judge=gap,
-    thresholds={"z": 5.0, "share": 0.1, "critical_share": 1.0, "rearm": 3.0},
+    thresholds={"z": GAP_Z, "share": GAP_SHARE, "critical_share": 1.0, "rearm": 3.0},
     means=(
         "the sampler is not q (stale weights, top-p, top-k), or q has collapsed onto "
         "tokens that p finds unlikely"
@@ -163,7 +157,7 @@ GAP = Rule(
 LOW_PRECISION = Rule(
     kind="low_precision",
     judge=low_precision,
-    thresholds={"nats": 1e-4},
+    thresholds={"nats": UNRESOLVED},
     means="the log-softmax was computed or stored in 16 bits",
     action="compute the log-softmax in float32 (upcast the logits) on both sides",
     source="docs/alerts.md#low-precision: low bits of the log-probs are zero",
@@ -180,4 +174,5 @@ OUTLIER_RATE = Rule(
     ),
     action="look at the outliers' positions: one sequence, one prompt, one kind of token?",
     source="docs/alerts.md#outlier-rate: robust z of the root of the share",
+    withholds=(OUTLIER_LEVEL,),
 )

@@ -27,7 +27,7 @@ class Finding:
             warning, 2 for worse. A higher level than the open episode's is announced again.
         severity: ``"info"``, ``"warn"`` or ``"critical"``.
         message: one line: what happened, with numbers and units, without the pair's name.
-        believe: which estimator to believe, and why.
+        believe: which estimator to believe, from a user's own rule; else the verdict says it.
         values: the numbers behind the message.
         tokens: the tokens to look at.
         pair: the pair, where the finding knows it and the rule does not (a user's own rule).
@@ -67,6 +67,8 @@ class Rule:
         source: where the rule and its thresholds come from.
         on: whether the presets switch it on.
         per_pair: its thresholds are named by pair instead.
+        withholds: what a track does not learn from a step at which it finds something
+            (`klmonitor.rules.track`).
     """
 
     kind: str
@@ -79,3 +81,4 @@ class Rule:
     calm_for: int = 1
     on: bool = True
     per_pair: bool = False
+    withholds: tuple[str, ...] = ()

@@ -8,19 +8,21 @@ alerts as the live run did, and a resumed run those that an uninterrupted one wo
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
+from klmonitor.boundary import Boundary, HealthLog
+from klmonitor.numbers.verdicts import verdict
 from klmonitor.report import Alert, PairReport, Report
 from klmonitor.rules.episode import END, Episode
 from klmonitor.rules.own import judge_own, own_rule
-from klmonitor.rules.rule import Finding, Rule
+from klmonitor.rules.rule import Finding, Rule, Thresholds
 from klmonitor.rules.settings import Rules, parse_rules
 from klmonitor.rules.silence import NO_DATA, Silence
 from klmonitor.rules.spikes import SHIFT
 from klmonitor.rules.table import RULES
-from klmonitor.rules.track import Track, has_data
+from klmonitor.rules.track import Reading, Track, has_data
 from klmonitor.rules.words import nats
 
 STATE_VERSION = 1
@@ -36,11 +38,15 @@ class Judgement:
         alerts: what opened or got worse.
         ended: episodes that ended (phase ``"end"``), for the record.
         scores: pair -> z of log k3 against its level; nan until there is a baseline.
+        open_kinds: pair -> kinds of alert that are open on it after this step.
+        errors: rules that raised, or were left out since they had.
     """
 
     alerts: tuple[Alert, ...] = ()
     ended: tuple[Alert, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
+    open_kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    errors: int = 0
 
 
 class RuleSet:
@@ -54,19 +60,22 @@ class RuleSet:
     Args:
         rules: ``"default"``, ``"quiet"``, ``"sensitive"``, or a table of changes to one of them
             (see `klmonitor.rules.settings`).
+        log: where a rule that raises is counted; it harms no other.
 
     Raises:
         ValueError: the table names a rule, a threshold or a pair that does not exist.
     """
 
-    def __init__(self, rules: Rules = "default") -> None:
+    def __init__(self, rules: Rules = "default", log: HealthLog | None = None) -> None:
         self.settings = parse_rules(rules)
         self._limits = self.settings.thresholds
+        log = log or HealthLog()
         self._judges = [
-            (rule, rule.judge, self._limits[rule.kind])
+            _Guarded(rule, rule.judge, self._limits[rule.kind], _boundary(rule.kind, log))
             for rule in RULES
             if rule.judge is not None and rule.kind in self._limits
         ]
+        self._silent = _boundary(NO_DATA.kind, log)
         self._functions = [own_rule(name, f) for name, f in self.settings.own.items()]
         self._tracks: dict[str, Track] = {}
         self._silence: dict[str, Silence] = {}
@@ -81,26 +90,44 @@ class RuleSet:
             return Judgement()
         said: list[Alert] = []
         scores: dict[str, float] = {}
+        open_kinds: dict[str, tuple[str, ...]] = {}
+        errors = 0
         present = {name: pair for name, pair in report.pairs.items() if has_data(pair)}
         for name, pair in present.items():
             track = self._track(name)
-            reading, flagged = track.read(pair), set()
-            for rule, judge, limits in self._judges:
-                finding = judge(reading, limits)
+            reading, withheld = track.read(pair), set[str]()
+            of_pair: list[Alert] = []
+            for one in self._judges:
+                found = one.boundary(_found, one.judge, reading, one.limits)
+                if found is None:
+                    errors += 1
+                    continue
+                (finding,) = found
                 if finding is not None and finding.level:
-                    flagged.add(rule.kind)
-                if finding is not None or (rule.kind, name) in self._episodes:
-                    said += self._announce(report.step, rule, name, finding, pair)
+                    withheld.update(one.rule.withholds)
+                if finding is not None or (one.rule.kind, name) in self._episodes:
+                    of_pair += self._announce(report.step, one.rule, name, finding, pair)
             scores[name] = reading.score.z
-            track.take(reading, flagged)
-        said += self._silences(report.step, present)
+            track.take(reading, withheld)
+            open_kinds[name] = self._open_on(name)
+            believe = verdict(pair.values, open_kinds[name]).text
+            said += (_believing(alert, believe) for alert in of_pair)
+        silences = self._silent(self._silences, report.step, present)
+        errors += silences is None
+        said += silences or ()
         said += self._own(report)
-        if not said:
-            return Judgement(scores=scores)
         return Judgement(
             alerts=tuple(alert for alert in said if alert.phase != END),
             ended=tuple(alert for alert in said if alert.phase == END),
             scores=scores,
+            open_kinds=open_kinds,
+            errors=errors,
+        )
+
+    def _open_on(self, pair: str) -> tuple[str, ...]:
+        """Kinds of alert that are open on a pair."""
+        return tuple(
+            kind for (kind, of), episode in self._episodes.items() if of == pair and episode.active
         )
 
     def _silences(self, step: int, present: Container[str]) -> list[Alert]:
@@ -186,6 +213,30 @@ class RuleSet:
         for row in state["episodes"]:
             fields = {key: value for key, value in row.items() if key not in ("kind", "pair")}
             self._episodes[row["kind"], row["pair"]] = Episode(**fields)
+
+
+class _Guarded(NamedTuple):
+    """A rule of the table, with its thresholds here and the boundary that it is called through."""
+
+    rule: Rule
+    judge: Callable[[Reading, Thresholds], Finding | None]
+    limits: Thresholds
+    boundary: Boundary
+
+
+def _boundary(kind: str, log: HealthLog) -> Boundary:
+    return Boundary(f"the rule {kind}", log, done_without="the others go on")
+
+
+def _found(
+    judge: Callable[[Reading, Thresholds], Finding | None], reading: Reading, limits: Thresholds
+) -> tuple[Finding | None]:
+    """What a rule finds, told apart from the None of a boundary."""
+    return (judge(reading, limits),)
+
+
+def _believing(alert: Alert, believe: str) -> Alert:
+    return alert if alert.phase == END or alert.believe else replace(alert, believe=believe)
 
 
 def _named(pair: str, message: str) -> str:

@@ -11,8 +11,8 @@ import math
 import numpy as np
 
 from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
-from klmonitor.rules.track import SIGNED, Reading
-from klmonitor.rules.words import believe, dominating, heaviest, name_tokens, nats
+from klmonitor.rules.track import K1_LEVEL, SIGNED, Reading
+from klmonitor.rules.words import dominating, heaviest, name_tokens, nats
 
 AUTOCORRELATION = 2.0
 """Variance of a mean over correlated steps, as a multiple of independent ones'."""
@@ -37,7 +37,6 @@ def k1_excursion(reading: Reading, limits: Thresholds) -> Finding | None:
     return Finding(
         level=WARN,
         message=message,
-        believe=believe(reading.pair),
         values={
             "k1": score.value,
             "level": score.centre,
@@ -72,10 +71,6 @@ def k1_negative(reading: Reading, limits: Thresholds) -> Finding | None:
             f"k1 averages {nats(mean)} per token over {SIGNED} steps, {z:.1f} standard errors "
             f"from 0 ({negative} of them negative); a KL divergence is never negative"
         ),
-        believe=(
-            "neither: the tokens are not draws from q (a stale or truncated sampler, top-p, a "
-            "temperature that one side lacks), and k3 hides it by never being negative"
-        ),
         values={"k1": mean, "z": z, "negative_steps": float(negative)},
     )
 
@@ -87,6 +82,7 @@ K1_EXCURSION = Rule(
     means=("a group of tokens that p and q see very differently, or a batch unlike the others"),
     action="look at the tokens of largest |d| of this step, and whether the batch was a usual one",
     source="docs/alerts.md#k1: robust z of k1, two-sided",
+    withholds=(K1_LEVEL,),
 )
 K1_NEGATIVE = Rule(
     kind="k1_negative",

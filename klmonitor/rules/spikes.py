@@ -10,10 +10,9 @@ import math
 
 from klmonitor.report import PairReport
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
-from klmonitor.rules.track import Reading, finite
+from klmonitor.rules.track import K3_LEVEL, Reading, finite
 from klmonitor.rules.words import (
     READ_TOKENS,
-    believe,
     count,
     dominating,
     heaviest,
@@ -62,7 +61,6 @@ def _risen(reading: Reading, limits: Thresholds) -> Finding:
         level=CRITICAL if critical else WARN,
         severity="critical" if critical else "warn",
         message=message,
-        believe=believe(pair),
         values={
             "k3": pair["k3/mean"],
             "expected": expected,
@@ -93,7 +91,6 @@ def shift(reading: Reading, limits: Thresholds) -> Finding | None:
             f"k3 stays high: {nats(reading['k3/mean'])} per token now, {score.ratio:.3g}x the "
             f"{nats(expected)} expected; median z of the last five steps {score.z_recent:.1f}"
         ),
-        believe=believe(reading.pair),
         values={
             "k3": reading["k3/mean"],
             "expected": expected,
@@ -133,7 +130,6 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
         level=WARN if by_tokens else CRITICAL,
         severity="warn" if by_tokens else "critical",
         message=message,
-        believe=believe(reading.pair),
         values={"k3": k3, "largest_before": largest, "ratio": k3 / largest},
         tokens=tokens,
         action=READ_TOKENS if by_tokens else "",
@@ -149,7 +145,6 @@ def _from_nothing(reading: Reading, k3: float) -> Finding:
         message=(
             f"k3 surged to {nats(k3)} per token from exactly 0 in all {reading.steps} steps before"
         ),
-        believe=believe(reading.pair),
         values={"k3": k3, "largest_before": 0.0},
         tokens=heaviest(reading.pair, "k3", dominating(reading.pair, "k3")),
     )
@@ -173,6 +168,7 @@ SPIKE = Rule(
     means=("the policy moved far from p in one update, or this batch holds unusual samples"),
     action=LOOK_FIRST,
     source="docs/alerts.md#spike: robust z of log k3 against a trend-following median",
+    withholds=(K3_LEVEL,),
     cooldown=20,
 )
 SHIFT = Rule(
@@ -196,4 +192,5 @@ SURGE = Rule(
     ),
     action="stop or pause the run before the next checkpoint is overwritten; " + LOOK_FIRST,
     source="docs/alerts.md#surge: multiple of the largest k3 of the steps before",
+    withholds=(K3_LEVEL,),
 )

@@ -16,6 +16,9 @@ from klmonitor.rules.flat import FlatLevel, FlatScore
 from klmonitor.rules.trend import Score, TrendLevel
 from klmonitor.rules.window import Floats, Window
 
+K3_LEVEL, K1_LEVEL, OUTLIER_LEVEL = "level of k3", "level of k1", "level of outliers"
+HABIT_K1, HABIT_K3 = "habit of k1", "habit of k3"
+"""What a track learns from a step, unless a rule that finds something there withholds it."""
 LARGE = 1e150
 """Nats beyond which a number is no better than an infinity: its square is none of float64's."""
 LARGEST_RELATIVE_ERROR = 1e3
@@ -129,18 +132,19 @@ class Track:
         known = 0.0 if math.isnan(se) else min(abs(se), LARGEST_RELATIVE_ERROR)
         return self._trend.score(math.log(k3), known)
 
-    def take(self, reading: Reading, flagged: Container[str]) -> None:
-        """Learn from a step: what a rule flagged stays out, so does what is not a number."""
+    def take(self, reading: Reading, withheld: Container[str]) -> None:
+        """Learn from a step: what a rule withholds stays out, so does what is not a number."""
         self._steps += 1
-        self._k1.take(reading.k1, "k1_excursion" in flagged)
-        self._outliers.take(reading.outliers, "outlier_rate" in flagged)
+        self._k1.take(reading.k1, K1_LEVEL in withheld)
+        self._outliers.take(reading.outliers, OUTLIER_LEVEL in withheld)
         gap, error = finite(reading["gap"]), gap_error(reading.pair)
         if reading["on_policy"] == 1 and not math.isnan(error):
             self._gaps[0].append(gap)
             self._gaps[1].append(error**2)
-        for name, window in self._habit.items():
+        for name, habit in (("k1", HABIT_K1), ("k3", HABIT_K3)):
+            window = self._habit[name]
             j = abs(finite(reading[f"dominance/{name}/j"]))
-            if f"dominance_{name}" in flagged:
+            if habit in withheld:
                 j = min(j, HABIT_GROWTH * max(reading.habit(name), HABIT_START))
             if not math.isnan(j):
                 window.append(j)
@@ -151,7 +155,7 @@ class Track:
             self._trend.skip()
             return
         self._seen.append(reading.score.y)
-        accepted = self._trend.take(reading.score, "spike" in flagged or "surge" in flagged)
+        accepted = self._trend.take(reading.score, K3_LEVEL in withheld)
         if accepted.moved:
             self._history.shift(accepted.moved)
         for y in accepted.values:

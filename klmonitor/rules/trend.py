@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 
-from klmonitor.compiled import Compiled
 from klmonitor.rules.window import NORMAL_MAD, Floats, Window, median
 
 WINDOW = 30
@@ -95,7 +94,7 @@ class Accepted:
 NOTHING = Accepted()
 
 
-def _expected(window: Floats, gap: int, residuals: Floats, errors: Floats) -> tuple[float, float]:
+def expected(window: Floats, gap: int, residuals: Floats, errors: Floats) -> tuple[float, float]:
     """The level of the step after a window and a gap, and the square of its spread."""
     half = window.size // 2
     rise = median(window[half:]) - median(window[:half])
@@ -103,9 +102,6 @@ def _expected(window: Floats, gap: int, residuals: Floats, errors: Floats) -> tu
     level = median(window) + slope * (window.size / 2 + 1.5 + gap)
     spread = NORMAL_MAD * median(residuals)
     return level, max(spread**2 - median(errors), FLOOR**2)
-
-
-expected = Compiled(_expected, (median,), lambda: (np.ones(2), 0, np.ones(2), np.ones(2)))
 
 
 class TrendLevel:

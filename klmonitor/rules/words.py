@@ -1,4 +1,4 @@
-"""Sentences that several rules share: numbers with units, tokens with places, whom to believe."""
+"""Sentences that several rules share: numbers with units, tokens with places."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from klmonitor.report import ExtremeToken, PairReport
 
 NAMED = 3
 """Tokens named in a message; the alert holds all of them."""
-GAP_Z = 5.0
-GAP_SHARE = 0.1
-"""k1 and k3 disagree where the gap is beyond both (in standard errors; as a share of k3)."""
-
 READ_TOKENS = (
     "look at the named tokens: padding or a tool's output that the mask lets through, a token that "
     "the sampler cut (top-p, top-k), a number format that differs; if they are real, trust the "
@@ -71,37 +67,3 @@ def odd_tokens(tokens: Sequence[ExtremeToken]) -> str:
     if not tokens:
         return ""
     return LEFT_TAIL if tokens[0].log_ratio < 0 else RIGHT_TAIL
-
-
-def disagree(pair: PairReport) -> bool:
-    """Whether k1 and k3 are further apart than sampling from q allows."""
-    return (
-        pair["on_policy"] == 1
-        and abs(pair["gap_z"]) > GAP_Z
-        and abs(pair["gap"]) > GAP_SHARE * abs(pair["k3/mean"])
-    )
-
-
-def believe(pair: PairReport) -> str:
-    """Which estimator to trust at this step, and why."""
-    k1 = pair["dominance/k1/level"] >= 1
-    k3 = pair["dominance/k3/level"] >= 1
-    if k1 and k3:
-        return (
-            "neither: a few tokens dominate both; without them "
-            f"k1 = {nats(pair['k1/mean_without_top'])}, k3 = {nats(pair['k3/mean_without_top'])}"
-        )
-    if k1:
-        return f"k3 = {nats(pair['k3/mean'])}: a few tokens dominate k1, not k3"
-    if k3:
-        return f"k1 = {nats(pair['k1/mean'])}: a few tokens dominate k3, not k1"
-    if disagree(pair):
-        return (
-            f"neither alone: k3 - k1 = {nats(pair['gap'])} is {pair['gap_z']:+.1f} standard errors "
-            "from 0, which it should be when the tokens come from q"
-        )
-    if pair["k1/se"] < pair["k3/se"]:
-        return f"k1: no token dominates and its error is the smaller, {nats(pair['k1/se'])}"
-    if pair["k3/se"] <= pair["k1/se"]:
-        return f"k3: no token dominates and its error is the smaller, {nats(pair['k3/se'])}"
-    return ""

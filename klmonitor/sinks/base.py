@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.report import Report
 from klmonitor.sinks.selection import Metrics, check_metrics, select
-
-GIVE_UP = 20
-"""Failures in a row after which a sink is left alone."""
-
-logger = logging.getLogger("klmonitor")
 
 
 @runtime_checkable
@@ -72,54 +66,40 @@ def as_sink(target: Any, metrics: Metrics = "core") -> Sink:
 class FanOut:
     """Hands a report to several sinks, none of which can harm another or the caller.
 
-    A sink that raises is counted and reported once, with the cause; after `GIVE_UP` failures in
-    a row it gets no more reports. Itself a sink.
+    Each is called through a boundary of its own. Itself a sink.
 
     Args:
         sinks: whatever `as_sink` takes.
         metrics: for loggers with ``log_metrics``.
-
-    Attributes:
-        errors: calls that raised.
+        log: where failures are counted.
     """
 
-    def __init__(self, sinks: Iterable[Any], metrics: Metrics = "core") -> None:
-        self.errors = 0
+    def __init__(
+        self, sinks: Iterable[Any], metrics: Metrics = "core", log: HealthLog | None = None
+    ) -> None:
+        self._log = log or HealthLog()
         self._sinks = [as_sink(sink, metrics) for sink in sinks]
-        self._in_a_row = [0] * len(self._sinks)
-        self._reported: set[int] = set()
+        self._boundaries = [
+            Boundary(f"the sink {type(sink).__name__}", self._log) for sink in self._sinks
+        ]
+
+    @property
+    def errors(self) -> int:
+        """Calls that raised."""
+        return sum(boundary.failures for boundary in self._boundaries)
 
     def __call__(self, report: Report) -> None:
-        """Hand it to every sink that still works."""
-        for i, sink in enumerate(self._sinks):
-            if self._in_a_row[i] < GIVE_UP:
-                failed = self._fails(i, lambda sink=sink: sink(report))  # type: ignore[misc]  # a default argument binds the loop's value
-                self._in_a_row[i] = self._in_a_row[i] + 1 if failed else 0
+        """Hand it to every sink that works."""
+        for sink, boundary in zip(self._sinks, self._boundaries, strict=True):
+            boundary(sink, report)
 
     def close(self) -> None:
         """Close every sink, side by side: one that hangs takes no time from the others."""
         threads = [
-            threading.Thread(target=self._fails, args=(i, sink.close), daemon=True)
-            for i, sink in enumerate(self._sinks)
+            threading.Thread(target=boundary.always, args=(sink.close,), daemon=True)
+            for sink, boundary in zip(self._sinks, self._boundaries, strict=True)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-
-    def _fails(self, i: int, call: Callable[[], None]) -> bool:
-        try:
-            call()
-        except Exception as error:  # noqa: BLE001  # the boundary: a sink must not stop training
-            self.errors += 1
-            if i not in self._reported:
-                self._reported.add(i)
-                with suppress(Exception):  # nor must the text of its error
-                    logger.warning(
-                        "klmonitor: the sink %s failed, training goes on: %s: %s",
-                        type(self._sinks[i]).__name__,
-                        type(error).__name__,
-                        error,
-                    )
-            return True
-        return False

@@ -5,7 +5,7 @@ Here the tiles are cut, masked and counted by policy; `pairsums` sums them by pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,17 +21,11 @@ from klmonitor.summary.tiles import TileMask, tiles
 
 
 def add(
-    state: Summary,
-    batch: TokenBatch,
-    pairs: Sequence[Pair],
-    *,
-    place: Place,
-    groups: int | Tensor,
-    centres: Mapping[str, float],
+    state: Summary, batch: TokenBatch, pairs: Sequence[Pair], place: Place, groups: int | Tensor
 ) -> None:
     """Add a batch to a state, in place; arguments as for `passes.accumulate`."""
     found = collect(batch, pairs, by_row=not isinstance(groups, int))
-    found.add_to(state, place=place, groups=groups, centres=centres)
+    found.add_to(state, place, groups)
 
 
 def collect(batch: TokenBatch, pairs: Sequence[Pair], *, by_row: bool) -> Collection:

@@ -56,14 +56,13 @@ class PairCollection:
     histogram: Tensor
     extremes: RowExtremes = field(default_factory=RowExtremes)
 
-    def add_to(self, state: Summary, place: Place, groups: int | Tensor, centre: float) -> None:
+    def add_to(self, state: Summary, place: Place, groups: int | Tensor) -> None:
         """Add totals, products over sequences, prompts and extremes to a state, in place.
 
         Args:
             state: on the batch's device.
             place: rank and micro-batch.
             groups: row of the group, or int64 [sequences].
-            centre: the pair's recent mean k1, nats.
         """
         index, rows, top = PAIR_INDEX[self.pair.name], self.rows, state.config.top
         sources, scales, gram_index = _constants(rows.device)
@@ -92,7 +91,7 @@ class PairCollection:
         # Micro-batches come in order, so among equal keys the earlier place stays first.
         tokens = self.extremes.tokens(self.batch, self.pair, place, top)
         state.tokens[index] = first_of(torch.cat([state.tokens[index], tokens], dim=-2), top, 1)
-        sequences = sequence_records(per_sequence, centre, place, top)
+        sequences = sequence_records(per_sequence, place, top)
         state.sequences[index] = first_of(torch.cat([state.sequences[index], sequences]), top, 1)
 
 
@@ -108,19 +107,12 @@ class Collection:
     policies: Mapping[str, Tensor]
     pairs: Sequence[PairCollection]
 
-    def add_to(
-        self,
-        state: Summary,
-        *,
-        place: Place,
-        groups: int | Tensor,
-        centres: Mapping[str, float],
-    ) -> None:
+    def add_to(self, state: Summary, place: Place, groups: int | Tensor) -> None:
         """Add everything to a state, in place; arguments as for `passes.accumulate`."""
         for name, counts in self.policies.items():
             state.policies[POLICIES.index(name)] += counts
         for sums in self.pairs:
-            sums.add_to(state, place, groups, centres.get(sums.pair.name, 0.0))
+            sums.add_to(state, place, groups)
 
 
 @cache

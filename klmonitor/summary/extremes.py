@@ -143,17 +143,16 @@ def _records(batch: TokenBatch, pair: Pair, place: Place, flat: Tensor, key: Ten
     return torch.where(key.unsqueeze(1) > 0, records, nothing)
 
 
-def sequence_records(per_sequence: Tensor, centre: float, place: Place, top: int) -> Tensor:
-    """[top, SEQUENCE_FIELDS]: the sequences whose S1 is furthest from `centre` x T.
+def sequence_records(per_sequence: Tensor, place: Place, top: int) -> Tensor:
+    """[top, SEQUENCE_FIELDS]: the sequences of largest |S1|.
 
     Args:
         per_sequence: [n, 4], the sums t, k1, k2, k3 of each sequence.
-        centre: a recent mean k1, nats; decides only which sequences are kept.
         place: where the batch came from.
         top: how many to keep.
     """
     t, k1, _, k3 = per_sequence.unbind(1)
-    key = torch.where(t > 0, (k1 - centre * t).abs(), -math.inf)
+    key = torch.where(t > 0, k1.abs(), -math.inf)
     chosen = _fill(first_largest(key, top), top, 0)
     kept = torch.arange(top, device=key.device) < key.numel()
     here = torch.ones_like(key[chosen])

@@ -16,15 +16,10 @@ KEPT_ALERTS = 1000
 
 
 class LoggedSteps:
-    """The steps since the last row of a trainer that logs every n steps.
+    """The steps since the last row of a trainer that logs every n steps."""
 
-    Args:
-        done: told of a summary that is not needed any more.
-    """
-
-    def __init__(self, done: Callable[[Summary], None] = lambda summary: None) -> None:
+    def __init__(self) -> None:
         """Nothing kept."""
-        self._done = done
         self._clear()
 
     def _clear(self) -> None:
@@ -57,8 +52,6 @@ class LoggedSteps:
         summaries, alerts, scores = self._summaries, tuple(self._alerts), self._scores
         self._clear()
         if first is None or last is None or first is last:
-            for summary in summaries:
-                self._done(summary)
             return last
         merged = assemble(merge_all(summaries), last)
         pairs = {

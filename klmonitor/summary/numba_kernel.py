@@ -13,7 +13,6 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from klmonitor.compiled import keep
 from klmonitor.summary import fields
 from klmonitor.summary.collected import GOLDEN, SCALES, SOURCES, TAIL
 from klmonitor.summary.fields import COLUMN, COUNTS, GRAM, MOMENTS, PER_SEQUENCE, WEIGHTED
@@ -378,8 +377,8 @@ def count_formats(x, mask, columns, rows, width, counts):
 
 
 def _add_pair(
-    q, p, sampler, mask, columns, offsets, token_ids, prompt_ids, group, groups, weighted, place,
-    centre, uncounted, checked, policies, sums, histogram, prompts, maxima, tokens, sequences,
+    q, p, sampler, mask, columns, before, offsets, token_ids, prompt_ids, group, groups, weighted,
+    place, uncounted, checked, policies, sums, histogram, prompts, maxima, tokens, sequences,
 ):  # fmt: skip
     """Add every token of a batch to one pair's part of a state, in place, and to its policies'.
 
@@ -389,6 +388,7 @@ def _add_pair(
         sampler: of the policy that drew the tokens; read only if `weighted`.
         mask: uint8 [N], 1 where a token counts; empty: all do.
         columns: tokens of each sequence, if they are the same.
+        before: sequences of the batch before these (of a part of one).
         offsets: else first token of each sequence and N, int64 [sequences + 1]; or empty.
         token_ids: int64 [N] or empty.
         prompt_ids: int64 [sequences] or empty.
@@ -396,7 +396,6 @@ def _add_pair(
         groups: else row of each sequence's, int64 [sequences]; or empty.
         weighted: whether another policy than q drew the tokens.
         place: rank and micro-batch.
-        centre: the pair's recent mean k1, nats.
         uncounted: row of `policies` of q and of p; -1: it is counted already.
         checked: rows, and leading tokens of each, whose bits are looked at.
         policies: [policies, POLICY_COUNTS], as everything below of `state.Summary`.
@@ -407,12 +406,13 @@ def _add_pair(
         tokens: [2, top, TOKEN_FIELDS].
         sequences: [top, SEQUENCE_FIELDS].
     """
-    for x, policy in ((q, uncounted[0]), (p, uncounted[1])):
-        if policy >= 0:
-            count_formats(x, mask, columns, checked[0], checked[1], policies[policy])
     scratch, keep = np.empty((len(FEATURES), BLOCK)), np.empty(BLOCK, np.bool_)
     index, counts = np.empty(BLOCK, np.int32), np.zeros(histogram.size, np.int32)
     row, own = np.empty(N_COLUMNS), np.empty(N_SUMS)
+    # Whatever may run out of memory is had by now: from here on all is added, or nothing.
+    for x, policy in ((q, uncounted[0]), (p, uncounted[1])):
+        if policy >= 0:
+            count_formats(x, mask, columns, checked[0], checked[1], policies[policy])
     for sequence in range(offsets.size - 1 if offsets.size else q.size // columns):
         row[:] = 0.0
         begin, end = sequence * columns, (sequence + 1) * columns
@@ -437,7 +437,7 @@ def _add_pair(
             count_block(d, kept, index, counts)
             high, low = kept_extent(d, kept)
             maxima[0], maxima[1] = max(maxima[0], high), max(maxima[1], -low)
-            origin = (sequence, prompt, begin)
+            origin = (before + sequence, prompt, begin)
             if -low > max(tokens[0, -1, 0], 0.0):
                 keep_tokens(d, -1.0, some_q, some_p, token_ids, first, place, origin, tokens[0])
             if high > max(tokens[1, -1, 0], 0.0):
@@ -447,13 +447,23 @@ def _add_pair(
         if prompt_ids.size and prompts.shape[1]:
             mixed = (np.int64(prompt) * GOLDEN) >> 32  # wraps around, as it should
             prompts[group, (mixed & 0x7FFFFFFF) % prompts.shape[1]] += own
-        key = abs(own[1] - centre * own[0])
+        key = abs(own[1])
         if own[0] > 0 and key > sequences[-1, 0]:
             at = insert(sequences, key, place)
-            sequences[at, 3] = sequence
+            sequences[at, 3] = before + sequence
             sequences[at, 4], sequences[at, 5], sequences[at, 6] = own[0], own[1], own[3]
     histogram += counts
 
 
-_helpers = tuple(value for value in list(globals().values()) if hasattr(value, "py_func"))
-add_pair: Any = keep(_add_pair, _helpers, njit, nogil=True)
+add_pair: Any = njit(_add_pair, cache=True, nogil=True)
+_flags, _ids, _pair = types.uint8[::1], types.int64[::1], types.UniTuple(types.int64, 2)
+_table, _floats = types.float64[:, ::1], types.float64[::1]
+SIGNATURES = tuple(
+    (
+        *(some[::1], some[::1], some[::1], _flags, types.int64, types.int64, _ids, _ids, _ids),
+        *(types.int64, _ids, types.boolean, _pair, _pair, _pair, _table, _table, _floats),
+        *(types.float64[:, :, ::1], _floats, types.float64[:, :, ::1], _table),
+    )
+    for some in (types.float32, types.float64)
+)
+"""Of `add_pair`: for log-probs of either size; nothing else is ever compiled."""

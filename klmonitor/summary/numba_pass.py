@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from klmonitor.compiled import run
 from klmonitor.pairs import PAIR_INDEX, POLICY_INDEX, Pair, sampler
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extremes import Place
@@ -20,6 +23,9 @@ from klmonitor.summary.tiles import first_shape
 
 BY_PAIR = ("sums", "histogram", "prompts", "maxima", "tokens", "sequences")
 """A pair's part of a state, in the order in which the kernel takes it."""
+LEAST_A_THREAD = 2**17
+"""Tokens below which another thread costs more than it saves."""
+NONE = (0, 0)
 MOST_COPIED = 2**21
 """Tokens of the largest batch that is copied where the kernel cannot read it as it is."""
 NARROW, WIDE = np.dtype(np.float32), np.dtype(np.float64)
@@ -40,40 +46,132 @@ def fits(batch: TokenBatch) -> bool:
 
 
 def add(
-    state: Summary,
-    batch: TokenBatch,
-    pairs: Sequence[Pair],
-    *,
-    place: Place,
-    groups: int | Tensor,
-    centres: Mapping[str, float],
+    state: Summary, batch: TokenBatch, pairs: Sequence[Pair], place: Place, groups: int | Tensor
 ) -> None:
-    """Add a batch that `fits` to a state, in place; arguments as for `passes.accumulate`."""
-    behaviour = sampler(batch.log_probs)
-    needed = {name for pair in pairs for name in (pair.q, pair.p, behaviour)}
-    log_probs = _log_probs({name: batch.log_probs[name] for name in needed})
-    mask = NO_MASK if batch.mask is None else _values(batch.mask).view(np.uint8)
-    layout = (
-        *(mask, batch.shape[1], _offsets(batch), _ids(batch.token_ids), _ids(batch.prompt_ids)),
-        *((groups, NO_IDS) if isinstance(groups, int) else (0, _ids(groups))),
-    )
-    where, checked, counted = (place.rank, place.micro_batch), first_shape(batch), set[str]()
-    for pair in pairs:
-        name, both = pair.name, (pair.q, pair.p)
-        mine = state.by_pair[PAIR_INDEX[name]]
-        run(
-            add_pair,
-            *(log_probs[pair.q], log_probs[pair.p], log_probs[behaviour]),
-            *layout,
-            behaviour != pair.q,
-            where,
-            centres.get(name, 0.0),
-            tuple(-1 if one in counted else POLICY_INDEX[one] for one in both),
-            checked,
-            state.arrays["policies"],
-            *(mine[part] for part in BY_PAIR),
+    """Add a batch that `fits` to a state, in place; arguments as for `passes.accumulate`.
+
+    A large one is shared out over as many threads as torch uses, each with some sequences.
+    """
+    values = _Values.of(batch, pairs, groups)
+    threads = min(torch.get_num_threads(), values.tokens // LEAST_A_THREAD, batch.n_sequences)
+    if threads < 2:
+        values.add_to(state, pairs, place, first_shape(batch))
+        return
+    cuts = np.linspace(0, batch.n_sequences, threads + 1).astype(np.int64).tolist()
+    with torch.inference_mode(False):
+        states = [state, *(Summary.empty(state.config, "cpu") for _ in cuts[2:])]
+    jobs = [
+        partial(
+            values.between(*ends).add_to, some, pairs, place, first_shape(batch) if not i else NONE
         )
-        counted.update(both)
+        for i, (some, ends) in enumerate(zip(states, pairwise(cuts), strict=True))
+    ]
+    for done in [_threads(threads).submit(job) for job in jobs]:
+        done.result()
+    for other in states[1:]:
+        state.take_in(other)
+
+
+@dataclass(frozen=True)
+class _Values:
+    """A batch as the kernel takes it; a part of one, from the sequence `before` on.
+
+    Attributes:
+        log_probs: policy -> [N] values, all float32 or all float64.
+        behaviour: the policy that drew the tokens.
+        mask: uint8 [N], or empty: all count.
+        columns: tokens of each sequence, where they are the same.
+        offsets: else flat index of each packed sequence's first token, and N; or empty.
+        token_ids: int64 [N], or empty.
+        prompt_ids: int64 [sequences], or empty.
+        group: row of all sequences' group, or 0.
+        groups: row of each sequence's, or empty.
+        before: sequences of the batch before these.
+    """
+
+    log_probs: Mapping[str, NDArray[Any]]
+    behaviour: str
+    mask: NDArray[np.uint8]
+    columns: int
+    offsets: NDArray[np.int64]
+    token_ids: NDArray[np.int64]
+    prompt_ids: NDArray[np.int64]
+    group: int
+    groups: NDArray[np.int64]
+    before: int = 0
+
+    @classmethod
+    def of(cls, batch: TokenBatch, pairs: Sequence[Pair], groups: int | Tensor) -> _Values:
+        """A whole batch."""
+        behaviour = sampler(batch.log_probs)
+        needed = {name for pair in pairs for name in (pair.q, pair.p, behaviour)}
+        return cls(
+            log_probs=_log_probs({name: batch.log_probs[name] for name in needed}),
+            behaviour=behaviour,
+            mask=NO_MASK if batch.mask is None else _values(batch.mask).view(np.uint8),
+            columns=batch.shape[1],
+            offsets=_offsets(batch),
+            token_ids=_ids(batch.token_ids),
+            prompt_ids=_ids(batch.prompt_ids),
+            group=groups if isinstance(groups, int) else 0,
+            groups=NO_IDS if isinstance(groups, int) else _ids(groups),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return int(self.log_probs[self.behaviour].size)
+
+    def between(self, first: int, last: int) -> _Values:
+        """The sequences from one to another, as views."""
+        ends = (
+            (int(self.offsets[first]), int(self.offsets[last]))
+            if self.offsets.size
+            else (first * self.columns, last * self.columns)
+        )
+        tokens, rows = slice(*ends), slice(first, last)
+        return replace(
+            self,
+            log_probs={name: values[tokens] for name, values in self.log_probs.items()},
+            mask=self.mask[tokens],
+            offsets=self.offsets[first : last + 1] - ends[0] if self.offsets.size else self.offsets,
+            token_ids=self.token_ids[tokens],
+            prompt_ids=self.prompt_ids[rows],
+            groups=self.groups[rows],
+            before=first,
+        )
+
+    def add_to(
+        self, state: Summary, pairs: Sequence[Pair], place: Place, checked: tuple[int, int]
+    ) -> None:
+        """Add every token to a state, in place.
+
+        Args:
+            state: on the CPU.
+            pairs: which pairs.
+            place: where the batch came from.
+            checked: rows, and leading tokens of each, whose bits are looked at.
+        """
+        counted = set[str]()
+        for pair in pairs:
+            mine, both = state.by_pair[PAIR_INDEX[pair.name]], (pair.q, pair.p)
+            add_pair(
+                *(self.log_probs[name] for name in (*both, self.behaviour)),
+                *(self.mask, self.columns, self.before, self.offsets),
+                *(self.token_ids, self.prompt_ids, self.group, self.groups),
+                self.behaviour != pair.q,
+                (place.rank, place.micro_batch),
+                tuple(-1 if one in counted else POLICY_INDEX[one] for one in both),
+                checked,
+                state.arrays["policies"],
+                *(mine[part] for part in BY_PAIR),
+            )
+            counted.update(both)
+
+
+@cache
+def _threads(number: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(number, thread_name_prefix="klmonitor: pass")
 
 
 def _log_probs(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:

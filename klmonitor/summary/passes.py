@@ -1,32 +1,33 @@
 """Add a batch to a state, by the fastest pass that its device and layout allow.
 
-On the CPU that is `numba_pass`, where Numba is installed; on a GPU `triton_pass`, where Triton is.
-Before its first use a kernel must agree with `chunked` on a few made-up tokens; one that does not,
-or cannot be built, is given up for good with one warning. `chunked` takes everything else.
+On the CPU that is `numba_pass`, where Numba is installed and what it compiles is there; on a GPU
+`triton_pass`, where Triton is. Before its first use a kernel must agree with `chunked` on a few
+made-up tokens; one that does not is given up for good, one that fails is tried again after a rest,
+with one warning. `chunked` does the work of all that is not there.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from typing import TypedDict
 
 import torch
 from torch import Tensor
 
+from klmonitor.boundary import Boundary, HealthLog, cause
 from klmonitor.pairs import Pair
 from klmonitor.summary import chunked
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import SummaryConfig
+from klmonitor.summary.kernelcache import Loader
 from klmonitor.summary.state import Summary
 
-logger = logging.getLogger("klmonitor")
-
+REST = 1000
+"""Batches for which a kernel that failed is left alone."""
 TRIAL_SHAPE = (5, 2500)
 """Sequences and tokens of the trial at most; wider than a block of the kernel."""
 ODD = (0.0, 0.5, 3.0, 25.0, -25.0, -40.0, 345.0, -500.0, torch.inf, -torch.inf, torch.nan)
@@ -42,7 +43,6 @@ def accumulate(
     *,
     place: Place,
     groups: int | Tensor = 0,
-    centres: Mapping[str, float] | None = None,
 ) -> None:
     """Add a batch's tokens to a state, in place.
 
@@ -52,71 +52,95 @@ def accumulate(
         pairs: which pairs.
         place: rank and micro-batch.
         groups: row of the group, or int64 [sequences].
-        centres: each pair's recent mean k1, nats.
     """
-    where = Where(place=place, groups=groups, centres=centres or {})
     kernel = KERNELS.get(batch.device.type)
-    if kernel is None or not kernel.add(state, batch, pairs, where):
-        chunked.add(state, batch, pairs, **where)
+    if kernel is None or not kernel.add(state, batch, pairs, place, groups):
+        chunked.add(state, batch, pairs, place, groups)
 
 
-class Where(TypedDict):
-    """What a pass is told beside the tokens; as for `accumulate`."""
-
-    place: Place
-    groups: int | Tensor
-    centres: Mapping[str, float]
-
-
-@dataclass
 class Kernel:
-    """A compiled pass, until it fails.
+    """A compiled pass, in use where it is there and has been proven.
 
-    Attributes:
+    Args:
         compiler: who compiles it.
         module: its module, with `fits` and `add`.
-        given_up: it is not used any more.
+        loader: brings it here while `chunked` does its work; None: it is compiled at first use.
+
+    Attributes:
+        wrong: why it is not used any more: it found other sums than `chunked`.
         tried: where it has agreed with `chunked`: devices, on the CPU with the dtypes (on a GPU a
             later trial would wait for the device).
     """
 
-    compiler: str
-    module: str
-    given_up: bool = False
-    tried: set[tuple[torch.device, frozenset[torch.dtype]]] = field(default_factory=set)
+    def __init__(self, compiler: str, module: str, loader: Loader | None = None) -> None:
+        self.wrong: str | None = None
+        self.tried: set[tuple[torch.device, frozenset[torch.dtype]]] = set()
+        self.loader = loader
+        self._compiler, self._module = compiler, module
+        self._boundary = Boundary(
+            f"the {compiler} kernel",
+            HealthLog(),
+            patience=1,
+            rest=REST,
+            done_without="the plain pass does its work, slower",
+        )
 
-    def add(self, state: Summary, batch: TokenBatch, pairs: Sequence[Pair], where: Where) -> bool:
+    def add(
+        self,
+        state: Summary,
+        batch: TokenBatch,
+        pairs: Sequence[Pair],
+        place: Place,
+        groups: int | Tensor,
+    ) -> bool:
         """Add a batch to a state, in place; False, and nothing added, if it is another pass's."""
-        if self.given_up:
+        if self.wrong is not None:
             return False
+        return bool(self._boundary(self._add, state, batch, pairs, place, groups))
+
+    def _add(
+        self,
+        state: Summary,
+        batch: TokenBatch,
+        pairs: Sequence[Pair],
+        place: Place,
+        groups: int | Tensor,
+    ) -> bool:
         try:
-            compiled = sys.modules.get(self.module) or import_module(self.module)
-            if not compiled.fits(batch):
-                return False
-            cpu = batch.device.type == "cpu"
-            dtypes = frozenset(x.dtype for x in batch.log_probs.values() if cpu)
-            if (batch.device, dtypes) not in self.tried:
-                compare(compiled.add, batch, pairs)  # which compiles what this batch needs
-                self.tried.add((batch.device, dtypes))
-            compiled.add(state, batch, pairs, **where)
-        except torch.cuda.OutOfMemoryError:
+            if self.loader is not None and not self.loader.ready():
+                return self._missing()
+            compiled = sys.modules.get(self._module) or import_module(self._module)
+        except ModuleNotFoundError as error:
+            self.wrong = str(error)  # without the compiler
+            return False
+        if not compiled.fits(batch):
+            return False
+        cpu = batch.device.type == "cpu"
+        dtypes = frozenset(x.dtype for x in batch.log_probs.values() if cpu)
+        if (batch.device, dtypes) not in self.tried:
+            self._prove(compiled.add, batch, pairs)
+            self.tried.add((batch.device, dtypes))
+        compiled.add(state, batch, pairs, place, groups)
+        return True
+
+    def _missing(self) -> bool:
+        """It is not loaded: yet, or for good."""
+        assert self.loader is not None  # the only caller has asked it
+        if self.loader.error is not None:
+            self.wrong = cause(self.loader.error)
+            raise self.loader.error
+        return False
+
+    def _prove(self, add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) -> None:
+        try:
+            compare(add, batch, pairs)
+        except ArithmeticError as error:
+            self.wrong = cause(error)
             raise
-        except ModuleNotFoundError:  # without the compiler
-            self.given_up = True
-        except Exception as error:  # noqa: BLE001  # builds depend on the machine; see the docstring
-            self.given_up = True
-            logger.warning(
-                "klmonitor: the %s kernel does not work here, the plain pass does its work, "
-                "slower (%s: %s)",
-                self.compiler,
-                type(error).__name__,
-                error,
-            )
-        return not self.given_up
 
 
 KERNELS = {
-    "cpu": Kernel("Numba", "klmonitor.summary.numba_pass"),
+    "cpu": Kernel("Numba", "klmonitor.summary.numba_pass", Loader()),
     "cuda": Kernel("Triton", "klmonitor.summary.triton_pass"),
 }
 """By the type of device."""
@@ -132,8 +156,8 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
     config = SummaryConfig(groups=tuple(map(str, rows.tolist())), prompt_buckets=64)
     found, expected = Summary.empty(config, batch.device), Summary.empty(config, "cpu")
     moved, groups = on(batch.device, trial), rows.to(batch.device)
-    add(found, moved, pairs, **Where(place=Place(), groups=groups, centres={}))
-    chunked.add(expected, trial, pairs, **Where(place=Place(), groups=rows, centres={}))
+    add(found, moved, pairs, Place(), groups)
+    chunked.add(expected, trial, pairs, Place(), rows)
     found = found.to("cpu")
     for name in ("policies", "histogram", "maxima", "tokens"):
         if not torch.equal(getattr(found, name), getattr(expected, name)):

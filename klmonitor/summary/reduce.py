@@ -18,30 +18,30 @@ from torch import Tensor
 from klmonitor.summary.fields import N_ORDER, N_SEQUENCE_ORDER, SummaryConfig
 from klmonitor.summary.state import Summary, first_of
 
-Group = dist.ProcessGroup
+Ranks = dist.ProcessGroup
 COLLECTIVES_PER_STEP = 3
 AVAILABLE = dist.is_available()
 """Whether torch was built with it."""
 
 
-def default_group() -> Group | None:
+def default_ranks() -> Ranks | None:
     """The default process group, None where torch.distributed is not initialised."""
     return dist.group.WORLD if AVAILABLE else None
 
 
-def rank_of(group: Group | None) -> int:
+def rank_of(group: Ranks | None) -> int:
     """This process's rank in the group, 0 without one."""
     return 0 if group is None else dist.get_rank(group)
 
 
-def communication_device(group: Group | None) -> torch.device:
+def communication_device(group: Ranks | None) -> torch.device:
     """Where tensors must be for the group's collectives."""
     if group is not None and "nccl" in str(dist.get_backend(group)):
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
-def agree(config: SummaryConfig, group: Group | None) -> None:
+def agree(config: SummaryConfig, group: Ranks | None) -> None:
     """Compare the configuration over the ranks (one collective of a fixed size).
 
     Raises:
@@ -66,7 +66,7 @@ Flags = Sequence[float] | Tensor
 """Values of which every rank learns the largest; a tensor once they have travelled."""
 
 
-def reduce_over(group: Group | None, summary: Summary, flags: Flags) -> tuple[Summary, Flags]:
+def reduce_over(group: Ranks | None, summary: Summary, flags: Flags) -> tuple[Summary, Flags]:
     """Merge the summaries of all ranks; every rank gets the result.
 
     Args:

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from klmonitor.compiled import Compiled
 from klmonitor.pairs import PAIRS
 from klmonitor.summary.fields import (
     MAXIMA,
@@ -68,13 +67,6 @@ class Summary:
         flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
         return cls(config, flat, *(part.clone() for part in _no_maxima(config.top, flat.device)))
 
-    def clear(self) -> None:
-        """Make it a summary of no tokens again, in place; on the CPU only.
-
-        Only what tokens have changed is written to: a new summary costs more, being in no cache.
-        """
-        _clear(*self.arrays.values())
-
     def merge(self, other: Summary) -> Summary:
         """The summary of the tokens of both, a new object.
 
@@ -85,6 +77,16 @@ class Summary:
             ValueError: the configurations differ; the message names the difference.
         """
         return merge_all([self, other])
+
+    def take_in(self, other: Summary) -> None:
+        """Merge another of the same configuration and device into this one, in place."""
+        top = self.config.top
+        self.flat += other.flat
+        torch.maximum(self.maxima, other.maxima, out=self.maxima)
+        for name, order in (("tokens", N_ORDER), ("sequences", N_SEQUENCE_ORDER)):
+            mine: Tensor = getattr(self, name)
+            both = torch.cat([mine, getattr(other, name)], dim=-2)
+            mine.copy_(first_of(both, top, order))
 
     def to(self, device: torch.device | str) -> Summary:
         """A copy on another device (the same object if it is there already)."""
@@ -117,30 +119,6 @@ class Summary:
     def device(self) -> torch.device:
         """Where the sums live."""
         return self.flat.device
-
-
-def _emptied(
-    maxima: Floats,
-    tokens: Floats,
-    sequences: Floats,
-    sums: Floats,
-    histogram: Floats,
-    prompts: Floats,
-    policies: Floats,
-) -> None:
-    """`Summary.clear`, on its arrays."""
-    policies[:] = 0.0
-    for pair in range(len(sums)):
-        if sums[pair].any():
-            sums[pair], histogram[pair], prompts[pair] = 0.0, 0.0, 0.0
-            maxima[pair], tokens[pair], sequences[pair] = -math.inf, 0.0, 0.0
-            tokens[pair, :, :, 0] = -math.inf
-            sequences[pair, :, 0] = -math.inf
-
-
-_clear = Compiled(
-    _emptied, (), lambda: tuple(Summary.empty(SummaryConfig(), "cpu").arrays.values())
-)
 
 
 @cache

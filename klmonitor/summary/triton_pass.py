@@ -6,7 +6,7 @@ host only launches; it never waits for a value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,16 +37,10 @@ def fits(batch: TokenBatch) -> bool:
 
 
 def add(
-    state: Summary,
-    batch: TokenBatch,
-    pairs: Sequence[Pair],
-    *,
-    place: Place,
-    groups: int | Tensor,
-    centres: Mapping[str, float],
+    state: Summary, batch: TokenBatch, pairs: Sequence[Pair], place: Place, groups: int | Tensor
 ) -> None:
     """Add a batch that `fits` to a state, in place; arguments as for `passes.accumulate`."""
-    collect(batch, pairs).add_to(state, place=place, groups=groups, centres=centres)
+    collect(batch, pairs).add_to(state, place, groups)
 
 
 def collect(batch: TokenBatch, pairs: Sequence[Pair]) -> Collection:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klmonitor.numbers.dominance import dominance_k1, dominance_k3
-from klmonitor.numbers.statistics import normal_deviate
+from klmonitor.numbers.explain import judged
+from klmonitor.numbers.student import normal_deviate
 from klmonitor.report import ExtremeToken, PairReport, Report
 
 Floats = NDArray[np.float64]
@@ -225,7 +226,7 @@ def batch_report(
             values[f"{name}/var"] = float(value[finite].var(ddof=1))
         values["gap"] = values.pop("gap/mean")
         clusters = int(np.count_nonzero(lengths))
-        values["gap_z"] = normal_deviate(values["gap"] / values.pop("gap/se"), clusters - 1)
+        values["gap_z"] = float(normal_deviate(values["gap"] / values.pop("gap/se"), clusters - 1))
         values["outliers/rate"] = 1e4 * float(np.count_nonzero(np.abs(d) >= 2)) / n
         found = {
             "k1": dominance_k1(
@@ -237,7 +238,8 @@ def batch_report(
             for field in ("level", "v", "j", "top_share", "tokens"):
                 values[f"dominance/{name}/{field}"] = getattr(dominance, field)
             values[f"{name}/mean_without_top"] = dominance.mean_without_top
-    return Report(step=step, first_step=step, pairs={pair: PairReport(pair, values, extremes)})
+    report = judged(PairReport(pair, values, extremes))
+    return Report(step=step, first_step=step, pairs={pair: report})
 
 
 def _cluster_error(sums: Floats, lengths: NDArray[np.int64], mean: float) -> float:

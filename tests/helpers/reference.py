@@ -88,8 +88,6 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
     seq = np.unique(sequence, return_inverse=True)[1]
     deviation = np.bincount(seq, weights=-d) - (-d).mean() * np.bincount(seq)
     out["dominance/top_sequence_share"] = (deviation**2).max() / (deviation**2).sum()
-    gap_fails = on_policy and abs(out["gap_z"]) > 5 and abs(out["gap"]) > 0.1 * out["k3/mean"]
-    out["best"] = (1.0 if lam < 0.5 or gap_fails else 3.0) if on_policy else np.nan
     m = int(np.clip(n // 400, 1, 10))
     for name, size in (("k1", np.abs(d)), ("k3", k["k3"])):
         top = np.argsort(-size, kind="stable")[:m]

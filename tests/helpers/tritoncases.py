@@ -135,7 +135,7 @@ CASES: dict[str, Callable[[], TokenBatch]] = {
 def state_of(batch: TokenBatch, found: Any) -> Summary:
     """The state after one batch."""
     state = Summary.empty(CONFIG, batch.device)
-    found.add_to(state, place=Place(0, 3), groups=0, centres={})
+    found.add_to(state, Place(0, 3), 0)
     return state
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.intervals import DESIGNS, PAIR, coverage, intervals, merged
-from klmonitor.numbers.assemble import pair_report
-from klmonitor.numbers.statistics import N_RUNNING
+from klmonitor.numbers.assemble import pair_reports
 
 SEQUENCES, PROMPTS, FEW = DESIGNS
 
@@ -39,9 +38,9 @@ def test_completions_of_a_prompt_are_not_independent_sequences(shares, estimator
 
 def test_one_sequence_a_prompt_makes_both_errors_one():
     rng = np.random.default_rng(5)
-    totals = merged(rng, DESIGNS[SEQUENCES].sample(rng))
+    step = merged(rng, DESIGNS[SEQUENCES].sample(rng))
     for estimator in ("k1", "k3"):
-        by = intervals(totals, estimator)
+        by = intervals(step, estimator)
         assert by["by prompt"] == pytest.approx(by["by sequence"], rel=1e-12)
-    values = pair_report(PAIR.name, totals, np.zeros(N_RUNNING)).values
+    values = pair_reports(step)[PAIR.name].values
     assert values["prompts"] == values["sequences"] == 64

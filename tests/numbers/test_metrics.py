@@ -7,24 +7,22 @@ import pytest
 import torch
 from scipy import stats
 
-from klmonitor.numbers.assemble import pair_report, pair_totals
 from klmonitor.numbers.metrics import CORE, METRICS, NAMES
-from klmonitor.numbers.running import Running
-from klmonitor.numbers.statistics import normal_deviate, t_quantile
+from klmonitor.numbers.student import normal_deviate, t_quantile
 from klmonitor.pairs import default_pairs
-from klmonitor.summary import passes
 from klmonitor.summary.batch import build
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import SummaryConfig
 from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary
+from tests.helpers.numbers import choose_pass, reports_of
 from tests.helpers.reference import plain_metrics
 
 COUNTS = ("tokens", "sequences", "clusters", "prompts", "outliers/k1", "outliers/k3", "clamped")
 QUANTILES = ("p0.1", "p1", "p50", "p99", "p99.9")
 ELSEWHERE = {
     # rules, running numbers and input checks have tests of their own
-    "spike/z",
+    *("spike/z", "best"),
     *("penalty/mean", "penalty/se", "clip/low", "clip/high"),
     *(f"{k}/running_{what}" for k in ("k1", "k2", "k3") for what in ("mean", "var")),
     *("nonfinite", "positive_logp", "zero_logp", "low_precision"),
@@ -38,10 +36,8 @@ ELSEWHERE = {
 @pytest.fixture(scope="module", autouse=True, params=["compiled", "plain"])
 def the_pass(request):
     """Both of the CPU's passes, whatever the size of a batch."""
-    if request.param == "compiled":
-        pytest.importorskip("numba", reason="numba is not installed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes.KERNELS["cpu"], "given_up", request.param == "plain")
+        choose_pass(patch, request.param)
         yield request.param
 
 
@@ -50,10 +46,7 @@ def report_of(log_probs, **layout):
     state = Summary.empty(SummaryConfig())
     pairs = default_pairs(batch.log_probs)
     accumulate(state, batch, pairs, place=Place())
-    return {
-        name: pair_report(name, totals, Running().sums(name), 1.0)
-        for name, totals in pair_totals(state).items()
-    }
+    return reports_of(state)
 
 
 def batch_of(scale, *, seed=0, rows=40, columns=300, heavy=False):

@@ -13,7 +13,7 @@ import pytest
 
 from klmonitor.report import Report
 from klmonitor.sinks import PrometheusSink
-from klmonitor.sinks.delivery import make_sinks
+from klmonitor.sinks.table import SinkOptions, make_sinks
 from tests.helpers.reports import make_alert, make_report, small_report
 
 parser = pytest.importorskip("prometheus_client.parser")
@@ -104,7 +104,7 @@ def test_what_cannot_start_says_so(make_sink):
     with pytest.raises(ValueError, match='choose "core", "full"'):
         PrometheusSink(port=0, metrics="everything")
     with pytest.raises(ValueError, match="name tensorboard, wandb, prometheus"):
-        make_sinks(["graphite"], None, "core")
+        make_sinks(["graphite"], SinkOptions())
 
 
 def names_in(text):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch.distributed as dist
 
 from klmonitor import Monitor
 from klmonitor.summary.reduce import COLLECTIVES_PER_STEP
-from klmonitor.summary.state import merge_all
 from tests.helpers.ranks import run_ranks
 
 ROWS, COLUMNS = 24, 30
@@ -141,22 +139,3 @@ def mismatched_run(rank, world):
 def test_ranks_with_other_settings_are_told_apart_at_the_first_step():
     messages = run_ranks(2, mismatched_run)
     assert all("ranks [1] are configured differently from rank 0" in text for text in messages)
-
-
-def test_parts_merge_on_a_driver():
-    """Without a process group: workers' summaries, merged where the driver is."""
-    whole, parts = Monitor(strict=True), []
-    for rank, rows in enumerate(shares(3)):
-        worker = Monitor(strict=True)
-        observe_share(worker, 0, rows, with_ref=True, micro_batches=1)
-        observe_share(whole, 0, rows, with_ref=True, micro_batches=1)
-        parts.append(pickle.loads(pickle.dumps(worker.take_part(rank))))
-    driver = Monitor(strict=True)
-    for part in parts:
-        driver.add_part(part)
-    expected, got = whole.step(0).pairs, driver.step(0).pairs
-    for name, pair in expected.items():
-        np.testing.assert_allclose(
-            list(got[name].values.values()), list(pair.values.values()), rtol=1e-9, atol=1e-12
-        )
-    assert merge_all(parts).config == parts[0].config

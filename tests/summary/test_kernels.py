@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import sys
 from dataclasses import replace
@@ -16,9 +15,10 @@ from klmonitor.summary import chunked, passes
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import CENTRE, COLUMN, SummaryConfig
 from klmonitor.summary.state import Summary
+from tests.helpers.numbers import choose_pass
 from tests.helpers.tritoncases import made_up
 
-WHERE = passes.Where(place=Place(0, 3), groups=0, centres={})
+WHERE = Place(0, 3), 0
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def kernel_of(monkeypatch):
 def use(kernel, batch):
     """The state after a kernel was offered a batch; None where it did not take it."""
     state = Summary.empty(SummaryConfig())
-    taken = kernel.add(state, batch, default_pairs(batch.log_probs), WHERE)
+    taken = kernel.add(state, batch, default_pairs(batch.log_probs), *WHERE)
     if not taken:
         assert torch.equal(state.flat, torch.zeros_like(state.flat)), "it has left something"
     return state if taken else None
@@ -44,17 +44,17 @@ def use(kernel, batch):
 def test_a_kernel_that_agrees_is_tried_once_and_used(kernel_of):
     batches = []
 
-    def add(state, batch, pairs, **where):
+    def add(state, batch, pairs, *where):
         batches.append(batch)
-        chunked.add(state, batch, pairs, **where)
+        chunked.add(state, batch, pairs, *where)
 
     kernel, batch = kernel_of(add), made_up(0, 3, 30)
     plain = Summary.empty(SummaryConfig())
-    chunked.add(plain, batch, default_pairs(batch.log_probs), **WHERE)
+    chunked.add(plain, batch, default_pairs(batch.log_probs), *WHERE)
     for _ in range(2):
         assert torch.equal(use(kernel, batch).flat, plain.flat)
     assert [b is batch for b in batches] == [False, True, True]
-    assert not kernel.given_up
+    assert kernel.wrong is None
 
 
 BREAK = {
@@ -72,23 +72,23 @@ BREAK = {
 
 @pytest.mark.parametrize("what", BREAK)
 def test_a_kernel_that_finds_other_numbers_is_given_up_with_one_warning(what, kernel_of, caplog):
-    def add(state, batch, pairs, **where):
-        chunked.add(state, batch, pairs, **where)
+    def add(state, batch, pairs, *where):
+        chunked.add(state, batch, pairs, *where)
         BREAK[what](state)
 
     kernel, batch = kernel_of(add), made_up(0, 3, 30)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert use(kernel, batch) is None
-    assert kernel.given_up
+    assert kernel.wrong
     assert [r.message.count("the plain pass does its work") for r in caplog.records] == [1]
-    assert "the Made-up kernel does not work here" in caplog.text
+    assert "the Made-up kernel failed" in caplog.text
 
 
 def test_a_kernel_that_cannot_be_built_is_given_up_with_one_warning(kernel_of, caplog):
     calls = []
 
-    def add(state, batch, pairs, **where):
+    def add(state, batch, pairs, *where):
         calls.append(batch)
         raise RuntimeError("no ptxas")
 
@@ -105,18 +105,25 @@ def test_without_its_compiler_a_kernel_is_given_up_in_silence(monkeypatch, caplo
     monkeypatch.setitem(sys.modules, "klmonitor.summary.numba_pass", None)
     kernel = passes.Kernel("Numba", "klmonitor.summary.numba_pass")
     assert use(kernel, made_up(0, 3, 30)) is None
-    assert kernel.given_up
+    assert kernel.wrong
     assert not caplog.records
 
 
-def test_a_full_gpu_is_no_reason_to_give_the_kernel_up(kernel_of):
-    def add(state, batch, pairs, **where):
-        raise torch.cuda.OutOfMemoryError("full")
+def test_a_kernel_that_fails_is_tried_again_after_a_rest(kernel_of, monkeypatch, caplog):
+    monkeypatch.setattr(passes, "REST", 3)
+    calls = []
 
-    kernel = kernel_of(add)
-    with pytest.raises(torch.cuda.OutOfMemoryError, match="full"):
-        use(kernel, made_up(0, 3, 30))
-    assert not kernel.given_up
+    def add(state, batch, pairs, *where):
+        calls.append(batch)
+        if len(calls) < 3:  # the trial, and the batch after the first rest
+            raise torch.cuda.OutOfMemoryError("full")
+        chunked.add(state, batch, pairs, *where)
+
+    kernel, batch = kernel_of(add), made_up(0, 3, 30)
+    taken = [use(kernel, batch) is not None for _ in range(10)]
+    assert taken == [False] * 8 + [True, True]
+    assert kernel.wrong is None
+    assert len(caplog.records) == 1
 
 
 def test_what_does_not_fit_is_the_plain_pass_s(kernel_of):
@@ -126,14 +133,14 @@ def test_what_does_not_fit_is_the_plain_pass_s(kernel_of):
     batch = made_up(0, 1, 30)
     packed = replace(batch, segments=torch.zeros(30, dtype=torch.int64), prompt_ids=None)
     assert use(kernel, packed) is None
-    assert not kernel.given_up
+    assert kernel.wrong is None
 
 
 def test_a_batch_is_added_once_whether_or_not_a_kernel_takes_it(kernel_of, monkeypatch):
     batch = made_up(0, 3, 30)
     counted = batch.mask.sum().item()
 
-    def breaks(state, batch, pairs, **where):
+    def breaks(state, batch, pairs, *where):
         raise RuntimeError
 
     for add in (chunked.add, breaks):
@@ -146,9 +153,9 @@ def test_a_batch_is_added_once_whether_or_not_a_kernel_takes_it(kernel_of, monke
 def test_every_combination_of_dtypes_is_tried_first(kernel_of):
     tried = []
 
-    def add(state, batch, pairs, **where):
+    def add(state, batch, pairs, *where):
         tried.append(batch.log_probs["ref"].dtype)
-        chunked.add(state, batch, pairs, **where)
+        chunked.add(state, batch, pairs, *where)
 
     kernel = kernel_of(add)
     for dtype in (torch.float32, torch.float64, torch.float32):
@@ -160,11 +167,14 @@ def test_every_combination_of_dtypes_is_tried_first(kernel_of):
 def test_another_default_device_changes_nothing(compiled, monkeypatch):
     batch, states = made_up(0, 3, 30), []
     for device in ("cpu", "meta"):
-        kernel = passes.Kernel("Numba", "klmonitor.summary.numba_pass", given_up=not compiled)
+        kernel = passes.Kernel(
+            "Numba", "klmonitor.summary.numba_pass", passes.KERNELS["cpu"].loader
+        )
         monkeypatch.setitem(passes.KERNELS, "cpu", kernel)
+        choose_pass(monkeypatch, "compiled" if compiled else "plain")
         state = Summary.empty(SummaryConfig(), "cpu")
         with torch.device(device):
             passes.accumulate(state, batch, default_pairs(batch.log_probs), place=Place())
         states.append(state)
-    assert kernel.given_up == (not compiled or importlib.util.find_spec("numba") is None)
+    assert (kernel.wrong is None) == compiled
     assert torch.equal(states[0].flat, states[1].flat)

@@ -54,14 +54,14 @@ def two_halves():
 BATCHES = {**CASES, "packed": packed, "with ids": with_ids, "two halves": two_halves}
 
 
-def both(batches, groups, centres):
+def both(batches, groups):
     """The states that the two passes make of some micro-batches."""
     states = Summary.empty(TWO_GROUPS), Summary.empty(TWO_GROUPS)
     for number, batch in enumerate(batches):
         pairs, place = default_pairs(batch.log_probs), Place(2, number)
         rows = torch.arange(batch.n_sequences) % 2 if groups == "by row" else 1
         for state, add in zip(states, (numba_pass.add, chunked.add), strict=True):
-            add(state, batch, pairs, place=place, groups=rows, centres=centres)
+            add(state, batch, pairs, place, rows)
     return states
 
 
@@ -69,7 +69,7 @@ def both(batches, groups, centres):
 @pytest.mark.parametrize("name", BATCHES)
 def test_both_passes_find_the_same(name, groups):
     batches = [BATCHES[name](), BATCHES["with ids"](), BATCHES[name]()]
-    found, expected = both(batches, groups, {"policy_ref": 0.01})
+    found, expected = both(batches, groups)
     assert torch.equal(found.histogram, expected.histogram)
     assert torch.equal(found.policies, expected.policies)
     assert torch.equal(found.maxima, expected.maxima)
@@ -88,7 +88,7 @@ def assert_close(found, expected):
 
 
 def test_counts_are_exact():
-    found, expected = both([BATCHES["nan, inf and huge"]()], "by row", {})
+    found, expected = both([BATCHES["nan, inf and huge"]()], "by row")
     for name in ("core/n", "tail/n", "nan", "inf", "clamped", "zero", "on_policy", "sequences"):
         assert torch.equal(found.sums[..., COLUMN[name]], expected.sums[..., COLUMN[name]]), name
 
@@ -98,6 +98,6 @@ def test_log_probs_beyond_float32_pass_in_silence():
     batch = build({"policy": huge, "ref": -huge.flip(1)})
     states = [Summary.empty(TWO_GROUPS) for _ in range(2)]
     for state, add in zip(states, (numba_pass.add, chunked.add), strict=True):
-        add(state, batch, default_pairs(batch.log_probs), place=Place(), groups=0, centres={})
+        add(state, batch, default_pairs(batch.log_probs), Place(), 0)
     assert torch.equal(states[0].histogram, states[1].histogram)
     assert torch.equal(states[0].policies, states[1].policies)

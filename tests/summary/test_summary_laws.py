@@ -12,17 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from klmonitor.numbers.assemble import pair_report, pair_totals
 from klmonitor.numbers.buckets import edge_index
-from klmonitor.numbers.running import Running
 from klmonitor.pairs import PAIR_INDEX, default_pairs
-from klmonitor.summary import passes
 from klmonitor.summary.batch import build
 from klmonitor.summary.extremes import Place, first_largest
 from klmonitor.summary.fields import CENTRE, COLUMN, SummaryConfig
 from klmonitor.summary.pairsums import buckets
 from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary, merge_all
+from tests.helpers.numbers import choose_pass, reports_of, step_of
 
 settings.register_profile("laws", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("laws")
@@ -34,10 +32,8 @@ seeds = st.integers(0, 2**32 - 1)
 @pytest.fixture(scope="module", autouse=True, params=["compiled", "plain"])
 def the_pass(request):
     """Both of the CPU's passes, whatever the size of a batch."""
-    if request.param == "compiled":
-        pytest.importorskip("numba", reason="numba is not installed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes.KERNELS["cpu"], "given_up", request.param == "plain")
+        choose_pass(patch, request.param)
         yield request.param
 
 
@@ -62,8 +58,7 @@ def summarise(parts, config=CONFIG, groups=0):
 
 
 def values_of(state):
-    (totals,) = pair_totals(state).values()
-    return pair_report("policy_ref", totals, Running().sums("policy_ref"), 1.0)
+    return reports_of(state)["policy_ref"]
 
 
 def assert_close(a, b, tolerance):
@@ -167,21 +162,20 @@ def test_any_float32_bits_are_summed_or_counted(bits, mask):
     accumulate(state, batch, default_pairs(batch.log_probs), place=Place())
     d = (p.double() - q.double()).numpy()[mask]
     finite = np.isfinite(d)
-    found = pair_totals(state)
+    step = step_of(state)
     if not mask.any():
-        assert not found
+        assert not step.pairs
         return
-    totals = found["policy_ref"]
-    values = pair_report("policy_ref", totals, Running().sums("policy_ref")).values
+    values = reports_of(state)["policy_ref"].values
     assert values["tokens"] == finite.sum()
     assert values["nonfinite"] == (~finite).sum()
     assert values["clamped"] == (d[finite] > 350).sum()
-    assert totals.histogram.sum() == finite.sum()
-    sums = totals.sums.sum(0)
+    assert step.histogram[0].sum() == finite.sum()
+    sums = step.sums[0]
     assert np.isfinite([sums[COLUMN[f"{part}/d"]] for part in ("core", "tail")]).all()
     assert not np.isnan([sums[COLUMN[f"{part}/k3"]] for part in ("core", "tail")]).any()
     if finite.any():
-        assert tuple(totals.maxima) == (d[finite].max(), -d[finite].min())
+        assert tuple(step.maxima[0]) == (d[finite].max(), -d[finite].min())
 
 
 @given(seeds, st.integers(1, 40))

@@ -1,0 +1,162 @@
+"""The one boundary between klmonitor and whatever it runs inside of, and the count of what failed.
+
+Every entry of ours (a hook, a sink, a rule, a job of a thread, a kernel) is called through a
+`Boundary`. What raises is caught and counted in a `HealthLog`, told once with its cause, and left
+alone for a while if it goes on raising: after `PATIENCE` failures in a row it rests for `REST`
+calls, then it is tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import ParamSpec, TypeVar
+
+from klmonitor.report import Health
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PATIENCE = 5
+"""Failures in a row after which a boundary rests."""
+REST = 100
+"""Calls that a resting boundary leaves out before it tries again."""
+
+logger = logging.getLogger("klmonitor")
+
+
+class HealthLog:
+    """What failed and what was lost so far in this process, for one monitor or collector."""
+
+    def __init__(self) -> None:
+        """All is well."""
+        self._lock = threading.Lock()
+        self._errors = self._dropped = 0
+        self._inactive: dict[str, str] = {}
+
+    def failed(self, count: int = 1) -> None:
+        """Count failures that were caught."""
+        with self._lock:
+            self._errors += count
+
+    def lost(self, count: int = 1) -> None:
+        """Count what was dropped: rows, alerts, parts."""
+        with self._lock:
+            self._dropped += count
+
+    def stop(self, what: str, why: str) -> None:
+        """Something without which numbers are missing works no more."""
+        self._inactive[what] = why
+
+    def resume(self, what: str) -> None:
+        """It works again."""
+        self._inactive.pop(what, None)
+
+    def read(self) -> Health:
+        """As it stands."""
+        why = "; ".join(f"{what}: {why}" for what, why in list(self._inactive.items()))
+        return Health(self._errors, self._dropped, not why, why)
+
+
+def say(message: str, *values: object) -> None:
+    """A warning to the log, whatever the log's handlers do."""
+    with suppress(Exception):
+        logger.warning("klmonitor: %s", message % values)
+
+
+class Boundary:
+    """Calls functions of ours on behalf of others: nothing that they raise gets through.
+
+    Args:
+        name: what is called, for messages.
+        log: where failures are counted.
+        patience: failures in a row after which it rests; None: never, for what others wait for.
+        rest: calls left out then.
+        vital: whether numbers are missing while it rests.
+        strict: raise instead of counting.
+        catch: what is caught.
+        done_without: what is said to happen instead.
+
+    Attributes:
+        resting: whether it leaves calls out at present.
+        failures: failures so far.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        log: HealthLog,
+        *,
+        patience: int | None = PATIENCE,
+        rest: int = REST,
+        vital: bool = False,
+        strict: bool = False,
+        catch: type[BaseException] = Exception,
+        done_without: str = "training goes on without it",
+    ) -> None:
+        self.resting = False
+        self.failures = 0
+        self.name = name
+        self._log = log
+        self._patience, self._rest = patience, rest
+        self._vital, self._strict = vital, strict
+        self._catch = catch
+        self._done_without = done_without
+        self._in_a_row = self._left_out = 0
+        self._told = False
+
+    def __call__(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """The call's result; None if it failed, or was left out."""
+        if self.resting and self._left_out < self._rest:
+            self._left_out += 1
+            return None
+        return self.always(call, *args, **kwargs)
+
+    def always(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """As a call, but also while it rests: for what must not be left out."""
+        try:
+            result = call(*args, **kwargs)
+        except self._catch as error:
+            self.caught(error)
+            return None
+        self._in_a_row = 0
+        if self.resting:
+            self.resting = False
+            self._log.resume(self.name)
+        return result
+
+    def caught(self, error: BaseException) -> None:
+        """Count a failure, tell the first, and rest after too many in a row.
+
+        Raises:
+            BaseException: the error, where that was asked for (`strict`).
+        """
+        self.failures += 1
+        self._in_a_row += 1
+        self._log.failed()
+        if self._strict:
+            raise error
+        if not self._told:
+            self._told = True
+            say(
+                "%s failed, %s (%s); further failures are counted in klmonitor/errors",
+                self.name,
+                self._done_without,
+                cause(error),
+            )
+        self._left_out = 0
+        if self._patience is not None and self._in_a_row >= self._patience and not self.resting:
+            self.resting = True
+            if self._vital:
+                self._log.stop(self.name, cause(error))
+
+
+def cause(error: BaseException) -> str:
+    """An error as one line, whatever its text does."""
+    try:
+        text = str(error).strip().partition("\n")[0]
+    except Exception:  # noqa: BLE001  # a text that cannot be made
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

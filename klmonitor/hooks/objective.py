@@ -1,0 +1,50 @@
+"""What a trainer's own objective does with the ratios: the penalty it pays, the range it clips.
+
+Trainers log the clamped side of both: a ratio beyond the range counts as clipped only if the
+advantage has the right sign, and a jump of the penalty shows in the loss alone. Here are the raw
+numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from klmonitor.numbers.buckets import Array, below
+
+Range = tuple[float, float]
+"""Log importance ratios, nats: below the first or above the second is beyond the range."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The parts of a trainer's objective that a pair's sums can tell something about.
+
+    Attributes:
+        beta: weight of the KL penalty, 0 for none.
+        penalised: pair -> the estimator that is penalised with, ``"k1"`` or ``"k3"``.
+        ranges: pair -> the range that its importance ratios are clipped or masked to.
+    """
+
+    beta: float = 0.0
+    penalised: Mapping[str, str] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+
+    def values(self, pair: str, values: Mapping[str, float], histogram: Array) -> dict[str, float]:
+        """``penalty/*`` and ``clip/*`` of a pair, those that apply to it.
+
+        Args:
+            pair: its name.
+            values: its metrics by name.
+            histogram: [HISTOGRAM] counts of d.
+        """
+        found = {}
+        if self.beta and pair in self.penalised:
+            estimator = self.penalised[pair]
+            found["penalty/mean"] = self.beta * values[f"{estimator}/mean"]
+            found["penalty/se"] = abs(self.beta) * values[f"{estimator}/se"]
+        if pair in self.ranges and values["tokens"]:
+            low, high = self.ranges[pair]
+            found["clip/low"] = below(histogram, low) / values["tokens"]
+            found["clip/high"] = 1 - below(histogram, high) / values["tokens"]
+        return found

@@ -1,0 +1,243 @@
+"""One trainer being watched: what every adapter does with it, whatever the trainer.
+
+The monitor stands behind a boundary for each hook; a step's end does what `on_alert` asks for; the
+text of tokens is made where it may be; words say what was bound, what was not and why.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from klmonitor.boundary import Boundary, say
+from klmonitor.hooks.actions import Actions
+from klmonitor.hooks.feed import Capture, held_pairs
+from klmonitor.hooks.handle import Handle
+from klmonitor.hooks.objective import Objective
+from klmonitor.hooks.options import Options
+from klmonitor.hooks.text import TokenText
+from klmonitor.hooks.wraps import Wrap
+from klmonitor.monitor import Monitor
+from klmonitor.numbers.buckets import Array
+from klmonitor.pairs import POLICIES
+from klmonitor.report import ExtremeToken, Later, Report
+from klmonitor.summary.reduce import communication_device, default_ranks
+
+CAPTURE = ("log-probs", "generation", "loss")
+"""Hooks without which numbers are missing or wrong: one given up makes klmonitor/active 0."""
+OTHERS = ("log", "action", "text", "objective")
+ALWAYS = "step"
+"""The boundary that never rests: other ranks wait for what it calls."""
+
+
+class Watch:
+    """What is bound to a trainer, and the monitor behind it.
+
+    Args:
+        what: the trainer in words: ``"GRPOTrainer (TRL 1.16.0)"``.
+        options: what the user asked for.
+        active: whether anything is bound at all.
+        run_dir: of the record; None: there is none.
+        pairs: names of the pairs to watch; None: those that the policies allow.
+        objective: what the trainer's objective does with the ratios.
+        text: decodes extreme tokens; None: nobody does.
+        main: whether this process speaks for all.
+        settings: the rest of what `Monitor` is given.
+
+    Attributes:
+        monitor: the monitor.
+        guards: a boundary a hook.
+        handle: what the user holds.
+        report: the last optimizer step's report.
+        active: whether anything is bound.
+        capture: how log-probs are had; None: not at all.
+        wraps: the functions that were replaced.
+        on_detach: called when the trainer is let go.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        options: Options,
+        *,
+        active: bool,
+        run_dir: Path | None,
+        pairs: tuple[str, ...] | None,
+        objective: Objective,
+        text: TokenText | None,
+        main: bool,
+        **settings: Any,
+    ) -> None:
+        self.what, self.active = what, active
+        self.report: Report | None = None
+        self.capture: Capture | None = None
+        self.wraps: list[Wrap] = []
+        self.on_detach: Callable[[], None] = lambda: None
+        self.text = text
+        self._run_dir, self._main, self._pairs = run_dir, main, pairs
+        self._objective = objective
+        self._actions = Actions(options.on_alert, options.rules)
+        self._wanted: set[str] = set()
+        self.monitor = Monitor(
+            run_dir=run_dir,
+            metrics=options.metrics,
+            rules=options.rules,
+            groups=options.groups,
+            pairs=pairs,
+            log_tokens=options.log_tokens,
+            strict=options.strict,
+            notify=options.notify,
+            half_life=options.half_life,
+            extra_values=self._objective_values,
+            annotate=self.annotate if text else None,
+            **settings,
+        )
+        log = self.monitor.log
+        self.guards = {
+            # What fails on the record's thread cannot be raised into the trainer.
+            name: Boundary(
+                name, log, vital=name in CAPTURE, strict=options.strict and name != "text"
+            )
+            for name in (*CAPTURE, *OTHERS)
+        }
+        self.guards[ALWAYS] = Boundary(ALWAYS, log, patience=None, strict=options.strict)
+        self.handle = Handle(self.monitor, self.detach, self.describe)
+
+    # --- steps -------------------------------------------------------------------------------
+    def finish_step(self, step: int) -> None:
+        """The optimizer has stepped; collective."""
+        self.report = self.guards[ALWAYS](self.monitor.step, step)
+        if self.report is not None and self.report.alerts:
+            wanted = self._actions(self.report.alerts, self.guards["action"].always)
+            self._wanted |= wanted
+            for action in sorted(wanted):
+                self.say(f"on_alert: {action}, as step {step} asks for it")
+        if self.text is not None:
+            self.text.forget("train")
+
+    def wanted(self) -> set[str]:
+        """The actions that alerts have asked for since the last time."""
+        wanted, self._wanted = self._wanted, set()
+        return wanted
+
+    def finish_evaluation(self, step: int) -> Report | None:
+        """Close an evaluation; collective."""
+        report = self.guards[ALWAYS](self.monitor.step, step, phase="eval")
+        if self.text is not None:
+            self.text.forget("eval")
+        return report
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run continues from."""
+        return self.guards[ALWAYS](self.monitor.state_dict) or {}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state of a checkpoint."""
+        self.guards[ALWAYS](self.monitor.load_state_dict, state)
+
+    def detach(self) -> None:
+        """Leave the trainer as it was, and close the monitor."""
+        if not self.active:
+            return
+        self.active = False
+        for wrap in reversed(self.wraps):
+            wrap.undo()
+        if self.capture is not None:
+            self.capture.close()
+        self.on_detach()
+        self.monitor.close()
+
+    # --- words -------------------------------------------------------------------------------
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Names of the pairs that the captured policies make."""
+        sources = self.capture.sources() if self.capture is not None else {}
+        return held_pairs(self._pairs, tuple(sources))
+
+    def describe(self) -> str:
+        """What was bound, what was not and why, and what has been seen."""
+        if self.capture is None:
+            return "klmonitor is off (KLMONITOR_DISABLE is set): nothing is bound"
+        state = "watches" if self.active else "was detached from"
+        lines = [f"klmonitor {state} {self.what}"]
+        sources, missing = self.capture.sources(), self.capture.missing()
+        for policy in POLICIES:
+            seen = self.capture.feed.seen.get(policy, 0)
+            if policy in sources:
+                lines.append(f"  {policy:8}{sources[policy]} ({seen} micro-batches so far)")
+            else:
+                lines.append(f"  {policy:8}not held: {missing[policy]}")
+        lines.append(f"  pairs   {', '.join(self.held) or 'none'}")
+        lines += [f"  absent: {name}: {what}" for name, what in self.capture.absent().items()]
+        lines += [f"  given up: {name}" for name, guard in self.guards.items() if guard.resting]
+        return "\n".join(lines)
+
+    def announce(self, remedy: str) -> None:
+        """One line: what is bound, where the record is, the next command.
+
+        Args:
+            remedy: the line that gives a trainer without a second distribution one.
+        """
+        assert self.capture is not None  # the only caller has made it
+        look = "" if self._run_dir is None else f"; look: tail -F {self._run_dir}/alerts.jsonl"
+        record = "no record" if self._run_dir is None else f"record in {self._run_dir}"
+        self.say(
+            f"watching {self.what}: {', '.join(self.capture.sources())}; "
+            f"pairs {', '.join(self.held) or 'none'}; {record}{look}"
+        )
+        if not self.held and self.monitor.log.read().active:
+            self.say(
+                f"{self.what} holds no second distribution to compare the policy with (beta = 0, "
+                f"no adapters). To get one, {remedy}"
+            )
+
+    def warn_of_absent(self) -> None:
+        """One warning that names the private functions which this trainer lacks."""
+        assert self.capture is not None  # the only caller has made it
+        absent = self.capture.absent()
+        if not absent:
+            return
+        found = "; ".join(f"no {name}: {what}" for name, what in absent.items())
+        if not self.held:
+            self.monitor.log.stop("capture", found)
+        say("%s has %s%s", self.what, found, "" if self.held else ", so klmonitor is off")
+
+    def conclude(self) -> None:
+        """One line at the end of training, if something of ours failed on the way."""
+        errors = self.monitor.errors
+        if errors:
+            self.say(f"{errors} errors of the monitor were caught; see describe()")
+
+    def say(self, line: str) -> None:
+        """A line on the console of the main process."""
+        if self._main:
+            sys.stderr.write(f"klmonitor: {line}\n")
+
+    # --- behind boundaries -------------------------------------------------------------------
+    def annotate(self, tokens: Sequence[ExtremeToken], phase: str) -> Sequence[ExtremeToken]:
+        """The tokens, with their text when they are looked at, or as they are if that fails."""
+        assert self.text is not None  # else the monitor is not given this
+        guard = self.guards["text"]
+        found = guard(self.text.annotate, tokens, phase)
+        return tokens if found is None else Later(lambda: guard(found) or tokens)
+
+    def _objective_values(
+        self, pair: str, values: Mapping[str, float], histogram: Array
+    ) -> Mapping[str, float]:
+        """Penalty and clip range, nothing if that fails."""
+        return self.guards["objective"](self._objective.values, pair, values, histogram) or {}
+
+
+def everywhere(mine: bool) -> bool:
+    """Whether something holds on every rank: a collective in a distributed run."""
+    ranks = default_ranks()
+    if ranks is None:
+        return mine
+    flag = torch.tensor(float(mine), device=communication_device(ranks))
+    dist.all_reduce(flag, dist.ReduceOp.MIN, group=ranks)
+    return bool(flag)

@@ -1,0 +1,275 @@
+"""What a step's summary holds of its pairs, on the host, and what the table of metrics asks of it.
+
+Everything is computed for all pairs at once: a field is an array [P, ...], one row a pair. Torch-
+free: a summary's memory as numpy arrays goes in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from klmonitor.numbers.buckets import MIDDLES, edge_index
+from klmonitor.numbers.clusters import Array, Clustered, positive, ratio, token_sum
+from klmonitor.numbers.dominance import LISTED, Dominance, dominance_k1, dominance_k3
+from klmonitor.pairs import PAIRS, POLICY_INDEX
+from klmonitor.summary.fields import (
+    CENTRE,
+    COLUMN,
+    POLICY_COUNTS,
+    SEQUENCE_FIELDS,
+    TOKEN_FIELDS,
+)
+
+Bools = NDArray[np.bool_]
+LOW_PRECISION = 0.99
+"""Share of the values below -1/64 that a policy of low precision has in its format."""
+N_RUNNING = 7
+"""Of running sums: n, then S1 and S2 of k1, k2, k3."""
+KEY = TOKEN_FIELDS.index("key")
+"""The field that orders tokens and sequences; -inf: there is none."""
+_T, _K1 = SEQUENCE_FIELDS.index("t"), SEQUENCE_FIELDS.index("k1")
+
+
+class StepSums:
+    """The sums of the pairs that have counted tokens, or non-finite ones, at a step.
+
+    Args:
+        arrays: a summary's memory by attribute (`summary.state.Summary.arrays`).
+        groups: names of its groups.
+
+    Attributes:
+        pairs: names of the P pairs, in the order of every array.
+        groups: names of the G groups.
+        by_group: [P, G, COLUMNS] sums.
+        sums: [P, COLUMNS], over the groups.
+        histogram: [P, HISTOGRAM] counts of d by bucket.
+        prompts: [P, G, buckets, 4] sums by prompt.
+        maxima: [P, 2] the largest d and the largest -d.
+        tokens: [P, 2, top, TOKEN_FIELDS], the extreme tokens of both tails, largest first.
+        sequences: [P, top, SEQUENCE_FIELDS], those of largest |S1|.
+        q, p: [P, POLICY_COUNTS] of the pairs' policies.
+        running: [P, N_RUNNING] running sums (`numbers.running`), this step's tokens among them
+            where they belong there; zeros: there are none.
+    """
+
+    def __init__(self, arrays: Mapping[str, Array], groups: Sequence[str]) -> None:
+        chosen = np.flatnonzero(arrays["sums"].any(axis=(1, 2)))
+        pairs = [PAIRS[i] for i in chosen]
+        self.pairs = [pair.name for pair in pairs]
+        self.groups = tuple(groups)
+        self.by_group = arrays["sums"][chosen]
+        self.sums: Array = self.by_group.sum(axis=1)
+        self.histogram = arrays["histogram"][chosen]
+        self.prompts = arrays["prompts"][chosen]
+        self.maxima = arrays["maxima"][chosen]
+        self.tokens = arrays["tokens"][chosen]
+        self.sequences = arrays["sequences"][chosen]
+        self.q = arrays["policies"][[POLICY_INDEX[pair.q] for pair in pairs]]
+        self.p = arrays["policies"][[POLICY_INDEX[pair.p] for pair in pairs]]
+        self.running: Array = np.zeros((len(pairs), N_RUNNING))
+
+    def column(self, name: str) -> Array:
+        """[P] one of `fields.COLUMNS`."""
+        found: Array = self.sums[:, COLUMN[name]]
+        return found
+
+    # --- sums over tokens --------------------------------------------------------------------
+    @cached_property
+    def n(self) -> Array:
+        """[P] tokens counted."""
+        return token_sum(self.sums, "n")
+
+    @cached_property
+    def d(self) -> Array:
+        """[P] sum of d."""
+        return token_sum(self.sums, "d")
+
+    @cached_property
+    def absolute(self) -> Array:
+        """[P] sum of |d|."""
+        return token_sum(self.sums, "abs")
+
+    @cached_property
+    def d2(self) -> Array:
+        """[P] sum of d^2."""
+        return token_sum(self.sums, "d2")
+
+    @cached_property
+    def k3(self) -> Array:
+        """[P] sum of k3."""
+        return token_sum(self.sums, "k3")
+
+    @cached_property
+    def k3k3(self) -> Array:
+        """[P] sum of k3^2."""
+        return token_sum(self.sums, "k3k3")
+
+    @cached_property
+    def dk3(self) -> Array:
+        """[P] sum of d k3."""
+        return token_sum(self.sums, "dk3")
+
+    # --- means, errors, variances ------------------------------------------------------------
+    @cached_property
+    def clustered(self) -> Clustered:
+        """Means over tokens and their errors, all groups together."""
+        pairs, groups, buckets, size = self.prompts.shape
+        return Clustered(self.sums, self.prompts.reshape(pairs, groups * buckets, size))
+
+    def variance(self, first: Array, second: Array) -> Array:
+        """[P] sample variance over tokens, from the sum of values and that of their squares."""
+        mean = ratio(first, self.n)
+        return positive(ratio(second - self.n * mean * mean, self.n - 1))
+
+    @cached_property
+    def var_k1(self) -> Array:
+        """[P] nats^2."""
+        return self.variance(self.d, self.d2)
+
+    @cached_property
+    def var_k3(self) -> Array:
+        """[P] nats^2."""
+        return self.variance(self.k3, self.k3k3)
+
+    @cached_property
+    def _cov_d_k3(self) -> Array:
+        return ratio(self.dk3 - self.d * ratio(self.k3, self.n), self.n - 1)
+
+    @cached_property
+    def var_ratio(self) -> Array:
+        """[P] sample variance of r - 1 = d + k3."""
+        return positive(self.var_k1 + self.var_k3 + 2 * self._cov_d_k3)
+
+    @cached_property
+    def cov_ratio(self) -> Array:
+        """[P] sample covariance of k1 = -d and r - 1."""
+        found: Array = -self.var_k1 - self._cov_d_k3
+        return found
+
+    @cached_property
+    def on_policy(self) -> Bools:
+        """[P] whether every token was drawn from q."""
+        found: Bools = self.column("on_policy") == self.n
+        return found
+
+    def where(self, condition: Bools, values: Array) -> Array:
+        """[P] the values, nan elsewhere."""
+        found: Array = np.where(condition, values, np.nan)
+        return found
+
+    @cached_property
+    def sum_r(self) -> Array:
+        """[P] sum of r = 1 + d + k3."""
+        found: Array = self.n + self.d + self.k3
+        return found
+
+    @cached_property
+    def sum_r2(self) -> Array:
+        """[P] sum of r^2."""
+        found: Array = self.n + self.d2 + self.k3k3 + 2 * (self.d + self.k3 + self.dk3)
+        return found
+
+    # --- the histogram -----------------------------------------------------------------------
+    @cached_property
+    def cumulative(self) -> Array:
+        """[P, HISTOGRAM] tokens up to each bucket."""
+        found: Array = self.histogram.cumsum(axis=1)
+        return found
+
+    @property
+    def positive_d(self) -> Array:
+        """[P] tokens with d > 0."""
+        found: Array = self.cumulative[:, -1] - self.cumulative[:, CENTRE - 1] - self.column("zero")
+        return found
+
+    def at_most(self, edge: float) -> Array:
+        """[P] tokens with d <= -edge; the edge is one of a bucket."""
+        found: Array = self.cumulative[:, CENTRE - edge_index(edge) - 1]
+        return found
+
+    def at_least(self, edge: float) -> Array:
+        """[P] tokens with d >= edge."""
+        found: Array = self.cumulative[:, -1] - self.cumulative[:, CENTRE + edge_index(edge) - 1]
+        return found
+
+    def quantile(self, probability: float) -> Array:
+        """[P] d at rank ceil(probability x N), to 0.8 % (numpy's ``inverted_cdf``)."""
+        ranks = np.maximum(np.ceil(probability * self.n), 1) - 0.5
+        places = [row.searchsorted(rank) for row, rank in zip(self.cumulative, ranks, strict=True)]
+        middles = MIDDLES[np.minimum(places, len(MIDDLES) - 1)]
+        return self.where(self.n > 0, np.clip(middles, -self.maxima[:, 1], self.maxima[:, 0]))
+
+    # --- the rest ----------------------------------------------------------------------------
+    def policy_count(self, name: str) -> Array:
+        """[P] one of `fields.POLICY_COUNTS`, of both policies together."""
+        column = POLICY_COUNTS.index(name)
+        found: Array = self.q[:, column] + self.p[:, column]
+        return found
+
+    @cached_property
+    def low_precision(self) -> Array:
+        """[P] whether a policy's log-probs are bfloat16 or float16 numbers."""
+        checked = POLICY_COUNTS.index("checked")
+        formats = [POLICY_COUNTS.index(name) for name in ("bf16", "fp16")]
+        found = np.zeros(len(self.pairs), dtype=bool)
+        for counts in (self.q, self.p):
+            least = LOW_PRECISION * counts[:, checked, None]
+            found |= (counts[:, checked] > 0) & (counts[:, formats] >= least).any(axis=1)
+        return found.astype(np.float64)
+
+    @cached_property
+    def dominance(self) -> Mapping[str, Dominances]:
+        """What `numbers.dominance` finds, for k1 and for k3."""
+        k1, k3 = [], []
+        means = {name: self.clustered.mean(name).tolist() for name in ("k1", "k3")}
+        core = {name: self.column(f"core/{name}").tolist() for name in ("n", "k3")}
+        numbers = zip(
+            self.n.tolist(), self.var_k1.tolist(), self.var_k3.tolist(), self.absolute.tolist(),
+            strict=True,
+        )  # fmt: skip
+        for i, (n, var_k1, var_k3, absolute) in enumerate(numbers):
+            keys = self.tokens[i, :, :LISTED, KEY].tolist()
+            if any(math.isnan(tail[0]) for tail in keys):  # a part came without its tokens
+                n = math.nan
+            left, right = ([key for key in tail if key > 0] for tail in keys)
+            k1.append(dominance_k1(n, means["k1"][i], var_k1, absolute, left, right))
+            k3.append(
+                dominance_k3(n, means["k3"][i], var_k3, left, right, core["n"][i], core["k3"][i])
+            )
+        return {"k1": Dominances.of(k1), "k3": Dominances.of(k3)}
+
+    @cached_property
+    def top_sequence_share(self) -> Array:
+        """[P] largest share of sum_i (S1_i - mean T_i)^2 that one of `sequences` holds."""
+        mean = self.clustered.mean("k1")
+        whole = (
+            self.column("k1.k1") - 2 * mean * self.column("t.k1") + mean * mean * self.column("t.t")
+        )
+        off = np.abs(self.sequences[..., _K1] - mean[:, None] * self.sequences[..., _T])
+        known = self.sequences[..., KEY] >= 0
+        largest = np.where(known, off, -1.0).max(axis=1)
+        share = np.minimum(largest * largest / whole, 1.0)
+        return self.where((whole > 0) & (largest >= 0), share)
+
+
+class Dominances(NamedTuple):
+    """`Dominance` of every pair: each field [P]."""
+
+    level: Array
+    tokens: Array
+    v: Array
+    j: Array
+    top_share: Array
+    mean_without_top: Array
+
+    @classmethod
+    def of(cls, found: Sequence[Dominance]) -> Dominances:
+        """By field."""
+        table = np.array([one[: len(cls._fields)] for one in found], dtype=np.float64)
+        return cls(*table.reshape(-1, len(cls._fields)).T)

@@ -1,0 +1,139 @@
+"""One verdict on a step: which estimator to believe, and why.
+
+Alerts, `Report.explain()` and the metric ``best`` all say what `verdict` says. An estimator that an
+open alert excludes is never named, and one that its own tokens carry only beside a worse one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+from klmonitor.report import Verdict
+
+Numbers = Mapping[str, float]
+"""A pair's metrics by name, without ``kl/{pair}/``; absent ones are unknown."""
+
+GAP_Z, GAP_SHARE = 5.0, 0.1
+"""The gap test fails where mean(k3) - mean(k1) is further from 0, in standard errors, and a larger
+share of k3."""
+UNRESOLVED = 1e-4
+"""Nats: k3 that log-probs of 16 bits cannot resolve."""
+EVEN = 0.5
+"""The weight of r - 1 at which k1 and k3 are equally noisy (``cv/lambda``)."""
+
+
+def verdict(numbers: Numbers, open_kinds: Collection[str] = frozenset()) -> Verdict:
+    """Which estimator of a pair to believe at a step.
+
+    Args:
+        numbers: the pair's metrics.
+        open_kinds: kinds of alert that are open on the pair, this step's among them.
+    """
+    said = _unknown(numbers) or _not_drawn(numbers, open_kinds)
+    if said:
+        return Verdict(None, said)
+    carried = [k for k in ("k1", "k3") if dominated(numbers, k) or f"dominance_{k}" in open_kinds]
+    missed = gap_fails(numbers) or "gap" in open_kinds  # of the two ways, the one left by then
+    if missed:
+        return _without_k3(numbers, "k1" in carried)
+    if len(carried) == 2:
+        return _both_carried(numbers, open_kinds)
+    if carried:
+        bad, good = ("k1", "k3") if carried == ["k1"] else ("k3", "k1")
+        return Verdict(good, f"{good} = {_nats(numbers, good)}: a few tokens carry {bad}, not it")
+    return _quieter(numbers)
+
+
+def gap_fails(numbers: Numbers, z: float = GAP_Z, share: float = GAP_SHARE) -> bool:
+    """Whether k1 and k3 are further apart than sampling from q allows."""
+    gap, gap_z, k3 = (get(numbers, name) for name in ("gap", "gap_z", "k3/mean"))
+    return abs(gap_z) > z and abs(gap) > share * abs(k3)
+
+
+def unresolved(numbers: Numbers) -> bool:
+    """Whether k3 is below what the log-probs' 16 bits resolve."""
+    return get(numbers, "low_precision") >= 1 and get(numbers, "k3/mean") < UNRESOLVED
+
+
+def dominated(numbers: Numbers, estimator: str) -> bool:
+    """Whether a few tokens carry ``"k1"`` or ``"k3"`` at this step."""
+    return get(numbers, f"dominance/{estimator}/level") >= 1
+
+
+def get(numbers: Numbers, name: str) -> float:
+    """A metric, nan where it is unknown."""
+    return numbers.get(name, math.nan)
+
+
+def _nats(numbers: Numbers, estimator: str, without: bool = False) -> str:
+    value = get(numbers, f"{estimator}/mean_without_top" if without else f"{estimator}/mean")
+    return f"{value:.3g} nats"
+
+
+def _unknown(numbers: Numbers) -> str:
+    """Why there is no estimate to speak of."""
+    if get(numbers, "tokens") == 0:
+        return "neither: no token was counted"
+    if get(numbers, "identical") == 1:
+        return "neither: both policies gave the very same log-probs, so every estimate is 0"
+    if unresolved(numbers):
+        return (
+            f"neither: log-probs of 16 bits cannot resolve {_nats(numbers, 'k3')}, nothing below "
+            f"{UNRESOLVED:g} is known"
+        )
+    return ""
+
+
+def _not_drawn(numbers: Numbers, open_kinds: Collection[str]) -> str:
+    """Why neither estimator holds for tokens that q did not draw, or hardly."""
+    if get(numbers, "on_policy") == 0:
+        k1, k3, ess = (get(numbers, f"iw/{name}") for name in ("k1/mean", "k3/mean", "ess"))
+        return (
+            f"neither: q did not draw these tokens; importance-weighted k1 = {k1:.3g}, k3 = "
+            f"{k3:.3g} nats (effective share of tokens {ess:.0%})"
+        )
+    if "k1_negative" in open_kinds:
+        return (
+            "neither: k1 has averaged below 0, which no KL is, so the tokens are not draws from q, "
+            "and k3 hides it by never being negative"
+        )
+    if get(numbers, "gap") > 0 and (gap_fails(numbers) or "gap" in open_kinds):
+        return "neither: the sampler draws tokens that q hardly would"
+    return ""
+
+
+def _without_k3(numbers: Numbers, k1_carried: bool) -> Verdict:
+    """Where k3 misses a part of the KL that k1 has."""
+    why = "k3 misses what q no longer samples"
+    if k1_carried:
+        rest = _nats(numbers, "k1", without=True)
+        return Verdict(None, f"neither: {why}, and a few tokens carry k1; without them k1 = {rest}")
+    return Verdict("k1", f"k1 = {_nats(numbers, 'k1')}: {why}")
+
+
+def _both_carried(numbers: Numbers, open_kinds: Collection[str]) -> Verdict:
+    """Where tokens carry both, one perhaps more than the other."""
+    rest = " and ".join(f"{k} = {_nats(numbers, k, without=True)}" for k in ("k1", "k3"))
+    k1, k3 = (get(numbers, f"dominance/{k}/level") for k in ("k1", "k3"))
+    better, worse = ("k1", "k3") if k1 < k3 else ("k3", "k1")
+    if k1 == k3 or f"dominance_{better}" in open_kinds:
+        return Verdict(None, f"neither: a few tokens carry both; without them {rest}")
+    return Verdict(
+        better, f"{better} before {worse}, which its tokens carry more; without them {rest}"
+    )
+
+
+def _quieter(numbers: Numbers) -> Verdict:
+    """Where nothing speaks against either: the less noisy one."""
+    weight = get(numbers, "cv/lambda")
+    if weight < EVEN:
+        return Verdict("k1", f"k1: it is the less noisy here (lambda {weight:.2f} < 1/2)")
+    if weight >= EVEN:
+        return Verdict("k3", f"k3: it is the less noisy here (lambda {weight:.2f} >= 1/2)")
+    k1, k3 = (get(numbers, f"{k}/se") for k in ("k1", "k3"))
+    if k1 < k3:
+        return Verdict("k1", f"k1: its error is the smaller, {k1:.3g} nats")
+    if k3 <= k1:
+        return Verdict("k3", f"k3: its error is the smaller, {k3:.3g} nats")
+    return Verdict(None, "")

@@ -1,0 +1,193 @@
+"""Where the CPU's kernel is compiled and kept: by a process beside training, never within it.
+
+A cache is a directory: numba's files, a lock, and a mark that says that they are whole. Its name
+holds a digest of what was compiled, for which numba, Python and processor. Who finds no mark and
+gets the lock starts one child that compiles at low priority; the lock is the child's until it ends,
+so however many processes start at once, one of them compiles. All look for the mark now and then,
+and load what is there on a thread of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # where there are no such locks
+    fcntl = None  # type: ignore[assignment]
+
+KERNEL = "klmonitor.summary.numba_kernel"
+SOURCES = ("numba_kernel.py", "collected.py", "fields.py")
+"""What the compiled code is made of, constants included."""
+MARK, LOCK = "whole", "lock"
+LOOK_SECONDS = 0.5
+"""Between two looks for the mark."""
+NICE = 19
+
+
+@cache
+def digest() -> str:
+    """Of what is compiled, and for what."""
+    made = hashlib.sha256()
+    for name in SOURCES:
+        made.update(Path(__file__).with_name(name).read_bytes())
+    for part in (version("numba"), version("llvmlite"), sys.version, _processor()):
+        made.update(part.encode())
+    return made.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What compiled code may use of the processor."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        wanted = {"model name", "flags", "Features", "CPU part"}
+        return "".join(sorted({line for line in lines if line.partition("\t")[0] in wanted}))
+    return platform.processor() or platform.machine()
+
+
+def directory() -> Path:
+    """The cache, made if it is not there.
+
+    In ``KLMONITOR_CACHE_DIR``, else ``$XDG_CACHE_HOME/klmonitor``, else ``~/.cache/klmonitor``;
+    where that cannot be written, in the directory for temporary files.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    wanted = Path(os.environ.get("KLMONITOR_CACHE_DIR") or Path(home) / "klmonitor")
+    spare = (
+        Path(tempfile.gettempdir()) / f"klmonitor-{os.getuid() if hasattr(os, 'getuid') else ''}"
+    )
+    for place in (wanted, spare):
+        found = place / f"numba-{digest()}"
+        with suppress(OSError):
+            found.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if os.access(found, os.W_OK):
+                return found
+    raise OSError(f"neither {wanted} nor {spare} can be written: set KLMONITOR_CACHE_DIR")
+
+
+def load(place: Path) -> Any:
+    """The kernel's module, whose functions are kept in a directory."""
+    import numba
+
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(place)
+    try:
+        kernel: Any = import_module(KERNEL)
+        for signature in kernel.SIGNATURES:  # found in the cache, or compiled by the child
+            kernel.add_pair.compile(signature)
+        kernel.add_pair.disable_compile()
+    finally:
+        numba.config.CACHE_DIR = before
+    return kernel
+
+
+class Loader:
+    """Brings the kernel into this process once it is compiled, while others do its work.
+
+    Attributes:
+        error: why there is none and will be none in this process; None: nothing is wrong so far.
+    """
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self._place: Path | None = None
+        self._thread: threading.Thread | None = None
+        self._tried = False
+        self._next = 0.0
+        self._loaded = False
+
+    def ready(self) -> bool:
+        """Whether it is loaded; else this sees to it that it will be. Costs microseconds.
+
+        Raises:
+            ModuleNotFoundError: numba is not installed.
+        """
+        if self._loaded or self.error is not None:
+            return self._loaded
+        if self._thread is None and time.monotonic() >= self._next:
+            self._next = time.monotonic() + LOOK_SECONDS
+            self._look()
+        return self._loaded
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it is loaded, or cannot be; for tests and benchmarks."""
+        deadline = time.monotonic() + seconds
+        while not self.ready() and self.error is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self._loaded
+
+    def _look(self) -> None:
+        if self._place is None:
+            if find_spec("numba") is None:
+                raise ModuleNotFoundError("No module named 'numba'", name="numba")
+            self._place = directory()
+        if (self._place / MARK).exists():
+            self._thread = threading.Thread(
+                target=self._load, args=(self._place,), name="klmonitor: kernel", daemon=True
+            )
+            self._thread.start()
+        elif not self._tried:
+            self._tried = start(self._place)
+
+    def _load(self, place: Path) -> None:
+        try:
+            load(place)
+            self._loaded = True
+        except Exception as error:  # noqa: BLE001  # told by who asks for the kernel
+            self.error = error
+
+
+def start(place: Path) -> bool:
+    """Start the child that compiles into a directory, unless another has the lock.
+
+    Returns:
+        Whether this process has started one, or cannot.
+    """
+    if fcntl is None:
+        return True
+    with (place / LOCK).open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        if (place / MARK).exists():
+            return False
+        os.set_inheritable(lock.fileno(), True)
+        subprocess.Popen(
+            [sys.executable, "-m", __name__, str(place)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(lock.fileno(),),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            start_new_session=True,
+        )
+    return True
+
+
+def main(place: Path) -> None:
+    """What the child does."""
+    if hasattr(os, "nice"):
+        os.nice(NICE)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    load(place)
+    fresh = place / f"{MARK}.{os.getpid()}"
+    fresh.write_text(digest(), encoding="utf-8")
+    fresh.replace(place / MARK)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

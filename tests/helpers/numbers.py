@@ -1,0 +1,38 @@
+"""The numbers of a summary, and the pass that made it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from klmonitor.numbers.assemble import pair_reports
+from klmonitor.numbers.running import Running
+from klmonitor.numbers.sums import StepSums
+from klmonitor.summary import passes
+
+COMPILE_SECONDS = 300.0
+
+
+def step_of(state):
+    """The sums of a summary's pairs."""
+    return StepSums(state.arrays, state.config.all_groups)
+
+
+def reports_of(state, running=None):
+    """The report of each pair; running numbers start here, or go on."""
+    step = step_of(state)
+    (running or Running()).advance(step)
+    return pair_reports(step)
+
+
+def choose_pass(patch, name):
+    """Make the CPU's pass the ``"compiled"`` or the ``"plain"`` one."""
+    kernel = passes.KERNELS["cpu"]
+    if name == "plain":
+        patch.setattr(kernel, "wrong", "a test wants the plain pass")
+        return
+    if importlib.util.find_spec("numba") is None:
+        pytest.skip("numba is not installed")
+    assert kernel.loader.wait(COMPILE_SECONDS), kernel.loader.error
+    patch.setattr(kernel, "wrong", None)
