@@ -54,6 +54,14 @@ class HealthLog:
         """It works again."""
         self._inactive.pop(what, None)
 
+    def __getstate__(self) -> dict[str, object]:
+        """All but the lock, so that what holds one can be copied."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """What was counted, and a lock of its own."""
+        vars(self).update(state, _lock=threading.Lock())
+
     def read(self) -> Health:
         """As it stands."""
         why = "; ".join(f"{what}: {why}" for what, why in list(self._inactive.items()))

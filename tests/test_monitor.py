@@ -16,7 +16,7 @@ import torch
 from klmonitor import Monitor
 from klmonitor.record import read_run
 from klmonitor.report import Later
-from tests.helpers.numbers import choose_pass
+from tests.helpers.steps import choose_pass
 
 
 def batch(seed=0, rows=8, columns=20, scale=0.1):
@@ -395,19 +395,3 @@ def test_a_step_closed_in_inference_mode_leaves_a_monitor_that_works(compiled, m
         due = expected.step(10 * i + 1)
         mine, theirs = (r.pairs["policy_ref"]["k3/mean"] for r in (found, due))
         assert mine == theirs > 0
-
-
-def test_the_summary_of_a_step_is_used_again_and_shows_in_no_later_report():
-    monitor, fresh = Monitor(strict=True), []
-    for i in range(4):
-        monitor.observe(**batch(i))
-        spare = monitor._states["train"]
-        found = monitor.step(i)
-        alone = Monitor(strict=True)
-        alone.observe(**batch(i))
-        due = alone.step(i).pairs["policy_ref"]
-        assert found.pairs["policy_ref"].histogram == due.histogram
-        assert found.pairs["policy_ref"].extremes == due.extremes
-        assert found.pairs["policy_ref"]["k1/se"] == due["k1/se"]
-        fresh.append(spare)
-    assert len({id(summary) for summary in fresh}) == 1

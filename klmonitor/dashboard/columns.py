@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from klmonitor.dashboard.heat import ROWS, heat_columns
+from klmonitor.numbers.explain import with_verdict
 from klmonitor.record.rows import (
     alert_to_row,
     as_float,
@@ -141,6 +142,7 @@ class RunColumns:
         self.generation = 0
         self._alert_keys: dict[tuple[Any, ...], int] = {}
         self._tokens: dict[int, bytes] = {}
+        self._open: dict[int, dict[str, tuple[str, ...]]] = {}
         self._text = tokens_text
 
     # --- filling -------------------------------------------------------------------------------
@@ -160,6 +162,9 @@ class RunColumns:
                 self.pairs[name] = PairColumns(len(self.steps))
         if not again:
             self.steps.insert(at, step)
+        open_kinds = {name: tuple(body.get("open", ())) for name, body in bodies.items()}
+        if any(open_kinds.values()):
+            self._open[step] = open_kinds
         for name, pair in self.pairs.items():
             if last:
                 pair.append(bodies.get(name))
@@ -208,7 +213,8 @@ class RunColumns:
         if not values:
             return None
         mine = tuple(token for token in self.tokens_at(self.steps[row]) if token.pair == pair)
-        return PairReport(pair, values, extremes=mine)
+        open_kinds = self._open.get(self.steps[row], {}).get(pair, ())
+        return with_verdict(PairReport(pair, values, extremes=mine), open_kinds)
 
     def spike_threshold(self) -> Row:
         """``z`` of the spike rule in scales, None where it was off, and whether that is `known`.

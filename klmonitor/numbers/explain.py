@@ -20,21 +20,25 @@ BIAS_Z, BIAS_SHARE = 3.0, 0.1
 MOST = 4
 
 
-def judged(pair: PairReport, open_kinds: Collection[str] = ()) -> PairReport:
-    """A pair's report with its verdict, in words and as the metric ``best``.
+def with_verdict(pair: PairReport, open_kinds: Collection[str] = ()) -> PairReport:
+    """A pair's report with its verdict, and the words beside it.
 
     Args:
         pair: the numbers.
         open_kinds: kinds of alert that are open on it.
     """
-    found = verdict(pair.values, open_kinds)
     return replace(
         pair,
-        values={**pair.values, "best": found.best},
-        verdict=found,
+        verdict=verdict(pair.values, open_kinds),
         open_kinds=tuple(sorted(open_kinds)),
         words=findings,
     )
+
+
+def judged(pair: PairReport, open_kinds: Collection[str] = ()) -> PairReport:
+    """As `with_verdict`, and the verdict as the metric ``best``."""
+    found = with_verdict(pair, open_kinds)
+    return found.with_value("best", found.verdict.best)
 
 
 def findings(pair: PairReport) -> list[str]:

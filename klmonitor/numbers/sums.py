@@ -203,7 +203,8 @@ class StepSums:
         ranks = np.maximum(np.ceil(probability * self.n), 1) - 0.5
         places = [row.searchsorted(rank) for row, rank in zip(self.cumulative, ranks, strict=True)]
         middles = MIDDLES[np.minimum(places, len(MIDDLES) - 1)]
-        return self.where(self.n > 0, np.clip(middles, -self.maxima[:, 1], self.maxima[:, 0]))
+        known = (self.n > 0) & ~np.isnan(self.cumulative[:, -1])
+        return self.where(known, np.clip(middles, -self.maxima[:, 1], self.maxima[:, 0]))
 
     # --- the rest ----------------------------------------------------------------------------
     def policy_count(self, name: str) -> Array:
@@ -252,8 +253,9 @@ class StepSums:
             self.column("k1.k1") - 2 * mean * self.column("t.k1") + mean * mean * self.column("t.t")
         )
         off = np.abs(self.sequences[..., _K1] - mean[:, None] * self.sequences[..., _T])
-        known = self.sequences[..., KEY] >= 0
-        largest = np.where(known, off, -1.0).max(axis=1)
+        keys = self.sequences[..., KEY]
+        largest = np.where(keys >= 0, off, -1.0).max(axis=1)
+        largest[np.isnan(keys).any(axis=1)] = -1.0  # a part came without its sequences
         share = np.minimum(largest * largest / whole, 1.0)
         return self.where((whole > 0) & (largest >= 0), share)
 

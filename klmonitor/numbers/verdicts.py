@@ -19,6 +19,8 @@ GAP_Z, GAP_SHARE = 5.0, 0.1
 share of k3."""
 UNRESOLVED = 1e-4
 """Nats: k3 that log-probs of 16 bits cannot resolve."""
+SAYS_NOTHING = 2.0
+"""Standard errors within which of 0 an estimate does not even tell its sign."""
 EVEN = 0.5
 """The weight of r - 1 at which k1 and k3 are equally noisy (``cv/lambda``)."""
 
@@ -40,8 +42,7 @@ def verdict(numbers: Numbers, open_kinds: Collection[str] = frozenset()) -> Verd
     if len(carried) == 2:
         return _both_carried(numbers, open_kinds)
     if carried:
-        bad, good = ("k1", "k3") if carried == ["k1"] else ("k3", "k1")
-        return Verdict(good, f"{good} = {_nats(numbers, good)}: a few tokens carry {bad}, not it")
+        return _one_carried(numbers, open_kinds, carried[0])
     return _quieter(numbers)
 
 
@@ -90,8 +91,8 @@ def _not_drawn(numbers: Numbers, open_kinds: Collection[str]) -> str:
     if get(numbers, "on_policy") == 0:
         k1, k3, ess = (get(numbers, f"iw/{name}") for name in ("k1/mean", "k3/mean", "ess"))
         return (
-            f"neither: q did not draw these tokens; importance-weighted k1 = {k1:.3g}, k3 = "
-            f"{k3:.3g} nats (effective share of tokens {ess:.0%})"
+            f"neither: q did not draw these tokens; importance-weighted k1 = {k1:.4g}, k3 = "
+            f"{k3:.4g} nats (effective share of tokens {ess:.0%})"
         )
     if "k1_negative" in open_kinds:
         return (
@@ -110,6 +111,28 @@ def _without_k3(numbers: Numbers, k1_carried: bool) -> Verdict:
         rest = _nats(numbers, "k1", without=True)
         return Verdict(None, f"neither: {why}, and a few tokens carry k1; without them k1 = {rest}")
     return Verdict("k1", f"k1 = {_nats(numbers, 'k1')}: {why}")
+
+
+def _one_carried(numbers: Numbers, open_kinds: Collection[str], bad: str) -> Verdict:
+    """Where tokens carry one estimator: the other, unless its error is as large as it is."""
+    good = "k3" if bad == "k1" else "k1"
+    rest = _nats(numbers, bad, without=True)
+    errors = {k: get(numbers, f"{k}/se") for k in ("k1", "k3")}
+    if not errors[bad] < errors[good]:
+        return Verdict(good, f"{good} = {_nats(numbers, good)}: a few tokens carry {bad}, not it")
+    if f"dominance_{bad}" not in open_kinds:
+        return Verdict(
+            bad,
+            f"{bad} without its largest tokens, {rest}: even with them its error is smaller than "
+            f"{good}'s",
+        )
+    if abs(get(numbers, f"{good}/mean")) < SAYS_NOTHING * errors[good]:
+        return Verdict(
+            None,
+            f"neither: a few tokens carry {bad}, which is {rest} without them, and the error of "
+            f"{good}, {errors[good]:.3g} nats, is as large as {good}",
+        )
+    return Verdict(good, f"{good} = {_nats(numbers, good)}: a few tokens carry {bad}, not it")
 
 
 def _both_carried(numbers: Numbers, open_kinds: Collection[str]) -> Verdict:

@@ -11,7 +11,7 @@ from itertools import groupby
 from math import copysign, floor, frexp, ldexp
 from numbers import Integral, Real
 
-from klmonitor.numbers.explain import judged
+from klmonitor.numbers.explain import with_verdict
 from klmonitor.report import Alert, ExtremeToken, PairReport, Report, Row
 
 PAIR_BYTES = 4096
@@ -149,7 +149,7 @@ def report_from_row(row: Row) -> Report:
     edges to three significant digits.
     """
     pairs = {
-        name: judged(
+        name: with_verdict(
             PairReport(
                 name=name,
                 values={key: as_float(value) for key, value in body["values"].items()},

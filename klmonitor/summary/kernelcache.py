@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import threading
@@ -105,6 +104,7 @@ class Loader:
         self.error: Exception | None = None
         self._place: Path | None = None
         self._thread: threading.Thread | None = None
+        self._child: int | None = None
         self._tried = False
         self._next = 0.0
         self._loaded = False
@@ -135,12 +135,25 @@ class Loader:
                 raise ModuleNotFoundError("No module named 'numba'", name="numba")
             self._place = directory()
         if (self._place / MARK).exists():
+            if self._child is not None:
+                self._reap(self._child)
             self._thread = threading.Thread(
                 target=self._load, args=(self._place,), name="klmonitor: kernel", daemon=True
             )
             self._thread.start()
-        elif not self._tried:
-            self._tried = start(self._place)
+        elif self._child is not None:
+            self._reap(self._child)
+        elif not self._tried and fcntl is not None:
+            self._child = start(self._place)
+            self._tried = self._child is not None
+
+    def _reap(self, child: int) -> None:
+        """Ask for the child, once it has ended; what it has made, or not, is seen by its mark."""
+        with suppress(ChildProcessError):
+            ended, _ = os.waitpid(child, os.WNOHANG)
+            if not ended:
+                return
+        self._child = None
 
     def _load(self, place: Path) -> None:
         try:
@@ -150,44 +163,33 @@ class Loader:
             self.error = error
 
 
-def start(place: Path) -> bool:
+def start(place: Path) -> int | None:
     """Start the child that compiles into a directory, unless another has the lock.
 
     Returns:
-        Whether this process has started one, or cannot.
+        The child's process id; None: there is no need of one.
     """
-    if fcntl is None:
-        return True
     with (place / LOCK).open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return False
+            return None
         if (place / MARK).exists():
-            return False
+            return None
         os.set_inheritable(lock.fileno(), True)
-        subprocess.Popen(
-            [sys.executable, "-m", __name__, str(place)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(lock.fileno(),),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            start_new_session=True,
+        null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; import {__name__} as k; k.main(sys.argv[1])"
         )
-    return True
+        # -I: nothing of the working directory is imported.
+        arguments = [sys.executable, "-I", "-c", code, str(place)]
+        return os.posix_spawn(sys.executable, arguments, os.environ, file_actions=null)
 
 
-def main(place: Path) -> None:
+def main(place: str) -> None:
     """What the child does."""
-    if hasattr(os, "nice"):
-        os.nice(NICE)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    load(place)
-    fresh = place / f"{MARK}.{os.getpid()}"
+    os.nice(NICE)
+    load(Path(place))
+    fresh = Path(place) / f"{MARK}.{os.getpid()}"
     fresh.write_text(digest(), encoding="utf-8")
-    fresh.replace(place / MARK)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    fresh.replace(Path(place) / MARK)

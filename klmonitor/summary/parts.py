@@ -211,6 +211,8 @@ class MergedParts:
             arrays["histogram"][pairs] = np.nan
         if "tokens" not in came:
             self._tokens[-1][pairs, :, 0, fields.TOKEN_FIELDS.index("key")] = np.nan
+        if "sequences" not in came:
+            self._sequences[-1][pairs, 0, fields.SEQUENCE_FIELDS.index("key")] = np.nan
         if "prompts" not in came:
             arrays["sums"][pairs, :, fields.COLUMN["prompted"]] = -np.inf  # never all of them
         if "policies" not in came:

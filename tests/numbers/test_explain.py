@@ -111,7 +111,7 @@ def test_the_gap_changes_the_verdict_where_the_sampler_is_not_q():
     text, pair = verdict(collapsed)
     assert abs(pair["gap_z"]) > 5
     assert "the tokens were hardly drawn from policy" in text
-    assert "believe k1: where the gap test fails" in text
+    assert f"believe k1 = {pair['k1/mean']:.3g} nats: k3 misses what q no longer samples" in text
 
 
 def test_neither_is_believed_where_another_policy_drew_the_tokens():
@@ -144,7 +144,10 @@ def test_off_policy_gives_the_weighted_estimates():
     old = CLEAN["policy"] + 0.1 * torch.randn(ROWS, COLUMNS, generator=generator)
     text, pair = verdict(CLEAN | {"old": old})
     assert pair["on_policy"] == 0
-    assert f"importance-weighted k1 {pair['iw/k1/mean']:.4g}" in text
+    assert (
+        f"believe neither: q did not draw these tokens; importance-weighted k1 = {pair['iw/k1/mean']:.4g}"
+        in text
+    )
 
 
 def test_no_verdict_is_longer_than_six_lines():
@@ -162,7 +165,10 @@ def test_no_verdict_is_longer_than_six_lines():
 @pytest.mark.parametrize(
     ("d", "said"),
     [
-        (torch.zeros(4, 8), "gave the very same log-probs: every estimate is 0"),
+        (
+            torch.zeros(4, 8),
+            "believe neither: both policies gave the very same log-probs, so every estimate is 0",
+        ),
         (torch.full((4, 8), torch.nan), "32 tokens have a nan or infinite log-ratio"),
     ],
 )
@@ -170,7 +176,7 @@ def test_where_there_is_nothing_to_estimate_nothing_is_believed(d, said):
     q = -torch.rand(4, 8)
     text, pair = verdict({"policy": q, "ref": q + d})
     assert said in text
-    assert "believe" not in text
+    assert "believe neither" in text
     assert np.isnan(pair["best"])
 
 

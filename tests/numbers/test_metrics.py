@@ -15,8 +15,8 @@ from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import SummaryConfig
 from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary
-from tests.helpers.numbers import choose_pass, reports_of
 from tests.helpers.reference import plain_metrics
+from tests.helpers.steps import choose_pass, reports_of
 
 COUNTS = ("tokens", "sequences", "clusters", "prompts", "outliers/k1", "outliers/k3", "clamped")
 QUANTILES = ("p0.1", "p1", "p50", "p99", "p99.9")

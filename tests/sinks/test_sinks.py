@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from klmonitor.boundary import PATIENCE, REST
 from klmonitor.numbers.metrics import CORE, NAMES
 from klmonitor.record import RecordWriter, jsonl, read_run
 from klmonitor.report import PairReport, Report
@@ -29,7 +30,6 @@ from klmonitor.sinks import (
     check_metrics,
     select,
 )
-from klmonitor.sinks import base as sinks_base
 from klmonitor.sinks import wandb as wandb_sink
 from klmonitor.sinks.panels import PANELS, panels_of
 from tests.helpers import reports as some
@@ -166,11 +166,15 @@ def test_a_failing_sink_harms_no_other(caplog: pytest.LogCaptureFixture) -> None
 def test_a_sink_that_keeps_failing_is_left_alone_and_one_that_recovers_is_not() -> None:
     sink, flaky = Collect(RuntimeError("down")), Collect()
     sinks = FanOut([sink, flaky])
-    for step in range(3 * sinks_base.GIVE_UP):
+    for step in range(PATIENCE + REST):
         flaky.error = RuntimeError("now and then") if step % 2 else None
         sinks(small_report(step))
-    assert sink.calls == sinks_base.GIVE_UP
-    assert flaky.calls == 3 * sinks_base.GIVE_UP
+    assert sink.calls == PATIENCE
+    assert flaky.calls == PATIENCE + REST
+    sink.error = None
+    for step in range(3):
+        sinks(small_report(step))
+    assert sink.calls == PATIENCE + 3
 
 
 # --- console ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from klmonitor.summary import chunked, passes
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import CENTRE, COLUMN, SummaryConfig
 from klmonitor.summary.state import Summary
-from tests.helpers.numbers import choose_pass
+from tests.helpers.steps import choose_pass
 from tests.helpers.tritoncases import made_up
 
 WHERE = Place(0, 3), 0

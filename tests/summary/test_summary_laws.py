@@ -20,7 +20,7 @@ from klmonitor.summary.fields import CENTRE, COLUMN, SummaryConfig
 from klmonitor.summary.pairsums import buckets
 from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary, merge_all
-from tests.helpers.numbers import choose_pass, reports_of, step_of
+from tests.helpers.steps import choose_pass, reports_of, step_of
 
 settings.register_profile("laws", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("laws")
