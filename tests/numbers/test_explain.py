@@ -144,10 +144,8 @@ def test_off_policy_gives_the_weighted_estimates():
     old = CLEAN["policy"] + 0.1 * torch.randn(ROWS, COLUMNS, generator=generator)
     text, pair = verdict(CLEAN | {"old": old})
     assert pair["on_policy"] == 0
-    assert (
-        f"believe neither: q did not draw these tokens; importance-weighted k1 = {pair['iw/k1/mean']:.4g}"
-        in text
-    )
+    weighted = f"importance-weighted k1 = {pair['iw/k1/mean']:.4g}"
+    assert f"believe neither: q did not draw these tokens; {weighted}" in text
 
 
 def test_no_verdict_is_longer_than_six_lines():
