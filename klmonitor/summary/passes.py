@@ -8,7 +8,6 @@ with one warning. `chunked` does the work of all that is not there.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -107,12 +106,13 @@ class Kernel:
         groups: int | Tensor,
     ) -> bool:
         try:
-            if self.loader is not None and not self.loader.ready():
-                return self._missing()
-            compiled = sys.modules.get(self._module) or import_module(self._module)
+            ready = self.loader is None or self.loader.ready()
+            compiled = import_module(self._module) if ready else None
         except ModuleNotFoundError as error:
             self.wrong = str(error)  # without the compiler
             return False
+        if compiled is None:
+            return self._missing()
         if not compiled.fits(batch):
             return False
         cpu = batch.device.type == "cpu"

@@ -6,6 +6,7 @@ import pytest
 from trl import SFTTrainer
 
 from klmonitor.attachment import attach
+from klmonitor.boundary import PATIENCE
 from klmonitor_trl import KLMonitorCallback
 
 
@@ -196,7 +197,7 @@ def test_strict_raises(make_trainer, monkeypatch):
 
 
 def test_a_loss_without_log_probs_is_noticed(make_trainer, caplog):
-    trainer = make_trainer(4, beta=0.04)
+    trainer = make_trainer(PATIENCE + 2, beta=0.04)
     untouched = trainer._get_per_token_logps_and_entropies
     handle = attach(trainer)
     trainer._get_per_token_logps_and_entropies = untouched
@@ -205,5 +206,5 @@ def test_a_loss_without_log_probs_is_noticed(make_trainer, caplog):
     said = [record.getMessage() for record in caplog.records if "klmonitor" in record.getMessage()]
     assert len(said) == 1
     assert "was not called" in said[0]
-    assert handle.monitor.errors == 3
+    assert handle.monitor.errors == PATIENCE
     assert "given up: loss" in handle.describe()
