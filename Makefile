@@ -70,7 +70,7 @@ docs: install
 
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[bench]"
-	$(BIN)/python benchmarks/speed.py $(ARGS)
+	PYTHONPATH=. $(BIN)/python benchmarks/speed.py $(ARGS)
 
 sim: install
 	$(BIN)/python benchmarks/intervals.py

@@ -47,8 +47,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A table of Markdown."""
     names = list(columns)
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for row in rows:
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+    lines += ("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
     return "\n".join(lines) + "\n"
 
 
@@ -56,7 +55,10 @@ def metrics() -> str:
     """All metrics."""
     return table(
         ("name", "core", "unit", "formula", "meaning"),
-        ((f"`{m.name}`", "yes" if m.core else "", m.unit, f"`{m.formula}`", m.text) for m in METRICS),
+        (
+            (f"`{m.name}`", "yes" if m.core else "", m.unit, f"`{m.formula}`", m.text)
+            for m in METRICS
+        ),
     )
 
 
