@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from klmonitor.boundary import Boundary, HealthLog
+from klmonitor.boundary import Boundary
 from klmonitor.notify import Notify
 from klmonitor.numbers.assemble import ExtraValues, pair_reports
 from klmonitor.numbers.explain import judged
@@ -34,9 +34,8 @@ from klmonitor.sinks import Metrics, Sink
 from klmonitor.sinks.delivery import Delivery
 from klmonitor.sinks.table import SinkOptions, make_sinks
 from klmonitor.sinks.tokentable import Annotate
-from klmonitor.summary.batch import TensorLike
-from klmonitor.summary.intake import Group, Intake, PromptIds
 from klmonitor.summary.logged import LoggedSteps
+from klmonitor.summary.observer import Observer
 from klmonitor.summary.parts import unpack
 from klmonitor.summary.reduce import HostCopy, Ranks, agree, default_ranks, rank_of, reduce_over
 from klmonitor.summary.state import Summary
@@ -52,12 +51,8 @@ class Pending:
     why: str
 
 
-class Monitor:
-    """Watches the KL of one training run.
-
-    Attributes:
-        log: what failed or was lost so far, in this process; an adapter's boundaries count here.
-    """
+class Monitor(Observer):
+    """Watches the KL of one training run; `observe` is the `Observer`'s."""
 
     def __init__(
         self,
@@ -109,9 +104,7 @@ class Monitor:
         """
         if log_tokens not in ("local", True, False):
             raise ValueError(f"log_tokens is {log_tokens!r}: choose 'local', True or False")
-        self.log = HealthLog()
-        self._enabled = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
-        self._intake = Intake(groups, pairs, prompts)
+        super().__init__(groups, pairs, prompts, strict)
         self._rules = RuleSet(load_rules(rules), self.log)
         self._running = Running(half_life)
         self._group = process_group
@@ -120,8 +113,7 @@ class Monitor:
         self._health_of: dict[str, Health] = {}
         self._pending: Pending | None = None
         self._rows = LoggedSteps() if merge_rows else None
-        self._observed = self._agreed = self._closed = False
-        self._observe = Boundary("observe", self.log, vital=True, strict=strict)
+        self._agreed = self._closed = False
         self._always = {
             name: Boundary(name, self.log, patience=None, strict=strict)
             for name in ("step", "report", "rules", "rows", "a worker's part")
@@ -159,65 +151,9 @@ class Monitor:
         """Failures that were caught so far, in this process."""
         return self.log.read().errors
 
-    @property
-    def active(self) -> bool:
-        """Whether log-probs are taken: not where KLMONITOR_DISABLE is set or `observe` rests."""
-        return self._enabled and not self._observe.resting
-
     # --- in ----------------------------------------------------------------------------------
-    def observe(
-        self,
-        *,
-        mask: TensorLike | None = None,
-        token_ids: TensorLike | None = None,
-        prompt_ids: PromptIds | None = None,
-        cu_seqlens: TensorLike | None = None,
-        sequence_ids: TensorLike | None = None,
-        group: Group = None,
-        phase: str = "train",
-        **log_probs: TensorLike | None,
-    ) -> None:
-        """Add one micro-batch; never synchronises with the device.
-
-        Args:
-            log_probs: ``policy=``, ``old=``, ``rollout=``, ``ref=``: log-probs of the sampled
-                tokens, nats, at least two of them, in a layout of `klmonitor.summary.batch.build`.
-            mask: which tokens count, same layout.
-            token_ids: vocabulary ids, same layout; to name the extreme tokens.
-            prompt_ids: [B] integers or strings: completions of one prompt are not independent.
-            cu_seqlens: [B + 1] offsets, for packed tokens.
-            sequence_ids: [N] integers, for packed tokens.
-            group: the micro-batch's group, or one name a sequence, or int64 [B] indices into the
-                declared groups (any other index: ``other``).
-            phase: ``"train"`` or ``"eval"``; the two are never mixed.
-
-        Raises:
-            ValueError: at the first call: shapes, masks or layouts do not fit.
-            TypeError: at the first call: a dtype or a policy's name is wrong.
-        """
-        if not self._enabled:
-            return
-        layout = {
-            "mask": mask,
-            "token_ids": token_ids,
-            "cu_seqlens": cu_seqlens,
-            "sequence_ids": sequence_ids,
-        }
-        if self._observed:
-            self._observe(self._add, log_probs, layout, prompt_ids, group, phase)
-        else:  # setup
-            self._add(log_probs, layout, prompt_ids, group, phase)
-            self._observed = True
-
-    def _add(
-        self,
-        log_probs: Mapping[str, TensorLike | None],
-        layout: Mapping[str, TensorLike | None],
-        prompt_ids: PromptIds | None,
-        group: Group,
-        phase: str,
-    ) -> None:
-        self._intake.add(log_probs, layout, prompt_ids, group, phase, rank_of(self._ranks()))
+    def _rank(self) -> int:
+        return rank_of(self._ranks())
 
     def add_part(self, part: bytes) -> None:
         """Add what a worker's `Collector.take` gave, before `step` on the driver.

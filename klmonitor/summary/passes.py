@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,14 +98,7 @@ class Kernel:
             return False
         return bool(self._boundary(self._add, state, batch, pairs, place, groups))
 
-    def _add(
-        self,
-        state: Summary,
-        batch: TokenBatch,
-        pairs: Sequence[Pair],
-        place: Place,
-        groups: int | Tensor,
-    ) -> bool:
+    def _add(self, state: Summary, batch: TokenBatch, pairs: Sequence[Pair], *where: Any) -> bool:
         try:
             ready = self.loader is None or self.loader.ready()
             compiled = import_module(self._module) if ready else None
@@ -120,7 +114,7 @@ class Kernel:
         if (batch.device, dtypes) not in self.tried:
             self._prove(compiled.add, batch, pairs)
             self.tried.add((batch.device, dtypes))
-        compiled.add(state, batch, pairs, place, groups)
+        compiled.add(state, batch, pairs, *where)
         return True
 
     def _missing(self) -> bool:
