@@ -76,6 +76,7 @@ sim: install
 	$(BIN)/python benchmarks/intervals.py
 	$(BIN)/python benchmarks/dominance.py
 	$(BIN)/python benchmarks/rules.py
+	PYTHONPATH=. $(BIN)/python benchmarks/agreement.py
 
 demo: install
 	$(BIN)/klmonitor demo $(ARGS)

@@ -269,8 +269,8 @@ class PairReport:
             f"step {step}, KL({q} || {p}) over {self.tokens:,.0f} tokens in "
             f"{self['sequences']:,.0f} sequences: {numbers} nats/token"
         )
-        believe = self.verdict.text or "neither: too little is known of this step to choose"
-        return "\n  ".join([head, *self.words(self), f"believe {believe}"])
+        believe = [f"believe {self.verdict.text}"] if self.verdict.text else []
+        return "\n  ".join([head, *self.words(self), *believe])
 
     def _mean(self, name: str) -> str:
         estimate = self.estimate(name)

@@ -76,7 +76,7 @@ class Kernel:
         self.wrong: str | None = None
         self.tried: set[tuple[torch.device, frozenset[torch.dtype]]] = set()
         self.loader = loader
-        self._compiler, self._module = compiler, module
+        self._module = module
         self._boundary = Boundary(
             f"the {compiler} kernel",
             HealthLog(),

@@ -89,6 +89,7 @@ def test_each_reason_in_its_place(changes, open_kinds, estimator, words):
 
 def test_where_too_little_is_known_nothing_is_said():
     assert verdict({}).text == ""
+    assert "too little is known" in verdict({"tokens": 1.0, "on_policy": 1.0}).text
     assert verdict({"k3/mean": 0.1}).estimator is None
 
 
