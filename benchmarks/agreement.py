@@ -1,4 +1,4 @@
-"""Do alerts, `explain()` and the metric `best` ever disagree? `make sim` asks 10,000 random batches.
+"""Do alerts, `explain()` and `best` ever disagree? `make sim` asks 10,000 random batches.
 
     python benchmarks/agreement.py --batches 10000
 

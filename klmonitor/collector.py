@@ -12,7 +12,7 @@ is setup and raises; later ones are counted in what `take` gives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from klmonitor.pairs import POLICIES
 from klmonitor.summary.observer import Observer
@@ -35,8 +35,8 @@ class Collector(Observer):
     def __init__(
         self,
         name: str = "",
-        pairs: Sequence[str] | None = None,
-        groups: Sequence[str] = (),
+        pairs: Collection[str] | None = None,
+        groups: Collection[str] = (),
         prompts: bool = True,
     ) -> None:
         super().__init__(groups, pairs, prompts)

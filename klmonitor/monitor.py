@@ -13,6 +13,7 @@ ranks wait for.
 from __future__ import annotations
 
 import math
+import operator
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,11 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from klmonitor.boundary import Boundary
+from klmonitor.boundary import Boundary, cause, say
 from klmonitor.notify import Notify
 from klmonitor.numbers.assemble import ExtraValues, pair_reports
 from klmonitor.numbers.explain import judged
 from klmonitor.numbers.running import Running
+from klmonitor.numbers.stored import check_plain
 from klmonitor.numbers.sums import StepSums
 from klmonitor.record import RecordWriter
 from klmonitor.report import Health, PairReport, Report
@@ -37,7 +39,15 @@ from klmonitor.sinks.tokentable import Annotate
 from klmonitor.summary.logged import LoggedSteps
 from klmonitor.summary.observer import Observer
 from klmonitor.summary.parts import unpack
-from klmonitor.summary.reduce import HostCopy, Ranks, agree, default_ranks, rank_of, reduce_over
+from klmonitor.summary.reduce import (
+    DisagreementError,
+    HostCopy,
+    Ranks,
+    Reducer,
+    default_ranks,
+    rank_of,
+    world_of,
+)
 from klmonitor.summary.state import Summary
 
 
@@ -62,8 +72,8 @@ class Monitor(Observer):
         rules: Any = "default",
         sinks: Collection[str | Sink | Callable[[Report], None]] = (),
         notify: Notify = None,
-        groups: Sequence[str] = (),
-        pairs: Sequence[str] | None = None,
+        groups: Collection[str] = (),
+        pairs: Collection[str] | None = None,
         prompts: bool = True,
         log_tokens: str | bool = "local",
         half_life: float = 100.0,
@@ -113,7 +123,9 @@ class Monitor(Observer):
         self._health_of: dict[str, Health] = {}
         self._pending: Pending | None = None
         self._rows = LoggedSteps() if merge_rows else None
-        self._agreed = self._closed = False
+        self._reducer: Reducer | None = None
+        self._last_step: int | None = None
+        self._went_back = self._closed = self._told_closed = False
         self._always = {
             name: Boundary(name, self.log, patience=None, strict=strict)
             for name in ("step", "report", "rules", "rows", "a worker's part")
@@ -124,7 +136,7 @@ class Monitor(Observer):
             if run_dir is not None:
                 record = RecordWriter(
                     Path(run_dir),
-                    {"groups": list(groups), **(meta or {})},
+                    {"groups": list(self._intake.config.groups), **(meta or {})},
                     rules=settings_to_row(self._rules.settings),
                 )
             self._delivery = Delivery(
@@ -155,6 +167,14 @@ class Monitor(Observer):
     def _rank(self) -> int:
         return rank_of(self._ranks())
 
+    def _world(self) -> int:
+        return world_of(self._ranks())
+
+    def _open(self) -> bool:
+        if self._closed:
+            self._after_close()
+        return not (self._closed or self._is_off())
+
     def add_part(self, part: bytes) -> None:
         """Add what a worker's `Collector.take` gave, before `step` on the driver.
 
@@ -172,36 +192,100 @@ class Monitor(Observer):
         self._intake.merge(part, rank)
 
     # --- out ---------------------------------------------------------------------------------
-    def step(self, step: int, *, phase: str = "train", wait: bool = True) -> Report | None:
+    def step(self, step: int, *, phase: str = "train", wait: bool = True) -> Report:
         """Close a step: reduce over the ranks, judge, record. Collective: call on every rank.
 
         Args:
-            step: the trainer's step, for records and alerts.
+            step: the trainer's step, for records and alerts: whole, and no smaller than the last.
             phase: which observations to close.
             wait: False: start the copy to the host and return the previous step's report.
 
         Returns:
-            The report (the same on every rank); None where there is none yet, or on failure.
-        """
-        if not self._enabled and not self._ranks():
-            return None
-        pending = self._always["step"](self._begin, step, phase)
-        if pending is None:
-            return None
-        earlier, self._pending = self._pending, None if wait else pending
-        report = None if earlier is None else self._finish(earlier)
-        return self._finish(pending) if wait else report
+            The report, the same on every rank; empty where nothing was observed, monitoring is off
+            or something failed. Its step is None where there is no result yet (``wait=False``).
 
-    def _begin(self, step: int, phase: str) -> Pending:
-        ranks = self._ranks()
-        state = self._intake.take(phase)
-        if not self._agreed:
-            self._agreed = True
-            agree(self._intake.config, ranks)
+        Raises:
+            TypeError: at the first call: `step` is no whole number.
+        """
+        number = self._number(step)
+        if self._closed:
+            self._after_close()
+        if (not self._enabled and not self._ranks()) or self._closed or self._is_off():
+            return self._nothing(number, phase)
+        pending = self._always["step"](self._begin, number, phase)
+        earlier, self._pending = self._pending, None if wait else pending
+        found = None if earlier is None else self._finish(earlier)
+        if wait:
+            found = None if pending is None else self._finish(pending)
+        return found or self._nothing(number if wait else None, phase)
+
+    def _begin(self, step: int, phase: str) -> Pending | None:
+        """Reduce; whatever fails before the collectives travels as a flag."""
+        if self._reducer is None:
+            self._reducer = Reducer(self._intake.config, self._ranks())
+        try:
+            self._reducer.agree(self._intake.digest, self._intake.on_device())
+        except DisagreementError as error:  # on every rank alike
+            self.log.stop("monitoring", str(error))
+            raise
+        why = ""
+
+        def make() -> tuple[Summary, Sequence[float]]:
+            nonlocal why
+            health = self._health()
+            why = health.why
+            flags = (float(health.errors), float(health.dropped), float(not health.active))
+            return self._intake.take(phase), flags
+
+        summary, flags, failure = self._reducer.reduce(make)
+        if failure is not None:
+            self._intake.drop(phase)
+            self._always["step"].caught(failure)
+        return Pending(step, phase, HostCopy.start(summary, flags), why)
+
+    def _is_off(self) -> bool:
+        """Whether ranks have refused one another's settings: then none reduces any more."""
+        return self._reducer is not None and bool(self._reducer.off)
+
+    def _nothing(self, step: int | None, phase: str) -> Report:
+        """The report of a step of which nothing is known."""
         health = self._health()
-        mine = (float(health.errors), float(health.dropped), float(not health.active))
-        summary, worst = reduce_over(ranks, state, mine)
-        return Pending(step, phase, HostCopy.start(summary, worst), health.why)
+        return Report(
+            step=step,  # type: ignore[arg-type]  # None: before the first result
+            first_step=step or 0,
+            phase=phase,
+            time=time.time(),
+            pairs={},
+            run_values=health.values,
+            health=health,
+        )
+
+    def _number(self, step: Any) -> int:
+        """The step as a whole number; what is none continues from the last one."""
+        try:
+            number = operator.index(step.item() if hasattr(step, "item") else step)
+        except (TypeError, ValueError, RuntimeError):
+            error = TypeError(
+                f"step is {step!r}: give the trainer's step, a whole number, as step(17)"
+            )
+            if self._last_step is None:
+                raise error from None
+            self._always["step"].caught(error)
+            number = self._last_step + 1
+        if self._last_step is not None and number < self._last_step and not self._went_back:
+            self._went_back = True
+            say(
+                "step %d comes after step %d: steps that come again replace",
+                number,
+                self._last_step,
+            )
+        self._last_step = number
+        return number
+
+    def _after_close(self) -> None:
+        if not self._told_closed:
+            self._told_closed = True
+            say("this monitor is closed: what is observed and stepped from now on is left out")
 
     def _health(self) -> Health:
         """Of this process and of the workers whose parts came here."""
@@ -219,9 +303,12 @@ class Monitor(Observer):
         return self._always["report"](self._report, pending)
 
     def _report(self, pending: Pending) -> Report:
-        summary, (errors, dropped, inactive) = pending.copy.wait()
+        summary, (errors, dropped, inactive, absent) = pending.copy.wait()
         train = pending.phase == "train"
-        health = Health(int(errors), int(dropped), not inactive, pending.why)
+        why = pending.why or ("a rank sent no summary of this step" if absent else "")
+        health = Health(
+            int(max(errors, 0)), int(max(dropped, 0)), not (inactive > 0 or absent), why
+        )
         pairs = self._numbers(summary, pending.phase, advance=train)
         report = Report(
             step=pending.step,
@@ -277,17 +364,24 @@ class Monitor(Observer):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+        """Continue where `state_dict` was taken: all of it, or nothing where it cannot be right.
 
         Raises:
-            ValueError: the state is of another version.
+            ValueError: the state is of another version, or damaged; nothing is changed.
         """
-        if state.get("version") != 1:
+        if not isinstance(state, Mapping) or state.get("version") != 1:
+            version = state.get("version") if isinstance(state, Mapping) else None
+            raise ValueError(f"state has version {version!r}, this is 1: start with a new Monitor")
+        running, rules = Running(self._running.half_life), self._rules.fresh()
+        try:
+            check_plain(dict(state))
+            running.load_state_dict(state["running"])
+            rules.load_state_dict(state["rules"])
+        except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
             raise ValueError(
-                f"state has version {state.get('version')!r}, this is 1: start with a new Monitor"
-            )
-        self._running.load_state_dict(state["running"])
-        self._rules.load_state_dict(state["rules"])
+                f"the state is damaged ({cause(error)}): start with a new Monitor"
+            ) from error
+        self._running, self._rules = running, rules
 
     def flush(self, timeout: float = 5.0) -> None:
         """Wait until the record is written, at most `timeout` seconds."""

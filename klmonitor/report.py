@@ -8,6 +8,7 @@ counted" is nan, never 0.
 
 from __future__ import annotations
 
+import difflib
 import html
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -226,6 +227,10 @@ class Verdict:
         return {"k1": 1.0, "k3": 3.0}.get(self.estimator or "", math.nan)
 
 
+KNOWN: set[str] = set()
+"""Names of metrics; the table of metrics (`klmonitor.numbers.metrics`) fills it."""
+
+
 def _nothing(pair: PairReport) -> Sequence[str]:
     return ()
 
@@ -254,8 +259,16 @@ class PairReport:
     words: Callable[[PairReport], Sequence[str]] = field(default=_nothing, repr=False)
 
     def __getitem__(self, metric: str) -> float:
-        """The value of a metric, nan if this step has none."""
-        return self.values.get(metric, math.nan)
+        """The value of a metric, nan if this step has none.
+
+        Raises:
+            KeyError: there is no metric of that name; the message has the nearest.
+        """
+        if metric in self.values or metric in KNOWN or metric.startswith("group/") or not KNOWN:
+            return self.values.get(metric, math.nan)
+        near = difflib.get_close_matches(metric, KNOWN, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else ", see docs/metrics.md"
+        raise KeyError(f"no metric {metric!r}{hint}")
 
     def with_value(self, metric: str, value: float) -> PairReport:
         """A copy with one value more."""
@@ -338,6 +351,14 @@ class Health:
         }
 
 
+class _Pairs(dict[str, PairReport]):
+    """Pairs by name."""
+
+    def __missing__(self, name: str) -> PairReport:
+        held = ", ".join(self) or "none"
+        raise KeyError(f"no pair {name!r} at this step, which has {held}")
+
+
 @dataclass(frozen=True)
 class Report:
     """Everything one optimizer step (or a run of merged steps) found.
@@ -361,6 +382,10 @@ class Report:
     alerts: tuple[Alert, ...] = ()
     run_values: Mapping[str, float] = field(default_factory=dict)
     health: Health = Health()
+
+    def __post_init__(self) -> None:
+        """Let a pair that is not there say which are."""
+        object.__setattr__(self, "pairs", _Pairs(self.pairs))
 
     @property
     def extremes(self) -> list[ExtremeToken]:

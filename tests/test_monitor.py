@@ -121,9 +121,8 @@ def test_without_waiting_reports_lag_by_one_step_and_close_delivers_the_last(tmp
             monitor.observe(**batch(i))
         expected.append(waiting.step(i))
         late = lagging.step(i, wait=False)
-        assert (late is None) == (i == 0)
-        if late is not None:
-            assert late.step == i - 1
+        assert late.step == (i - 1 if i else None)
+        if i:
             found, due = (r.pairs["policy_ref"] for r in (late, expected[i - 1]))
             assert found.values == pytest.approx(due.values, rel=0, abs=0, nan_ok=True)
             assert (found.extremes, found.histogram) == (due.extremes, due.histogram)
@@ -293,7 +292,8 @@ def test_disabled_by_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("KLMONITOR_DISABLE", "1")
     monitor = Monitor(tmp_path / "run")
     monitor.observe(policy="nonsense", ref=3)
-    assert monitor.step(0) is None
+    report = monitor.step(0)
+    assert (report.step, report.pairs, report.health.active) == (0, {}, False)
     monitor.close()
     assert not (tmp_path / "run").exists()
 

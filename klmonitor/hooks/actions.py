@@ -7,7 +7,8 @@
 A key is ``kind:severity``, a kind, a severity or ``"*"``; the first of these that is in the table
 decides, so a more specific key overrules a more general one (give None to do nothing). An action
 alone stands for critical alerts, a function alone for all. A function takes the `Alert` and may
-return an action; it is called on every rank, with equal alerts, and must answer the same on each.
+return an action, several, or a table such as ``{"stop": True}``; it is called on every rank, with
+equal alerts, and must answer the same on each.
 """
 
 from __future__ import annotations
@@ -111,6 +112,8 @@ def _answer(function: Callable[[Alert], Any], alert: Alert) -> list[str]:
         ValueError: it returned something else.
     """
     said = function(alert)
+    if isinstance(said, Mapping):
+        said = [name for name, wanted in said.items() if wanted]
     names = [said] if isinstance(said, str) else list(said or ())
     for name in names:
         if name not in ACTIONS:

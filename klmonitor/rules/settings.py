@@ -130,9 +130,30 @@ def _changed(rule: Rule, current: Thresholds, value: Any) -> Thresholds | None:
     for name, number in value.items():
         if name not in names:
             raise ValueError(unknown(f"threshold of rule {rule.kind!r}", name, names))
-        if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number):
-            raise ValueError(f"threshold {rule.kind}.{name} is {number!r}: give a number")
+        if not _is_threshold(number):
+            raise ValueError(
+                f"threshold {rule.kind}.{name} is {_shown(number)}: give a number, 0 or more"
+            )
     return {**(current or known), **{key: float(n) for key, n in value.items()}}
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, not longer than a line."""
+    try:
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    except ValueError:  # an integer of thousands of digits
+        return "an integer too long to show"
+
+
+def _is_threshold(number: Any) -> bool:
+    """Whether it is a number, not negative; infinity is one."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return False
+    try:
+        return float(number) >= 0
+    except OverflowError:
+        return False
 
 
 def _own(functions: Any) -> dict[str, OwnRule]:

@@ -5,7 +5,6 @@ What stalls costs its own rows; closing waits for all of them together, `CLOSE_S
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from functools import partial
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.record import RecordWriter
 from klmonitor.report import Alert, ExtremeToken, Health, Later, Report
-from klmonitor.sinks.base import FanOut
+from klmonitor.sinks.base import FanOut, together
 from klmonitor.sinks.tokentable import Annotate, shown_tokens
 
 CLOSE_SECONDS = 5.0
@@ -89,8 +88,4 @@ class Delivery:
         if self._record is not None:
             self.flush(FLUSH_SECONDS)  # what a sink makes of the record shall be whole
             closers.append(partial(self._record.close, 0.7 * CLOSE_SECONDS))
-        threads = [threading.Thread(target=close, daemon=True) for close in closers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(max(deadline - time.monotonic(), 0.0))
+        together(closers, lambda: deadline - time.monotonic())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.summary.batch import TensorLike
@@ -28,14 +28,14 @@ class Observer:
 
     def __init__(
         self,
-        groups: Sequence[str],
-        pairs: Sequence[str] | None,
+        groups: Collection[str],
+        pairs: Collection[str] | None,
         prompts: bool,
         strict: bool = False,
     ) -> None:
         self.log = HealthLog()
         self._enabled = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
-        self._intake = Intake(groups, pairs, prompts)
+        self._intake = Intake(groups, pairs, prompts, self.log)
         self._boundary = Boundary("observe", self.log, vital=True, strict=strict)
         self._observed = False
 
@@ -74,7 +74,7 @@ class Observer:
             ValueError: at the first call: shapes, masks or layouts do not fit.
             TypeError: at the first call: a dtype or a policy's name is wrong.
         """
-        if not self._enabled:
+        if not self._enabled or not self._open():
             return
         layout = {
             "mask": mask,
@@ -82,12 +82,21 @@ class Observer:
             "cu_seqlens": cu_seqlens,
             "sequence_ids": sequence_ids,
         }
-        arguments = (log_probs, layout, prompt_ids, group, phase, self._rank())
+        ranks = self._world()
+        arguments = (log_probs, layout, prompt_ids, group, phase, self._rank(), ranks == 1)
         if self._observed:
             self._boundary(self._intake.add, *arguments)
         else:  # setup
             self._observed = True
             self._intake.add(*arguments)
+
+    def _open(self) -> bool:
+        """Whether anything is taken at all, at present."""
+        return True
+
+    def _world(self) -> int:
+        """How many processes' summaries are reduced."""
+        return 1
 
     def _rank(self) -> int:
         """This process's number among those whose summaries are reduced."""
