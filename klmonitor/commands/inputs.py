@@ -20,14 +20,14 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="run directory, or a KL series as CSV or JSON lines (wandb, TensorBoard)",
+        help="run or output directory, trainer_state.json, console log, event files, CSV, JSON",
     )
     parser.add_argument(
         "--column",
         action="append",
         default=[],
         metavar="WHAT=NAME",
-        help=f"the column that holds WHAT ({', '.join(WHAT)}) in a CSV or JSON-lines file",
+        help=f"the column that holds WHAT ({', '.join(WHAT)}) in a file that is no record",
     )
     parser.add_argument(
         "--pair", default="policy_ref", help="the pair of such a file (default: policy_ref)"

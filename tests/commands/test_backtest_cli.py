@@ -134,14 +134,16 @@ def test_errors_k1_and_tokens_are_used_as_in_python(tmp_path, say):
 
 
 def test_other_names_are_given_by_hand(tmp_path, say):
-    path = write_csv(tmp_path / "kl.csv", {"iteration": range(300), "my_kl": K3.tolist()})
-    given = ("--column", "step=iteration", "--column", "k3=my_kl")
+    path = write_csv(tmp_path / "kl.csv", {"tick": range(300), "my_drift": K3.tolist()})
+    given = ("--column", "step=tick", "--column", "k3=my_drift")
     assert found(say, path, *given) == [(250, "spike")]
     status, said = say("backtest", path)
     assert status == 2
-    assert "no column for the step, only 'iteration', 'my_kl'" in said
-    status, said = say("backtest", path, "--column", "step=iteration")
-    assert "name it with --column k3=NAME" in said
+    assert "no column for k3, only 'tick', 'my_drift': name it with --column k3=NAME" in said
+    status, said = say("backtest", path, "--column", "k3=my_drift")
+    assert status == 2
+    assert "no column for the step, only 'tick', 'my_drift'" in said
+    assert "name it with --column step=NAME" in said
 
 
 def test_empty_cells_are_no_data_and_nan_is_a_value_that_is_not_finite(tmp_path, say):
