@@ -32,7 +32,8 @@ def series_in(directory: Path) -> list[Path]:
     events = sorted({file.parent for file in directory.rglob(f"{EVENTS}*")})
     if events:
         return events
-    files = sorted(f for f in directory.iterdir() if f.is_file() and f.suffix.lower() in SERIES)
+    known = (*SERIES, ".wandb")  # whose error says how to export it
+    files = sorted(f for f in directory.iterdir() if f.is_file() and f.suffix.lower() in known)
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:8])
         raise ValueError(f"{directory} holds {len(files)} files of rows: give one of {names}")

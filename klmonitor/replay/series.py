@@ -82,10 +82,13 @@ def _only(path: str, places: Sequence[Path], columns: Mapping[str, str], pair: s
         return _read(places[0], columns, pair)
     read = {place: _read_if_known(place, columns, pair) for place in places}
     found = {place: reports for place, reports in read.items() if reports}
-    if len(found) != 1:
-        names = ", ".join(str(place) for place in list(found or places)[:8])
-        what = "event files with a KL" if found else "event files, none with a KL that is known"
-        raise ValueError(f"{path} has {what} in several directories: give one of {names}")
+    if not found:
+        return _read(places[0], columns, pair)  # which says what is wrong with it
+    if len(found) > 1:
+        names = ", ".join(str(place) for place in list(found)[:8])
+        raise ValueError(
+            f"{path} has event files with a KL in several directories: give one of {names}"
+        )
     return next(iter(found.values()))
 
 

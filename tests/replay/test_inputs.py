@@ -165,8 +165,9 @@ def test_a_history_of_wandb_as_csv(tmp_path):
 def test_wandbs_own_file_is_named_with_the_way_to_export_it(tmp_path, capsys):
     path = tmp_path / "run-abc.wandb"
     path.write_bytes(b":W&B\xbe\xe1\x00" + bytes(40))
-    assert main(["backtest", str(path)]) == 2
-    assert "wandb sync" in capsys.readouterr().err
+    for place in (path, tmp_path):
+        assert main(["backtest", str(place)]) == 2
+        assert "wandb sync" in capsys.readouterr().err
 
 
 def test_event_files(tmp_path):
