@@ -27,9 +27,13 @@ from klmonitor.numbers.explain import judged
 from klmonitor.numbers.running import Running
 from klmonitor.numbers.sums import StepSums
 from klmonitor.record import RecordWriter
+from klmonitor.record.mutes import in_force
+from klmonitor.record.notices import Notice
 from klmonitor.report import Health, PairReport, Report
 from klmonitor.rules import Judgement, RuleSet, settings_to_row
 from klmonitor.rules.file import load_rules
+from klmonitor.rules.mutes import MuteTable, marked
+from klmonitor.rules.notices import RunNotices
 from klmonitor.sinks import Metrics, Sink
 from klmonitor.sinks.delivery import Delivery
 from klmonitor.sinks.table import SinkOptions, make_sinks
@@ -113,6 +117,9 @@ class Monitor:
         self._enabled = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
         self._intake = Intake(groups, pairs, prompts)
         self._rules = RuleSet(load_rules(rules), self.log)
+        self._mutes = MuteTable(self._rules.settings.kinds)
+        self._notices = RunNotices()
+        self._last_step = 0
         self._running = Running(half_life)
         self._group = process_group
         self._extra_values = extra_values
@@ -124,7 +131,7 @@ class Monitor:
         self._observe = Boundary("observe", self.log, vital=True, strict=strict)
         self._always = {
             name: Boundary(name, self.log, patience=None, strict=strict)
-            for name in ("step", "report", "rules", "rows", "a worker's part")
+            for name in ("step", "report", "rules", "rows", "notes", "a worker's part")
         }
         self._delivery = Delivery(self.log)
         if self._enabled and rank_of(self._ranks()) == 0:
@@ -257,13 +264,18 @@ class Monitor:
         return self._finish(pending) if wait else report
 
     def _begin(self, step: int, phase: str) -> Pending:
+        self._last_step = step
         ranks = self._ranks()
         state = self._intake.take(phase)
         if not self._agreed:
             self._agreed = True
             agree(self._intake.config, ranks)
         health = self._health()
-        mine = (float(health.errors), float(health.dropped), float(not health.active))
+        mutes = in_force(self._rules.settings.mute, self._delivery.mutes)
+        mine = (
+            *(float(health.errors), float(health.dropped), float(not health.active)),
+            *self._mutes.encode(mutes if rank_of(ranks) == 0 else ()),
+        )
         summary, worst = reduce_over(ranks, state, mine)
         return Pending(step, phase, HostCopy.start(summary, worst), health.why)
 
@@ -283,7 +295,7 @@ class Monitor:
         return self._always["report"](self._report, pending)
 
     def _report(self, pending: Pending) -> Report:
-        summary, (errors, dropped, inactive) = pending.copy.wait()
+        summary, (errors, dropped, inactive, *muted) = pending.copy.wait()
         train = pending.phase == "train"
         health = Health(int(errors), int(dropped), not inactive, pending.why)
         pairs = self._numbers(summary, pending.phase, advance=train)
@@ -302,11 +314,21 @@ class Monitor:
             return report
         found = self._always["rules"](self._rules.judge, report)
         judgement = Judgement(errors=1) if found is None else found
+        mutes = self._mutes.decode(muted)
+        judgement = replace(
+            judgement, alerts=marked(judgement.alerts, mutes), ended=marked(judgement.ended, mutes)
+        )
         report = _with_judgement(report, judgement)
         if self._rows is not None:
-            self._rows.keep(summary, report)
+            self._rows.keep(summary, report.told)
         self._delivery.send(report, judgement.ended)
+        for notice in self._always["notes"](self._notices.read, report) or ():
+            self._delivery.note(notice)
         return report
+
+    def note(self, text: str) -> None:
+        """Put a dated notice on the run's time line, beside its alerts; needs a run directory."""
+        self._always["notes"](self._delivery.note, Notice(self._last_step, text, time=time.time()))
 
     def _numbers(self, summary: Summary, phase: str, *, advance: bool) -> dict[str, PairReport]:
         step = StepSums(summary.arrays, summary.config.all_groups)
@@ -338,6 +360,8 @@ class Monitor:
             "version": 1,
             "running": self._running.state_dict(),
             "rules": self._rules.state_dict(),
+            "notices": self._notices.state_dict(),
+            "step": self._last_step,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -352,6 +376,8 @@ class Monitor:
             )
         self._running.load_state_dict(state["running"])
         self._rules.load_state_dict(state["rules"])
+        self._notices.resume(state.get("notices", {}), state.get("step"))
+        self._last_step = state.get("step", 0)
 
     def flush(self, timeout: float = 5.0) -> None:
         """Wait until the record is written, at most `timeout` seconds."""
@@ -382,7 +408,7 @@ def _with_judgement(report: Report, found: Judgement) -> Report:
         )
         for name, pair in report.pairs.items()
     }
-    run_values = {**report.run_values, "kl/alerts": float(len(found.alerts))}
+    run_values = {**report.run_values, "kl/alerts": float(sum(not a.muted for a in found.alerts))}
     if found.errors:
         run_values["klmonitor/rule_errors"] = float(found.errors)
     return replace(report, pairs=pairs, alerts=found.alerts, run_values=run_values)
