@@ -32,7 +32,7 @@ from klmonitor.record.notices import Notice
 from klmonitor.report import Health, PairReport, Report
 from klmonitor.rules import Judgement, RuleSet, settings_to_row
 from klmonitor.rules.file import load_rules
-from klmonitor.rules.mutes import MuteTable, marked
+from klmonitor.rules.mutes import decode, encode, marked
 from klmonitor.rules.notices import RunNotices
 from klmonitor.sinks import Metrics, Sink
 from klmonitor.sinks.delivery import Delivery
@@ -117,7 +117,6 @@ class Monitor:
         self._enabled = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
         self._intake = Intake(groups, pairs, prompts)
         self._rules = RuleSet(load_rules(rules), self.log)
-        self._mutes = MuteTable(self._rules.settings.kinds)
         self._notices = RunNotices()
         self._last_step = 0
         self._running = Running(half_life)
@@ -271,10 +270,9 @@ class Monitor:
             self._agreed = True
             agree(self._intake.config, ranks)
         health = self._health()
-        mutes = in_force(self._rules.settings.mute, self._delivery.mutes)
         mine = (
             *(float(health.errors), float(health.dropped), float(not health.active)),
-            *self._mutes.encode(mutes if rank_of(ranks) == 0 else ()),
+            *encode(self._delivery.mutes),
         )
         summary, worst = reduce_over(ranks, state, mine)
         return Pending(step, phase, HostCopy.start(summary, worst), health.why)
@@ -314,7 +312,7 @@ class Monitor:
             return report
         found = self._always["rules"](self._rules.judge, report)
         judgement = Judgement(errors=1) if found is None else found
-        mutes = self._mutes.decode(muted)
+        mutes = in_force(self._rules.settings.mute, decode(muted))
         judgement = replace(
             judgement, alerts=marked(judgement.alerts, mutes), ended=marked(judgement.ended, mutes)
         )

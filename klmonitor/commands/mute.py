@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from klmonitor.commands.inputs import append_row, one_record
 
@@ -18,7 +17,9 @@ NAME = "mute"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("run_dir", metavar="RUN", help="the run's directory")
-    parser.add_argument("kind", metavar="KIND", help="the kind of alert")
+    parser.add_argument(
+        "kind", metavar="KIND", help="the kind of alert (a rule of your own: mute it in the rules)"
+    )
     parser.add_argument("--pair", help="of this pair alone (default: of every pair)")
     parser.add_argument(
         "--until", type=int, metavar="STEP", help="the last muted step (default: for good)"
@@ -29,25 +30,15 @@ def run(args: argparse.Namespace) -> int:
     """Append it; 2 where the kind or the pair is unknown, there is no record, or it cannot be."""
     from klmonitor.record import MUTES
     from klmonitor.rules.settings import describe_mute, parse_mutes
+    from klmonitor.rules.table import RULES
 
     row = {"kind": args.kind, "pair": args.pair, "until_step": args.until}
     try:
         record = one_record(args.run_dir)
-        parse_mutes([row], _kinds(record))
+        parse_mutes([row], [rule.kind for rule in RULES])
         append_row(record / MUTES, row)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"klmonitor mute: {error}\n")
         return 2
     print(f"{describe_mute(row)}: recorded, and told to nobody")
     return 0
-
-
-def _kinds(record: Path) -> list[str]:
-    """Every kind of alert that the run may raise, the user's own ones among them."""
-    from klmonitor.record import RUN
-    from klmonitor.record.runfile import read_run_file
-    from klmonitor.rules.table import RULES
-
-    starts = read_run_file(record / RUN).get("starts", ())
-    own = (starts[-1].get("rules") or {}).get("own", ()) if starts else ()
-    return [*(rule.kind for rule in RULES), *own]

@@ -1,7 +1,8 @@
 """Marks the alerts that are muted, alike on every rank.
 
 Only the main rank reads the run's file of mutes, and all ranks act on alerts together. So mutes
-travel with the values of which every rank learns the largest: one number a kind and pair.
+travel with the values of which every rank learns the largest: one number a kind and pair. The kinds
+are those of the table alone, which every rank has: a user's own rule is muted in the settings.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from dataclasses import replace
 from klmonitor.pairs import PAIR_INDEX
 from klmonitor.record.mutes import Mute
 from klmonitor.report import Alert
+from klmonitor.rules.table import RULES
 
 NOT_MUTED = -math.inf
+KEYS = [(rule.kind, pair) for rule in RULES for pair in (None, *PAIR_INDEX)]
 
 
 def marked(alerts: Iterable[Alert], mutes: Sequence[Mute]) -> tuple[Alert, ...]:
@@ -25,22 +28,13 @@ def marked(alerts: Iterable[Alert], mutes: Sequence[Mute]) -> tuple[Alert, ...]:
     )
 
 
-class MuteTable:
-    """Mutes as numbers: the last muted step of each kind and pair.
+def encode(mutes: Iterable[Mute]) -> list[float]:
+    """Mutes as one number for each of `KEYS`: the last muted step."""
+    until = {(mute.kind, mute.pair): mute.until_step for mute in mutes}
+    return [until.get(key, NOT_MUTED) for key in KEYS]
 
-    Args:
-        kinds: every kind of alert that there may be, in the same order on every rank.
-    """
 
-    def __init__(self, kinds: Iterable[str]) -> None:
-        self._keys = [(kind, pair) for kind in kinds for pair in (None, *PAIR_INDEX)]
-
-    def encode(self, mutes: Iterable[Mute]) -> list[float]:
-        """One number a kind and pair; a kind that nobody knows has none."""
-        until = {(mute.kind, mute.pair): mute.until_step for mute in mutes}
-        return [until.get(key, NOT_MUTED) for key in self._keys]
-
-    def decode(self, numbers: Sequence[float]) -> list[Mute]:
-        """The mutes that numbers stand for."""
-        both = zip(self._keys, numbers, strict=True)
-        return [Mute(*key, until) for key, until in both if until != NOT_MUTED]
+def decode(numbers: Sequence[float]) -> list[Mute]:
+    """The mutes that numbers stand for."""
+    both = zip(KEYS, numbers, strict=True)
+    return [Mute(*key, until) for key, until in both if until != NOT_MUTED]

@@ -48,11 +48,6 @@ class Settings:
     own: Mapping[str, OwnRule] = field(default_factory=dict)
     mute: tuple[Mute, ...] = ()
 
-    @property
-    def kinds(self) -> list[str]:
-        """Every kind of alert that there may be."""
-        return [*(rule.kind for rule in RULES), *self.own]
-
 
 def parse_rules(rules: Rules) -> Settings:
     """Check a preset's name or a table of rules.
