@@ -18,7 +18,8 @@ from klmonitor.report import Row
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 STEP_LINE = re.compile(r"\bstep:(\d+) - (.+)")
-NUMPY = re.compile(r"np\.\w+\((.+)\)")
+NUMPY = re.compile(r"np\.\w+\(([^()]+)\)")
+NO_LITERAL = re.compile(r"(?<=[:\s])(-?(?:nan|inf))(?=\s*[,}])")
 BARS = re.compile(r"[\r\n]")
 """A progress bar returns to the start of its line."""
 
@@ -42,10 +43,15 @@ def _step_row(found: re.Match[str]) -> Row:
 def _object(line: str) -> Row:
     """The object in a line, as Python or JSON prints it; empty where there is none."""
     text = line[line.find("{") : line.rfind("}") + 1]
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (json.loads, _literal):
         try:
             found: Any = parse(text)
         except (ValueError, SyntaxError):
             continue
         return found if isinstance(found, dict) else {}
     return {}
+
+
+def _literal(text: str) -> Any:
+    """What Python printed, NumPy's numbers and those that are not finite included."""
+    return ast.literal_eval(NO_LITERAL.sub(r"'\1'", NUMPY.sub(r"\1", text)))

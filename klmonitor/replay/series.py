@@ -116,29 +116,45 @@ def _series(
             raise ValueError(f"{path} has no column {column!r} for {what}: it has {_list(names)}")
     metrics = _metric_columns(path, rows, names, columns, pair)
     k3 = [column for (_, metric), column in metrics.items() if metric == "k3/mean"]
+    step = columns.get("step") or _step_column(path, names, _with_k3(path, rows, names, k3))
+    for column in k3:
+        _check_k3(path, column, rows, names)
+    for row in rows:
+        number = _number(path, step, row[step]) if _is_there(row.get(step)) else math.nan
+        pairs = _pairs(path, row, metrics)
+        if pairs and math.isfinite(number):
+            yield Report(step=int(number), first_step=int(number), pairs=pairs)
+
+
+def _with_k3(
+    path: str, rows: Sequence[Row], names: Sequence[str], k3: Sequence[str]
+) -> Sequence[Row]:
+    """The rows that have a k3.
+
+    Raises:
+        ValueError: there is no column for it, or no value in it.
+    """
     if not k3:
         hint = _candidates(rows, names)
         raise ValueError(
             f"{path} has no column for k3, only {_list(names)}: name it with --column k3=NAME"
             + (f", perhaps {hint}" if hint else "")
         )
-    with_k3 = [row for row in rows if any(_is_there(row.get(name)) for name in k3)]
-    if not with_k3:
+    there = [row for row in rows if any(_is_there(row.get(name)) for name in k3)]
+    if not there:
         raise ValueError(f"{path} has no value of k3: {_list(k3)} empty in all {len(rows)} rows")
-    step = columns.get("step") or _step_column(path, names, with_k3)
-    for column in k3:
-        _check_k3(path, column, rows, names)
-    for row in rows:
-        found: dict[str, dict[str, float]] = {}
-        for (of_pair, metric), column in metrics.items():
-            if _is_there(row.get(column)):
-                value = _number(path, column, row[column])
-                value = max(value, 0.0) if metric == "k3/mean" else value
-                found.setdefault(of_pair, {})[metric] = value
-        number = _number(path, step, row.get(step) or 0) if _is_there(row.get(step)) else math.nan
-        if found and math.isfinite(number):
-            pairs = {name: PairReport(name, values) for name, values in found.items()}
-            yield Report(step=int(number), first_step=int(number), pairs=pairs)
+    return [row for row in there if any(math.isfinite(_loosely(row.get(n))) for n in k3)] or there
+
+
+def _pairs(path: str, row: Row, metrics: Mapping[Key, str]) -> dict[str, PairReport]:
+    """A row's numbers by pair; float32's rounding below 0 is taken out of k3."""
+    found: dict[str, dict[str, float]] = {}
+    for (pair, metric), column in metrics.items():
+        if _is_there(row.get(column)):
+            value = _number(path, column, row[column])
+            value = max(value, 0.0) if metric == "k3/mean" else value
+            found.setdefault(pair, {})[metric] = value
+    return {name: PairReport(name, v) for name, v in found.items() if not _is_blank(v)}
 
 
 def _step_column(path: str, names: Sequence[str], rows: Sequence[Row]) -> str:
@@ -150,7 +166,7 @@ def _step_column(path: str, names: Sequence[str], rows: Sequence[Row]) -> str:
             f"{path} has no column for the step, only {_list(names)}: "
             "name it with --column step=NAME"
         )
-    return max(known, key=lambda name: sum(_is_there(row.get(name)) for row in rows))
+    return max(known, key=lambda name: sum(math.isfinite(_loosely(row.get(name))) for row in rows))
 
 
 def _metric_columns(
@@ -178,7 +194,8 @@ def _claims(
     """
     found = dict(taken)
     for name, key in keys.items():
-        if key is None or key in taken or not _has_numbers(rows, name):
+        free = name not in taken.values() and key not in taken
+        if key is None or not free or not _has_numbers(rows, name):
             continue
         if key in found:
             what = next((what for what, metric in CHOICES.items() if metric == key[1]), "k3")
@@ -195,16 +212,13 @@ def _check_k3(path: str, column: str, rows: Sequence[Row], names: Sequence[str])
     values = [_number(path, column, row[column]) for row in rows if _is_there(row.get(column))]
     below = [value for value in values if value < -ROUNDING]
     if below:
+        others = _candidates(rows, [name for name in names if name != column])
         raise ValueError(
-            f"{path}: column {column!r} is no k3: {len(below)} of {len(values)} values are below "
-            f"0 (down to {min(below):.2g}), which no k3 is. Choose with --column k3=NAME"
-            f"{_choices(rows, names, column)}; a signed one is k1: --column k1={column}"
+            f"{path}: column {column!r} is no k3 but a signed one, as k1 is: {len(below)} of "
+            f"{len(values)} values are below 0 (down to {min(below):.2g}), which no k3 is. Name another "
+            f"with --column k3=NAME, this one if you like with --column k1={column}"
+            + (f"; there are {others}" if others else "")
         )
-
-
-def _choices(rows: Sequence[Row], names: Sequence[str], but: str) -> str:
-    found = _candidates(rows, [name for name in names if name != but])
-    return f" from {found}" if found else ""
 
 
 def _candidates(rows: Sequence[Row], names: Sequence[str]) -> str:
@@ -217,6 +231,11 @@ def _candidates(rows: Sequence[Row], names: Sequence[str]) -> str:
     return ", ".join(found)
 
 
+def _is_blank(values: Mapping[str, float]) -> bool:
+    """Whether several values all are nan: how a data frame writes that there are none."""
+    return len(values) > 1 and all(map(math.isnan, values.values()))
+
+
 def _is_there(value: object) -> bool:
     return value not in (None, "")
 
@@ -224,7 +243,8 @@ def _is_there(value: object) -> bool:
 def _has_numbers(rows: Sequence[Row], name: str) -> bool:
     """Whether a column is one of numbers: all empty counts, text and objects do not."""
     there = [row[name] for row in rows if _is_there(row.get(name))]
-    return not there or any(_is_number(value) for value in there)
+    objects = any(isinstance(value, dict) or str(value).startswith("{") for value in there)
+    return not there or (not objects and any(_is_number(value) for value in there))
 
 
 def _is_number(value: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 
 import numpy as np
 import pytest
@@ -97,8 +98,11 @@ def test_verls_file_logger(tmp_path):
 def test_what_hf_trainers_print(tmp_path):
     path = tmp_path / "slurm-1.out"
     rows = [f"  3%|3 | 3/99 [00:01<00:09]\r{{'loss': '0', 'kl': '{v!r}'}}" for v in RAMP]
+    rows += ["{'kl': nan, 'loss': -inf}", "{'kl': np.float64(0.5)}"]
     path.write_text("\n".join(["{not an object}", *rows, "done"]))
-    assert k3_of(path) == numbered(RAMP)
+    *_, unknown, last = found = list(k3_of(path).values())
+    assert found[:-2] == pytest.approx(RAMP)
+    assert (math.isnan(unknown), last) == (True, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +166,14 @@ def test_a_history_of_wandb_as_csv(tmp_path):
     assert k3_of(write_csv(tmp_path / "history.csv", columns)) == numbered(RAMP)
 
 
+def test_a_history_as_a_data_frame_prints_it(tmp_path):
+    rows = history()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    path = tmp_path / "history.jsonl"
+    path.write_text("\n".join(json.dumps({n: r.get(n, math.nan) for n in names}) for r in rows))
+    assert k3_of(path) == numbered(RAMP)
+
+
 def test_wandbs_own_file_is_named_with_the_way_to_export_it(tmp_path, capsys):
     path = tmp_path / "run-abc.wandb"
     path.write_bytes(b":W&B\xbe\xe1\x00" + bytes(40))
@@ -219,7 +231,7 @@ def signed(tmp_path):
 def test_a_negative_value_is_no_k3_and_the_candidates_are_told(signed, capsys):
     assert main(["backtest", str(signed)]) == 2
     said = capsys.readouterr().err
-    assert "column 'kl' is no k3:" in said
+    assert "column 'kl' is no k3 but a signed one, as k1 is: " in said
     assert "of 30 values are below 0" in said
     assert "'rollout_train_kl' (never below 0, 0.0003 to 0.0003)" in said
     assert "'kl_loss' (a KL loss of policy and ref: k3 in verl" in said
@@ -232,6 +244,10 @@ def test_a_negative_value_is_no_k3_and_the_candidates_are_told(signed, capsys):
 def test_a_negative_choice_is_refused_too(signed):
     with pytest.raises(ValueError, match="column 'kl' is no k3"):
         load_run(str(signed), {"k3": "kl"})
+    with pytest.raises(
+        ValueError, match=r"no column for k3.* perhaps 'kl' \(\d+ of 30 values below"
+    ):
+        load_run(str(signed), {"k1": "kl"})
 
 
 def test_a_file_without_k3_tells_what_its_columns_are(tmp_path):
