@@ -326,7 +326,8 @@ class Monitor:
 
     def note(self, text: str) -> None:
         """Put a dated notice on the run's time line, beside its alerts; needs a run directory."""
-        self._always["notes"](self._delivery.note, Notice(self._last_step, text, time=time.time()))
+        notice = Notice(self._last_step, str(text), time=time.time())
+        self._always["notes"](self._delivery.note, notice)
 
     def _numbers(self, summary: Summary, phase: str, *, advance: bool) -> dict[str, PairReport]:
         step = StepSums(summary.arrays, summary.config.all_groups)

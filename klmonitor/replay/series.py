@@ -215,8 +215,8 @@ def _check_k3(path: str, column: str, rows: Sequence[Row], names: Sequence[str])
         others = _candidates(rows, [name for name in names if name != column])
         raise ValueError(
             f"{path}: column {column!r} is no k3 but a signed one, as k1 is: {len(below)} of "
-            f"{len(values)} values are below 0 (down to {min(below):.2g}), which no k3 is. Name another "
-            f"with --column k3=NAME, this one if you like with --column k1={column}"
+            f"{len(values)} values are below 0 (down to {min(below):.2g}), which no k3 is. "
+            f"Name another with --column k3=NAME, this one if you like with --column k1={column}"
             + (f"; there are {others}" if others else "")
         )
 
