@@ -26,12 +26,16 @@ from klmonitor.notify import Notify
 from klmonitor.numbers.assemble import ExtraValues, pair_reports
 from klmonitor.numbers.explain import judged
 from klmonitor.numbers.running import Running
-from klmonitor.numbers.stored import check_plain
+from klmonitor.numbers.stored import check_plain, count_of
 from klmonitor.numbers.sums import StepSums
 from klmonitor.record import RecordWriter
+from klmonitor.record.mutes import in_force
+from klmonitor.record.notices import Notice
 from klmonitor.report import Health, PairReport, Report
 from klmonitor.rules import Judgement, RuleSet, settings_to_row
 from klmonitor.rules.file import load_rules
+from klmonitor.rules.mutes import decode, encode, marked
+from klmonitor.rules.notices import RunNotices
 from klmonitor.sinks import Metrics, Sink
 from klmonitor.sinks.delivery import Delivery
 from klmonitor.sinks.table import SinkOptions, make_sinks
@@ -49,6 +53,9 @@ from klmonitor.summary.reduce import (
     world_of,
 )
 from klmonitor.summary.state import Summary
+
+N_FLAGS = 3 + len(encode(()))
+"""Of which every rank learns the largest: errors, dropped, inactive, and what is muted."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ class Monitor(Observer):
             raise ValueError(f"log_tokens is {log_tokens!r}: choose 'local', True or False")
         super().__init__(groups, pairs, prompts, strict)
         self._rules = RuleSet(load_rules(rules), self.log)
+        self._notices = RunNotices()
         self._running = Running(half_life)
         self._group = process_group
         self._extra_values = extra_values
@@ -128,7 +136,7 @@ class Monitor(Observer):
         self._went_back = self._closed = self._told_closed = False
         self._always = {
             name: Boundary(name, self.log, patience=None, strict=strict)
-            for name in ("step", "report", "rules", "rows", "a worker's part")
+            for name in ("step", "report", "rules", "rows", "notes", "a worker's part")
         }
         self._delivery = Delivery(self.log)
         if self._enabled and rank_of(self._ranks()) == 0:
@@ -222,7 +230,7 @@ class Monitor(Observer):
     def _begin(self, step: int, phase: str) -> Pending | None:
         """Reduce; whatever fails before the collectives travels as a flag."""
         if self._reducer is None:
-            self._reducer = Reducer(self._intake.config, self._ranks())
+            self._reducer = Reducer(self._intake.config, self._ranks(), N_FLAGS)
         try:
             self._reducer.agree(self._intake.digest, self._intake.on_device())
         except DisagreementError as error:  # on every rank alike
@@ -234,8 +242,8 @@ class Monitor(Observer):
             nonlocal why
             health = self._health()
             why = health.why
-            flags = (float(health.errors), float(health.dropped), float(not health.active))
-            return self._intake.take(phase), flags
+            fares = (float(health.errors), float(health.dropped), float(not health.active))
+            return self._intake.take(phase), (*fares, *encode(self._delivery.mutes))
 
         summary, flags, failure = self._reducer.reduce(make)
         if failure is not None:
@@ -303,7 +311,7 @@ class Monitor(Observer):
         return self._always["report"](self._report, pending)
 
     def _report(self, pending: Pending) -> Report:
-        summary, (errors, dropped, inactive, absent) = pending.copy.wait()
+        summary, (errors, dropped, inactive, *muted, absent) = pending.copy.wait()
         train = pending.phase == "train"
         why = pending.why or ("a rank sent no summary of this step" if absent else "")
         health = Health(
@@ -325,11 +333,22 @@ class Monitor(Observer):
             return report
         found = self._always["rules"](self._rules.judge, report)
         judgement = Judgement(errors=1) if found is None else found
+        mutes = in_force(self._rules.settings.mute, decode(muted))
+        judgement = replace(
+            judgement, alerts=marked(judgement.alerts, mutes), ended=marked(judgement.ended, mutes)
+        )
         report = _with_judgement(report, judgement)
         if self._rows is not None:
-            self._rows.keep(summary, report)
+            self._rows.keep(summary, report.told)
         self._delivery.send(report, judgement.ended)
+        for notice in self._always["notes"](self._notices.read, report) or ():
+            self._delivery.note(notice)
         return report
+
+    def note(self, text: str) -> None:
+        """Put a dated notice on the run's time line, beside its alerts; needs a run directory."""
+        notice = Notice(self._last_step or 0, str(text), time=time.time())
+        self._always["notes"](self._delivery.note, notice)
 
     def _numbers(self, summary: Summary, phase: str, *, advance: bool) -> dict[str, PairReport]:
         step = StepSums(summary.arrays, summary.config.all_groups)
@@ -361,6 +380,8 @@ class Monitor(Observer):
             "version": 1,
             "running": self._running.state_dict(),
             "rules": self._rules.state_dict(),
+            "notices": self._notices.state_dict(),
+            "step": self._last_step,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -373,15 +394,19 @@ class Monitor(Observer):
             version = state.get("version") if isinstance(state, Mapping) else None
             raise ValueError(f"state has version {version!r}, this is 1: start with a new Monitor")
         running, rules = Running(self._running.half_life), self._rules.fresh()
+        notices, step = RunNotices(), state.get("step")
         try:
             check_plain(dict(state))
             running.load_state_dict(state["running"])
             rules.load_state_dict(state["rules"])
+            notices.resume(state.get("notices", {}), step)
+            last = None if step is None else count_of(step, "the step of the state")
         except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
             raise ValueError(
                 f"the state is damaged ({cause(error)}): start with a new Monitor"
             ) from error
         self._running, self._rules = running, rules
+        self._notices, self._last_step = notices, last
 
     def flush(self, timeout: float = 5.0) -> None:
         """Wait until the record is written, at most `timeout` seconds."""
@@ -412,7 +437,7 @@ def _with_judgement(report: Report, found: Judgement) -> Report:
         )
         for name, pair in report.pairs.items()
     }
-    run_values = {**report.run_values, "kl/alerts": float(len(found.alerts))}
+    run_values = {**report.run_values, "kl/alerts": float(sum(not a.muted for a in found.alerts))}
     if found.errors:
         run_values["klmonitor/rule_errors"] = float(found.errors)
     return replace(report, pairs=pairs, alerts=found.alerts, run_values=run_values)

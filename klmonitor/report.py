@@ -174,6 +174,7 @@ class Alert:
         values: the numbers behind the message.
         tokens: the extreme tokens named, if any (positions and ids; never text).
         means: what this usually means.
+        muted: whether it is a known condition that nobody was told of.
     """
 
     step: int
@@ -189,12 +190,14 @@ class Alert:
     values: Mapping[str, float] = field(default_factory=dict)
     tokens: tuple[ExtremeToken, ...] = ()
     means: str = ""
+    muted: bool = False
 
     @property
     def lines(self) -> list[tuple[str, str]]:
         """What there is to say beside the message, as (label, sentence), in reading order."""
         worse = f"step {self.since}, and got worse" if self.phase == "worse" else ""
         labelled = (
+            ("muted", "a known condition: nobody was told" if self.muted else ""),
             ("since", worse),
             ("usually", self.means),
             ("believe", self.believe),
@@ -386,6 +389,13 @@ class Report:
     def __post_init__(self) -> None:
         """Let a pair that is not there say which are."""
         object.__setattr__(self, "pairs", _Pairs(self.pairs))
+
+    @property
+    def told(self) -> Report:
+        """The report without alerts that are muted, for those who are told of alerts."""
+        if not any(alert.muted for alert in self.alerts):
+            return self
+        return replace(self, alerts=tuple(alert for alert in self.alerts if not alert.muted))
 
     @property
     def extremes(self) -> list[ExtremeToken]:

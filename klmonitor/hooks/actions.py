@@ -65,10 +65,11 @@ class Actions:
         """The actions that alerts ask for, after the functions among them were called.
 
         Args:
-            alerts: of one step.
+            alerts: of one step; those that are muted ask for nothing.
             guarded: calls a function: ``guarded(function, alert)``; None where it failed.
         """
-        return frozenset(action for alert in alerts for action in self._about(alert, guarded))
+        told = [alert for alert in alerts if not alert.muted]
+        return frozenset(action for alert in told for action in self._about(alert, guarded))
 
     def _about(self, alert: Alert, guarded: Callable[..., Any]) -> Iterator[str]:
         for action in self._chosen(alert):

@@ -50,8 +50,6 @@ def communication_device(ranks: Ranks | None) -> torch.device:
 
 Flags = Sequence[float] | Tensor
 """Values of which every rank learns the largest; a tensor once they have travelled."""
-N_FLAGS = 4
-"""Three of the caller's, and whether a rank had no summary to send."""
 UNKNOWN = -1
 """The digest of a rank that has none."""
 
@@ -71,14 +69,15 @@ class Reducer:
     Args:
         config: what decides the shape of a summary.
         ranks: whose summaries; None: this process's alone.
+        flags: how many values each rank sends beside its summary.
 
     Attributes:
         off: why nothing is reduced any more; empty: all is well.
     """
 
-    def __init__(self, config: SummaryConfig, ranks: Ranks | None) -> None:
+    def __init__(self, config: SummaryConfig, ranks: Ranks | None, flags: int = 0) -> None:
         self.off = ""
-        self._config, self._ranks = config, ranks
+        self._config, self._ranks, self._flags = config, ranks, flags
         self._group: Ranks | None = None
         self._buffers: _Buffers | None = None
         self._agreed = ranks is None
@@ -107,9 +106,10 @@ class Reducer:
         everyone = [torch.empty_like(mine) for _ in range(world)]
         failure: Exception | None = None
         try:
-            buffers = [_Buffers(self._config, world, torch.device("cpu"))]
+            buffers = [_Buffers(self._config, world, self._flags, torch.device("cpu"))]
             if on_device or communication_device(self._ranks).type != "cpu":
-                buffers.append(_Buffers(self._config, world, communication_device(self._ranks)))
+                away = communication_device(self._ranks)
+                buffers.append(_Buffers(self._config, world, self._flags, away))
             mine[0] = digest()
         except Exception as error:  # noqa: BLE001  # all are told by the digest that is missing
             failure = error
@@ -122,8 +122,8 @@ class Reducer:
                 f"same groups, prompts and klmonitor (this rank: {self._config})"
             )
             raise DisagreementError(self.off) from failure
-        away = any(bool(one[1]) for one in everyone)
-        self._group, self._buffers = (self._ranks, buffers[-1]) if away else (own, buffers[0])
+        on_any = any(bool(one[1]) for one in everyone)
+        self._group, self._buffers = (self._ranks, buffers[-1]) if on_any else (own, buffers[0])
 
     def reduce(
         self, make: Callable[[], tuple[Summary, Sequence[float]]]
@@ -131,7 +131,7 @@ class Reducer:
         """Merge the summaries of all ranks; every rank gets the result.
 
         Args:
-            make: gives this rank's summary, and three values of which every rank learns the
+            make: gives this rank's summary, and values of which every rank learns the
                 largest; where it raises, this rank sends an empty one.
 
         Returns:
@@ -158,19 +158,19 @@ class Reducer:
 class _Buffers:
     """What travels, on one device: had at setup, written to at each step."""
 
-    def __init__(self, config: SummaryConfig, world: int, device: torch.device) -> None:
+    def __init__(self, config: SummaryConfig, world: int, flags: int, device: torch.device) -> None:
         with torch.inference_mode(False):
             self._blank = Summary.empty(config, device)
             self.flat = torch.zeros_like(self._blank.flat)
             self.largest = torch.zeros(
-                self._blank.maxima.numel() + N_FLAGS, dtype=torch.float64, device=device
+                self._blank.maxima.numel() + flags + 1, dtype=torch.float64, device=device
             )
             self.mine = torch.cat([self._blank.tokens.flatten(), self._blank.sequences.flatten()])
             self._blank_mine = self.mine.clone()
             self.everyone = [torch.empty_like(self.mine) for _ in range(world)]
 
     def load(self, summary: Summary, flags: Sequence[float]) -> None:
-        """Take a summary and three flags in."""
+        """Take a summary and its flags in."""
         maxima, tokens = summary.maxima.numel(), summary.tokens.numel()
         self.flat.copy_(summary.flat)
         self.largest[:maxima].copy_(summary.maxima.flatten())
