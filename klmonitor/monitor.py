@@ -136,7 +136,7 @@ class Monitor(Observer):
         self._went_back = self._closed = self._told_closed = False
         self._always = {
             name: Boundary(name, self.log, patience=None, strict=strict)
-            for name in ("step", "report", "rules", "rows", "notes", "a worker's part")
+            for name in ("step", "report", "rules", "rows", "notes", "close", "a worker's part")
         }
         self._delivery = Delivery(self.log)
         if self._enabled and rank_of(self._ranks()) == 0:
@@ -221,6 +221,8 @@ class Monitor(Observer):
         if (not self._enabled and not self._ranks()) or self._closed or self._is_off():
             return self._nothing(number, phase)
         pending = self._always["step"](self._begin, number, phase)
+        if pending is None:
+            self._intake.drop(phase)
         earlier, self._pending = self._pending, None if wait else pending
         found = None if earlier is None else self._finish(earlier)
         if wait:
@@ -409,8 +411,8 @@ class Monitor(Observer):
         self._notices, self._last_step = notices, last
 
     def flush(self, timeout: float = 5.0) -> None:
-        """Wait until the record is written, at most `timeout` seconds."""
-        self._delivery.flush(timeout)
+        """Wait until the record is written, at most `timeout` seconds; never raises."""
+        self._always["close"](self._delivery.flush, timeout)
 
     def close(self) -> None:
         """Deliver the last report, write what is queued (at most 5 s), close the sinks."""
@@ -420,7 +422,7 @@ class Monitor(Observer):
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._finish(pending)
-        self._delivery.close()
+        self._always["close"](self._delivery.close)
 
     def _ranks(self) -> Ranks | None:
         if self._group is False:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.summary.batch import TensorLike
@@ -82,13 +82,23 @@ class Observer:
             "cu_seqlens": cu_seqlens,
             "sequence_ids": sequence_ids,
         }
-        ranks = self._world()
-        arguments = (log_probs, layout, prompt_ids, group, phase, self._rank(), ranks == 1)
+        arguments = (log_probs, layout, prompt_ids, group, phase)
         if self._observed:
-            self._boundary(self._intake.add, *arguments)
+            self._boundary(self._add, *arguments)
         else:  # setup
             self._observed = True
-            self._intake.add(*arguments)
+            self._add(*arguments)
+
+    def _add(
+        self,
+        log_probs: Mapping[str, TensorLike | None],
+        layout: Mapping[str, TensorLike | None],
+        prompt_ids: PromptIds | None,
+        group: Group,
+        phase: str,
+    ) -> None:
+        rank, alone = self._rank(), self._world() == 1
+        self._intake.add(log_probs, layout, prompt_ids, group, phase, rank, alone)
 
     def _open(self) -> bool:
         """Whether anything is taken at all, at present."""

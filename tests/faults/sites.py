@@ -1,0 +1,130 @@
+"""Where a fault is made: named functions of ours, and those of others that ours call.
+
+`Faults` wraps them all and lets the n-th call of one of them raise. What is called before it is
+armed, such as a monitor's setup, is not counted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
+
+ERRORS = (OSError(28, "No space left on device"), MemoryError("made by a test"), ValueError("made"))
+
+SITES = (
+    # what is observed
+    "klmonitor.summary.intake:build",
+    "klmonitor.summary.intake:accumulate",
+    "klmonitor.summary.intake:default_pairs",
+    "klmonitor.summary.intake:Intake.add",
+    "klmonitor.summary.intake:Intake.take",
+    "klmonitor.summary.intake:Intake._rows_of",
+    "klmonitor.summary.passes:Kernel._add",
+    "klmonitor.summary.passes:compare",
+    "klmonitor.summary.numba_pass:add",
+    "klmonitor.summary.state:Summary.empty",
+    "klmonitor.monitor:Monitor._rank",
+    "klmonitor.monitor:Monitor._world",
+    # a step
+    "klmonitor.monitor:Reducer.agree",
+    "klmonitor.monitor:Reducer.reduce",
+    "klmonitor.monitor:HostCopy.start",
+    "klmonitor.monitor:HostCopy.wait",
+    "klmonitor.monitor:StepSums.__init__",
+    "klmonitor.monitor:Running.advance",
+    "klmonitor.monitor:pair_reports",
+    "klmonitor.monitor:judged",
+    "klmonitor.monitor:RuleSet.judge",
+    "klmonitor.monitor:LoggedSteps.keep",
+    "klmonitor.monitor:LoggedSteps.take",
+    "klmonitor.monitor:encode",
+    "klmonitor.monitor:marked",
+    "klmonitor.rules.ruleset:Track.read",
+    "klmonitor.rules.ruleset:Track.take",
+    "klmonitor.rules.ruleset:verdict",
+    "klmonitor.rules.ruleset:RuleSet._announce",
+    "klmonitor.numbers.assemble:extreme_tokens",
+    # what leaves it
+    "klmonitor.sinks.delivery:Delivery._write",
+    "klmonitor.sinks.base:FunctionSink.__call__",
+    "klmonitor.sinks.tensorboard:TensorBoardSink.__call__",
+    "klmonitor.sinks.tensorboard:TensorBoardSink.close",
+    "klmonitor.sinks.console:ConsoleSink.__call__",
+    "klmonitor.record.writer:RecordWriter.step",
+    "klmonitor.record.writer:RecordWriter.alert",
+    "klmonitor.record.writer:RecordWriter.tokens",
+    "klmonitor.record.writer:encode_report",
+    "klmonitor.record.writer:encode_row",
+    "klmonitor.record.jsonl:LineFile.append",
+    "klmonitor.background:Worker.submit",
+    "klmonitor.background:Worker.flush",
+    "klmonitor.background:Worker.close",
+    # others'
+    "os:write",
+    "os:fstat",
+    "json:dumps",
+    "threading:Thread.start",
+    "logging:Logger.warning",
+    "logging:Logger.log",
+    "time:time",
+)
+
+
+class Faults:
+    """All sites, wrapped; the n-th call of one of them raises.
+
+    Attributes:
+        calls: of each site since it was armed.
+        forced: faults that were made since then.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.calls: Counter[str] = Counter()
+        self.forced = 0
+        self._targets: dict[tuple[str, int], BaseException] = {}
+        self._armed = False
+        self._lock = threading.Lock()
+        for site in SITES:
+            module, _, path = site.partition(":")
+            *owners, name = path.split(".")
+            owner: Any = importlib.import_module(module)
+            for one in owners:
+                owner = getattr(owner, one)
+            patch.setattr(owner, name, self._wrapped(site, owner, name))
+
+    def arm(self, *targets: tuple[str, int, BaseException]) -> None:
+        """Count from now on, and let the n-th call (from 1) of each of some sites raise."""
+        self.calls.clear()
+        self.forced = 0
+        self._targets = {(site, number): error for site, number, error in targets}
+        self._armed = True
+
+    def disarm(self) -> None:
+        """Nothing raises any more."""
+        self._armed = False
+
+    def _wrapped(self, site: str, owner: Any, name: str) -> Any:
+        raw = vars(owner).get(name) if isinstance(owner, type) else None
+        original = getattr(owner, name)
+        plain = (
+            raw if raw is not None and not isinstance(raw, (classmethod, staticmethod)) else None
+        )
+        function = plain or original
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if self._armed:
+                with self._lock:
+                    self.calls[site] += 1
+                    error = self._targets.get((site, self.calls[site]))
+                    self.forced += error is not None
+                if error is not None:
+                    raise error
+            return function(*args, **kwargs)
+
+        return (
+            wrapper if plain is not None or not isinstance(owner, type) else staticmethod(wrapper)
+        )
