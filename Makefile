@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite lint format demo docs sim bench clean
+.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-faults test-readme lint format demo docs sim bench clean
 
 help:
 	@echo "make test    the default test tier (sets up $(VENV) first)"
 	@echo "make test-browser  the dashboard in a real Chromium (Debian; installs it)"
 	@echo "make test-trl-matrix  the equality tests on nine versions of TRL (half an hour)"
 	@echo "make test-trl-suite   TRL's own GRPO and RLOO tests, with and without klmonitor (an hour)"
+	@echo "make test-faults    faults by count, also in real TRL runs (half an hour)"
+	@echo "make test-readme    the README's install line and blocks, from the wheel (minutes)"
 	@echo "make lint    ruff, mypy, import-linter, generated docs"
 	@echo "make demo    a real GRPO run with a KL spike, watched"
 	@echo "make docs    regenerate docs/metrics.md"
@@ -47,6 +49,14 @@ test-trl-matrix: install
 test-trl-suite: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt jmespath
 	$(BIN)/python benchmarks/trl_suite.py $(ARGS)
+
+# Faults by count in Monitor loops and in real TRL runs (half an hour); see docs/reliability.md.
+test-faults: install
+	KLMONITOR_FAULTS=all $(BIN)/python -m pytest tests/faults $(ARGS)
+
+# The README's own install line, from our wheel, in an environment of its own; then its blocks.
+test-readme: install
+	$(BIN)/python tests/docs/run_readme.py $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -21,6 +21,7 @@ from transformers.trainer_callback import ExportableState
 
 from klmonitor.hooks.handle import Handle
 from klmonitor.hooks.options import Options
+from klmonitor.hooks.watch import OUTERMOST
 from klmonitor.report import Report
 from klmonitor_trl.watch import TrainerWatch, watch_of
 
@@ -115,25 +116,26 @@ class KLMonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             else:
                 self.options = _given.get(trainer, self.options)
                 self.bind(trainer)
-        if self.active:
-            self._resume(state)
+        if self.active and self._watch is not None:
+            self._watch.guards[OUTERMOST](self._resume, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the step: reduce, judge, record, and do what `on_alert` asks for."""
         if self.active and self._watch is not None:
-            self._watch.end_step(state.global_step, control)
+            guard = self._watch.guards[OUTERMOST]
+            guard(self._watch.end_step, state.global_step, control)
 
     def on_predict(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
     ) -> None:
         """Close a prediction, which TRL runs as an evaluation that nothing logs."""
         if self.active and self._watch is not None:
-            self._watch.finish_evaluation(state.global_step)
+            self._watch.guards[OUTERMOST](self._watch.finish_evaluation, state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say what came of it."""
         if self.active and self._watch is not None:
-            self._watch.conclude()
+            self._watch.guards[OUTERMOST](self._watch.conclude)
 
     def _find_trainer(self) -> Any:
         """The trainer that called us: events are not given it, but it is on the stack."""

@@ -11,7 +11,7 @@ from klmonitor.boundary import cause
 from klmonitor.hooks.actions import CHECKPOINT, STOP
 from klmonitor.hooks.options import Options, disabled
 from klmonitor.hooks.text import TokenText
-from klmonitor.hooks.watch import Watch, everywhere
+from klmonitor.hooks.watch import OUTERMOST, Watch, everywhere
 from klmonitor.hooks.wraps import Wrap
 from klmonitor.report import Report
 from klmonitor.sinks import select
@@ -117,17 +117,21 @@ class TrainerWatch(Watch):
         """Around the trainer's `log`: our numbers join the row before it is sent."""
         logs = kwargs["logs"] if "logs" in kwargs else (args[0] if args else None)
         if isinstance(logs, dict):
-            prefix = evaluation_prefix(logs)
-            step = self.trainer.state.global_step
-            if prefix is not None:
-                report = self.finish_evaluation(step)
-                self.guards["log"](self._join_evaluation, logs, prefix, report)
-            else:
-                if self.capture is not None and self.capture.closes_in_log:
-                    self.capture.in_log()
-                    self.finish_step(step)
-                self.guards["log"](self._join_row, logs)
+            self.guards[OUTERMOST](self._join, logs)
         return original(*args, **kwargs)
+
+    def _join(self, logs: dict[str, Any]) -> None:
+        """Close what a row closes, and add to it."""
+        prefix = evaluation_prefix(logs)
+        step = self.trainer.state.global_step
+        if prefix is not None:
+            report = self.finish_evaluation(step)
+            self.guards["log"](self._join_evaluation, logs, prefix, report)
+        else:
+            if self.capture is not None and self.capture.closes_in_log:
+                self.capture.in_log()
+                self.finish_step(step)
+            self.guards["log"](self._join_row, logs)
 
     def _join_row(self, logs: dict[str, Any]) -> None:
         """The summary of the steps since the last row."""

@@ -32,8 +32,8 @@ from klmonitor.summary.reduce import communication_device, default_ranks
 CAPTURE = ("log-probs", "generation", "loss")
 """Hooks without which numbers are missing or wrong: one given up makes klmonitor/active 0."""
 OTHERS = ("log", "action", "text", "objective")
-ALWAYS = "step"
-"""The boundary that never rests: other ranks wait for what it calls."""
+ALWAYS, OUTERMOST = "step", "callback"
+"""Boundaries that never rest: of what other ranks wait for, and around every entry of ours."""
 
 
 class Watch:
@@ -106,8 +106,11 @@ class Watch:
             )
             for name in (*CAPTURE, *OTHERS)
         }
-        self.guards[ALWAYS] = Boundary(ALWAYS, log, patience=None, strict=options.strict)
-        self.handle = Handle(self.monitor, self.detach, self.describe)
+        self.guards |= {
+            name: Boundary(name, log, patience=None, strict=options.strict)
+            for name in (ALWAYS, OUTERMOST)
+        }
+        self.handle = Handle(self.monitor, self.detach, self.described)
 
     # --- steps -------------------------------------------------------------------------------
     def finish_step(self, step: int) -> None:
@@ -146,11 +149,12 @@ class Watch:
         if not self.active:
             return
         self.active = False
+        guard = self.guards[OUTERMOST]
         for wrap in reversed(self.wraps):
-            wrap.undo()
+            guard(wrap.undo)
         if self.capture is not None:
-            self.capture.close()
-        self.on_detach()
+            guard(self.capture.close)
+        guard(self.on_detach)
         self.monitor.close()
 
     # --- words -------------------------------------------------------------------------------
@@ -159,6 +163,10 @@ class Watch:
         """Names of the pairs that the captured policies make."""
         sources = self.capture.sources() if self.capture is not None else {}
         return held_pairs(self._pairs, tuple(sources))
+
+    def described(self) -> str:
+        """`describe`, or that it failed."""
+        return self.guards[OUTERMOST](self.describe) or "klmonitor cannot be described, see the log"
 
     def describe(self) -> str:
         """What was bound, what was not and why, and what has been seen."""
