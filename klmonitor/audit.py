@@ -77,7 +77,7 @@ def exact_kl(
         ValueError: shapes or devices differ, or the temperature is not positive.
         TypeError: logits are not floats.
     """
-    _check(q_logits, p_logits, mask, temperature)
+    check_logits(q_logits, p_logits, mask, temperature)
     double = torch.float64 in (q_logits.dtype, p_logits.dtype)
     kl = torch.full(
         q_logits.shape[:-1],
@@ -91,7 +91,8 @@ def exact_kl(
     return kl
 
 
-def _check(q: Tensor, p: Tensor, mask: Tensor | None, temperature: float) -> None:
+def check_logits(q: Tensor, p: Tensor, mask: Tensor | None, temperature: float) -> None:
+    """Refuse what are no logits of the same positions; errors as of `exact_kl`."""
     for name, logits in (("q_logits", q), ("p_logits", p)):
         if not logits.is_floating_point():
             raise TypeError(f"{name} must be a float tensor, got {logits.dtype}: pass logits")
