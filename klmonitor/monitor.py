@@ -24,8 +24,10 @@ from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.notify import Notify
 from klmonitor.numbers.assemble import ExtraValues, pair_reports
 from klmonitor.numbers.explain import judged
+from klmonitor.numbers.receipt import by_pair
 from klmonitor.numbers.running import Running
 from klmonitor.numbers.sums import StepSums
+from klmonitor.penalty import Penalty
 from klmonitor.record import RecordWriter
 from klmonitor.report import Health, PairReport, Report
 from klmonitor.rules import Judgement, RuleSet, settings_to_row
@@ -57,6 +59,7 @@ class Monitor:
 
     Attributes:
         log: what failed or was lost so far, in this process; an adapter's boundaries count here.
+        penalties: pair -> the KL term that the objective has on it.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Monitor:
         meta: Mapping[str, Any] | None = None,
         extra_values: ExtraValues | None = None,
         annotate: Annotate | None = None,
+        penalty: Penalty | Mapping[str, Penalty] | None = None,
     ) -> None:
         """Set up; nothing is collective yet.
 
@@ -102,6 +106,8 @@ class Monitor:
             extra_values: an adapter's own numbers of a pair, from its name, its other values and
                 its histogram, [HISTOGRAM] counts of d.
             annotate: gives extreme tokens, seen in a phase, their text for the record.
+            penalty: the KL term of the objective, of ``policy_ref`` if no pair is named; its
+                receipt is in ``penalty/*`` (docs/penalty.md).
 
         Raises:
             ValueError: a setting cannot work; the message names it and the remedy.
@@ -116,6 +122,7 @@ class Monitor:
         self._running = Running(half_life)
         self._group = process_group
         self._extra_values = extra_values
+        self.penalties = by_pair(penalty)
         self._workers: list[str] = []
         self._health_of: dict[str, Health] = {}
         self._pending: Pending | None = None
@@ -314,7 +321,7 @@ class Monitor:
             self._running.advance(step)
         elif phase == "train":  # running numbers are training's
             self._running.read(step)
-        return pair_reports(step, self._extra_values, self._workers)
+        return pair_reports(step, self._extra_values, self._workers, self.penalties)
 
     def take_logged(self) -> Report | None:
         """One report over all training steps since the last call, as if they were one step.
