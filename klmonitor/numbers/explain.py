@@ -100,7 +100,7 @@ def _pull(pair: PairReport) -> str:
         + (", with tails too heavy for this to be the gradient's" if heavy and error else "")
     ]
     if pair["penalty/dead_share"] > 0:
-        parts.append(f"{pair['penalty/dead_share']:.2g} of the tokens pull nothing")
+        parts.append(f"{100 * pair['penalty/dead_share']:.2g} % of the tokens pull nothing")
     if pair["penalty/top_share"] > CONCENTRATED:
         m = most_tokens_k1(pair.tokens)
         carry = "one token carries" if m == 1 else f"{m} tokens carry"

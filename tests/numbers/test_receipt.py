@@ -244,7 +244,7 @@ def test_a_monitor_gives_the_receipt_and_the_record_keeps_it(tmp_path):
     line = next(line for line in report.explain().splitlines() if "KL term" in line)
     assert f"the KL term is {penalty}; in the space of tokens it pulls" in line
     assert "times beta" in line
-    assert f"{pair['penalty/dead_share']:.2g} of the tokens pull nothing" in line
+    assert f"{100 * np.mean(penalty.coefficient(d) == 0):.2g} % of the tokens pull nothing" in line
     read = read_run(tmp_path / "run").reports[-1]
     assert read.explain() == report.explain()
     assert "KL term" not in run_of(None, None, d).explain()
