@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from klmonitor.numbers.buckets import EDGES
+from klmonitor.numbers.buckets import EDGES, MIDDLES
 from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.dominance import most_tokens_k1
 from klmonitor.numbers.sums import KEY, StepSums
@@ -89,7 +89,7 @@ def receipt(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
     if not n > 0 or not of_tokens(penalty, bool(step.on_policy[pair])):
         return found
     with np.errstate(all="ignore"):
-        tokens = spectrum(step, pair)
+        tokens = spectrum(step, pair, _WITHIN if clamped(penalty) else MIDDLES[:, None])
         c = penalty.coefficient(tokens.d)
         slope, error = _effective(penalty, step, pair, tokens, c)
         size = np.abs(c)
@@ -104,6 +104,11 @@ def receipt(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
     return found
 
 
+def clamped(penalty: Penalty) -> bool:
+    """Whether a limit may cut a bucket."""
+    return penalty.clamp is not None or penalty.clamp_d is not None
+
+
 def of_tokens(penalty: Penalty, on_policy: bool) -> bool:
     """Whether each token's c follows from its own d."""
     if penalty.returns != "token":
@@ -113,10 +118,15 @@ def of_tokens(penalty: Penalty, on_policy: bool) -> bool:
     return on_policy and (penalty.ratio == "detached" or penalty.level == "token")
 
 
-def spectrum(step: StepSums, pair: int) -> Spectrum:
+def spectrum(step: StepSums, pair: int, within: Array = MIDDLES[:, None]) -> Spectrum:
     """The tokens of a pair by d: those listed exactly, the rest spread evenly over their buckets.
 
     A token that is not listed is no further out than those that are.
+
+    Args:
+        step: the sums.
+        pair: its position in them.
+        within: [HISTOGRAM, places] d of the places of a bucket.
     """
     counts = step.histogram[pair].copy()
     left, right = (tail[tail > 0] for tail in step.tokens[pair, :, :, KEY])
@@ -127,10 +137,11 @@ def spectrum(step: StepSums, pair: int) -> Spectrum:
         tail.min() if len(tail) else reach
         for tail, reach in ((left, step.maxima[pair, 1]), (right, step.maxima[pair, 0]))
     )
-    inside = np.clip(_WITHIN[kept], -least, most).ravel()
+    inside = np.clip(within[kept], -least, most).ravel()
+    places = within.shape[1]
     return Spectrum(
         np.concatenate([inside, -left, right]),
-        np.concatenate([np.repeat(counts[kept] / SPREAD, SPREAD), np.ones(len(left) + len(right))]),
+        np.concatenate([np.repeat(counts[kept] / places, places), np.ones(len(left) + len(right))]),
     )
 
 
@@ -144,8 +155,7 @@ def _sums(
 ) -> tuple[float, float]:
     """The sums of c and of c d: exact where the kept sums give them, else of the spectrum."""
     value_counts = penalty.placed == "reward" or penalty.ratio == "differentiated"
-    clamped = penalty.clamp is not None or penalty.clamp_d is not None
-    if clamped and (value_counts or not penalty.straight_through):
+    if clamped(penalty) and (value_counts or not penalty.straight_through):
         exact = (math.nan, math.nan)
     else:
         exact = exact_sums(penalty, step, pair)
@@ -210,12 +220,13 @@ def _clustered_error(influence: Array, step: StepSums, pair: int, tokens: Spectr
     """
     clusters = float(step.clustered.count[pair])
     basis = np.stack([np.ones_like(tokens.d), -tokens.d, np.expm1(tokens.d) - tokens.d], axis=1)
-    root = np.sqrt(tokens.weight)[:, None]
-    scale = np.sqrt(((root * basis) ** 2).sum(axis=0))
+    weighted = tokens.weight[:, None] * basis
+    scale = np.sqrt((weighted * basis).sum(axis=0))
     if not clusters > 1 or not (np.isfinite(scale).all() and np.isfinite(influence).all()):
         return math.nan
     scale[scale == 0] = 1.0
-    shares = np.linalg.lstsq(root * basis / scale, root[:, 0] * influence, rcond=None)[0] / scale
+    normal = basis.T @ weighted / np.outer(scale, scale)  # lstsq of 3 x 3: singular is allowed
+    shares = np.linalg.lstsq(normal, influence @ weighted / scale, rcond=None)[0] / scale
     rest = influence - basis @ shares
     weights = np.array([shares[0], shares[1], 0.0, shares[2]])  # on T, S1, S2, S3
     within = float(weights @ step.clustered.products[pair] @ weights)
@@ -225,12 +236,13 @@ def _clustered_error(influence: Array, step: StepSums, pair: int, tokens: Spectr
 
 def _top_share(size: Array, count: Array, m: int) -> float:
     """Share of sum |c| that the m tokens of largest |c| hold."""
-    order = np.argsort(-size)
-    size, count = size[order], count[order]
-    before = np.cumsum(count) - count
-    taken = np.clip(m - before, 0.0, count)
     whole = float(count @ size)
-    return float(taken @ size) / whole if whole > 0 else math.nan
+    places = min(SPREAD * m, len(size))  # none holds less than 1 / SPREAD of a token
+    largest = np.argpartition(-size, places - 1)[:places]
+    largest = largest[np.argsort(-size[largest])]
+    before = np.cumsum(count[largest]) - count[largest]
+    taken = np.clip(m - before, 0.0, count[largest])
+    return float(taken @ size[largest]) / whole if whole > 0 else math.nan
 
 
 def _share(tokens: Spectrum, which: NDArray[np.bool_]) -> float:

@@ -19,6 +19,8 @@ REPORT = "klmonitor/report"
 TOKENS = "kl/extreme_tokens"
 ALERTS = "kl/alerts"
 """What belongs to the run: the page, the table of extreme tokens, alerts opened at a step."""
+PULL = "What the KL term pulls"
+"""Of the pair that the objective penalises; the page has no such panel."""
 HISTOGRAM = "log_ratio"
 """A pair's histogram of d, as ``kl/{pair}/log_ratio``."""
 
@@ -75,6 +77,7 @@ PANELS = (
     Panel("Outlier tokens", ("outliers/k1", "outliers/k3", "outliers/rate"), "tokens"),
     Panel("Spike score", ("spike/z",), "scales"),
     Panel("Gap of k3 and k1", ("gap_z",), "standard errors"),
+    Panel(PULL, ("penalty/effective_beta", "penalty/dead_share"), "weight, and share of tokens"),
 )
 """In the page's order."""
 
