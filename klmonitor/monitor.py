@@ -29,6 +29,7 @@ from klmonitor.numbers.running import Running
 from klmonitor.numbers.sums import StepSums
 from klmonitor.penalty import Penalty
 from klmonitor.record import RecordWriter
+from klmonitor.record.runfile import PENALTY
 from klmonitor.report import Health, PairReport, Report
 from klmonitor.rules import Judgement, RuleSet, settings_to_row
 from klmonitor.rules.file import load_rules
@@ -137,9 +138,11 @@ class Monitor:
         if self._enabled and rank_of(self._ranks()) == 0:
             record = None
             if run_dir is not None:
+                terms = {pair: str(term) for pair, term in self.penalties.items()}
+                known = {PENALTY: terms} if terms else {}
                 record = RecordWriter(
                     Path(run_dir),
-                    {"groups": list(groups), **(meta or {})},
+                    {"groups": list(groups), **known, **(meta or {})},
                     rules=settings_to_row(self._rules.settings),
                 )
             self._delivery = Delivery(

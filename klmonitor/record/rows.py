@@ -135,7 +135,6 @@ def report_to_row(report: Report) -> Row:
                     "counts": [finite_or_none(count) for _, count in pair.histogram],
                 },
                 **({"open": list(pair.open_kinds)} if pair.open_kinds else {}),
-                **({"penalty": pair.penalty} if pair.penalty else {}),
             }
             for name, pair in report.pairs.items()
         },
@@ -155,7 +154,6 @@ def report_from_row(row: Row) -> Report:
                 name=name,
                 values={key: as_float(value) for key, value in body["values"].items()},
                 histogram=_histogram(body.get("histogram")),
-                penalty=body.get("penalty", ""),
             ),
             body.get("open", ()),
         )

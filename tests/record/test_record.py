@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klmonitor.penalty import Penalty
 from klmonitor.record import RecordWriter, jsonl, read_run
 from klmonitor.record.jsonl import LineFile, LineReader
 from klmonitor.record.rows import (
@@ -186,19 +185,17 @@ def test_a_full_row_takes_4_kb_a_pair(names: tuple[str, ...]) -> None:
 
 
 def test_a_typical_row_keeps_all_its_buckets() -> None:
-    """Two mantissa bits, 80 buckets, a group and other, a penalty: nothing has to be merged."""
+    """Two mantissa bits, 80 buckets, a group and other, a receipt: nothing has to be merged."""
     report = make_report(1)
     full = report.pairs["policy_ref"]
     pair = replace(
         full,
         values={name: x for name, x in full.values.items() if not name.startswith("group/code/")},
         histogram=full.histogram[20:100],
-        penalty=str(Penalty(clamp=10.0)),
     )
     found = report_from_row(json.loads(encode_report(replace(report, pairs={pair.name: pair}))))
     edges = [edge for edge, _ in found.pairs["policy_ref"].histogram]
     assert edges == [shorten(edge) for edge, _ in pair.histogram]
-    assert found.pairs["policy_ref"].penalty == pair.penalty
 
 
 def test_scalars_beyond_the_budget_are_kept_and_the_histogram_goes() -> None:
