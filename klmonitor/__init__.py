@@ -61,6 +61,8 @@ __version__ = version("klmonitor")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "penalty":
+        return import_module("klmonitor.penalty")
     if name not in _HOME:
         raise AttributeError(f"module 'klmonitor' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

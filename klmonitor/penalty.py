@@ -163,14 +163,14 @@ class Penalty:
             c, d's shape and kind; 0 where the mask is.
         """
         xp = _namespace(d)
-        f, slope = value_and_slope(self, d)
+        f, slope, difference = own_terms(self, d)
         if mask is not None:
             mask = mask != 0
             f = xp.where(mask, f, 0.0)
         if self.placed == "reward":
             c = self._returned(f)
         elif self.ratio == "differentiated":
-            c = self._shared(f, mask) - slope
+            c = difference if self.level == "token" else self._shared(f, mask) - slope
         else:
             c = -slope
         if self.ratio is not None and log_ratio is not None:
@@ -195,9 +195,7 @@ class Penalty:
         return total + _namespace(f).zeros_like(f)
 
     def _shared(self, f: Array, mask: Array | None) -> Array:
-        """d(rho g) / (rho d log pi_t) less g's own derivative, g the mean or sum of f."""
-        if self.level == "token":
-            return f
+        """d(rho g) / (rho d log pi_t) less g's own derivative, g a sequence's sum of f."""
         total = f.sum(-1)[..., None]
         return total if self.level == "sequence" else total / _lengths(f, mask)
 
@@ -247,7 +245,8 @@ class Penalty:
             found += ", in expectation over whole sequences"
         if self.ratio is None:
             found += ", on-policy"
-        return found + self._of_clamped()
+        clamped = self._of_clamped()
+        return (found.removesuffix(", exact") if clamped else found) + clamped
 
     def _of_clamped(self) -> str:
         """What a clamped token pulls, as a clause."""
@@ -274,11 +273,11 @@ def true_coefficient(d: Array, log_ratio: Array | None = None) -> Array:
     return -d if log_ratio is None else -_namespace(d).exp(log_ratio) * d
 
 
-def value_and_slope(penalty: Penalty, d: Array) -> tuple[Array, Array]:
-    """Value f and slope f' of a penalty at d: each token's own, clamps and straight-through in.
+def own_terms(penalty: Penalty, d: Array) -> tuple[Array, Array, Array]:
+    """f, f' and f - f' of each token for itself, clamps and straight-through included.
 
     The derivative of a clamp is 0 beyond the limit and 1 at it, as automatic differentiation has
-    it.
+    it. k3's f - f' is -d: as a difference it would be one of two e^d.
 
     Args:
         penalty: its estimator, clamps and straight-through are looked at.
@@ -287,12 +286,17 @@ def value_and_slope(penalty: Penalty, d: Array) -> tuple[Array, Array]:
     xp = _namespace(d)
     inside = d if penalty.clamp_d is None else xp.clip(d, -penalty.clamp_d, penalty.clamp_d)
     f, slope = VALUES[penalty.estimator](inside), SLOPES[penalty.estimator](inside)
+    difference = -d if penalty.estimator == "k3" else f - slope
     if penalty.clamp_d is not None:
-        slope = xp.where(abs(d) > penalty.clamp_d, 0.0, slope)
+        dead = abs(d) > penalty.clamp_d
+        slope, difference = xp.where(dead, 0.0, slope), xp.where(dead, f, difference)
     if penalty.clamp is not None:
-        slope = xp.where(abs(f) > penalty.clamp, 0.0, slope)
-        f = xp.clip(f, -penalty.clamp, penalty.clamp)
-    return f, SLOPES["k2"](d) if penalty.straight_through else slope
+        dead, f = abs(f) > penalty.clamp, xp.clip(f, -penalty.clamp, penalty.clamp)
+        slope, difference = xp.where(dead, 0.0, slope), xp.where(dead, f, difference)
+    if penalty.straight_through:
+        slope = SLOPES["k2"](d)
+        difference = f - slope
+    return f, slope, difference
 
 
 def _lengths(x: Array, mask: Array | None) -> Array:

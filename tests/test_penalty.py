@@ -227,6 +227,15 @@ def test_laws_of_a_clamp(d, estimator, limit):
         assert abs(found) == pytest.approx(3.0 * limit, rel=1e-12)
 
 
+@pytest.mark.parametrize("d", [1e-9, 5.0, 40.0, 300.0])
+def test_rho_k3s_coefficient_does_not_cancel(d):
+    """f - f' is the difference of two e^d, and -d."""
+    found = Penalty(ratio="differentiated").coefficient(np.array([d, -d]))
+    assert found.tolist() == [-d, d]
+    clamped = Penalty(ratio="differentiated", clamp=50.0).coefficient(np.array([d, -d]))
+    assert clamped.tolist() == [-d if math.expm1(d) - d <= 50 else 50.0, d if d <= 50 else 50.0]
+
+
 def sequences(seed=3):
     """All sequences of 3 tokens over 3: logits [9, 3] of an autoregressive policy and reference."""
     generator = torch.Generator().manual_seed(seed)
@@ -301,6 +310,11 @@ def test_what_the_mask_leaves_out_changes_nothing(penalty):
             "0.04 x rho*k3 in the loss, rho differentiated: the reverse KL's gradient, exact",
         ),
         (
+            Penalty(ratio="differentiated", clamp=5.0),
+            "1 x rho*k3 in the loss, rho differentiated, clamped at 5: the reverse KL's gradient; a "
+            "clamped token pulls rho times the limit",
+        ),
+        (
             Penalty(clamp=10.0, beta=0.1),
             "0.1 x k3 in the loss, clamped at 10: the forward KL's gradient, on-policy; a clamped "
             "token pulls nothing",
@@ -340,7 +354,9 @@ def test_what_no_objective_can_be_is_refused(fields, says):
 
 def test_it_needs_no_torch():
     program = (
-        "import sys, numpy, klmonitor; c = klmonitor.Penalty().coefficient(numpy.array([1.0])); "
-        "assert abs(c[0] + 1.718281828) < 1e-9 and 'torch' not in sys.modules"
+        "import sys, numpy, klmonitor; d = numpy.array([1.0]); "
+        "assert klmonitor.penalty.true_coefficient(d) == -d; "
+        "assert abs(klmonitor.Penalty().coefficient(d)[0] + 1.718281828) < 1e-9; "
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

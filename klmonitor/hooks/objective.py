@@ -33,7 +33,7 @@ class PenaltyRead:
         """What `describe()` says of it."""
         found = [f"  penalty {pair}: {term}" for pair, term in self.penalties.items()]
         if not found:
-            return [f"  penalty not known: {self.why}"] if self.why else []
+            return [f"  penalty not read: {self.why}"] if self.why else []
         return [*found, *([f"          {self.why}"] if self.why else [])]
 
 

@@ -7,7 +7,8 @@ from the policy itself (rho = 1), over the N counted tokens:
     effective beta  beta cov(c, t) / var(t): the weight of the reverse KL that c is nearest to, in
                     the space of tokens. Centred, as a constant in c pulls nothing in expectation.
 
-Where c is a combination of 1, d, d^2 and e^d both follow from exact sums. Everything else, and
+Where c is a combination of 1, d, d^2 and e^d both follow from exact sums, and where it is a
+straight line in t the second is its slope, whatever the tokens. Everything else, and
 both where a clamp cuts c, is summed over the histogram, whose buckets are 1.6 % of d wide at most,
 with the listed extreme tokens in their exact places. Torch-free.
 
@@ -40,6 +41,15 @@ _POSITIVE[1:-1] = EDGES[1:-1, None] + _WIDTHS[:, None] * (np.arange(SPREAD) + 0.
 _POSITIVE[-1] = math.inf
 _WITHIN = np.concatenate([-_POSITIVE[::-1], _POSITIVE])
 """[HISTOGRAM, SPREAD] d; 0 in the smallest bucket, +-inf beyond the last."""
+STRAIGHT = {
+    ("loss", "k1"): 0.0,
+    ("loss", "k2"): 1.0,
+    ("loss", "square"): 2.0,
+    ("differentiated", "k1"): 1.0,
+    ("differentiated", "k3"): 1.0,
+    ("reward", "k1"): 1.0,
+}
+"""Terms whose c / rho is a straight line in t -> its slope, whatever the tokens are."""
 DEFAULT_PAIR = "policy_ref"
 """Whose a penalty is that came without a pair."""
 
@@ -74,10 +84,12 @@ def by_pair(penalty: Penalty | Mapping[str, Penalty] | None) -> dict[str, Penalt
 
 
 def receipt(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
-    """``penalty/*`` of a pair; ``penalty/beta`` alone where c needs more than each token's d.
+    """``penalty/*`` of a pair, as far as they follow from each token's d.
 
-    That is where the return or the ratio is a sequence's, or the tokens, under a ratio, came from
-    another policy.
+    Where the return or the ratio is a sequence's that is ``penalty/beta`` alone. Where other tokens
+    than the policy's own are weighted with their ratio, c / rho is known: the shares of tokens,
+    and the effective beta where c / rho is a straight line in t, which no weights change. Where
+    they are not weighted c is known, and the effective beta is not.
 
     Args:
         penalty: the term on this pair.
@@ -86,22 +98,37 @@ def receipt(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
     """
     found = {"penalty/beta": penalty.beta}
     n = float(step.n[pair])
-    if not n > 0 or not of_tokens(penalty, bool(step.on_policy[pair])):
+    on_policy = bool(step.on_policy[pair])
+    if not n > 0 or not of_tokens(penalty, on_policy):
         return found
     with np.errstate(all="ignore"):
         tokens = spectrum(step, pair, _WITHIN if clamped(penalty) else MIDDLES[:, None])
         c = penalty.coefficient(tokens.d)
-        slope, error = _effective(penalty, step, pair, tokens, c)
-        size = np.abs(c)
-        found |= {
-            "penalty/pull": penalty.beta * _sums(penalty, step, pair, tokens, c)[0] / n,
-            "penalty/top_share": _top_share(size, tokens.weight, most_tokens_k1(n)),
-            "penalty/dead_share": _share(tokens, (c == 0) & (tokens.d != 0)),
-            "penalty/opposite_share": _share(tokens, c * tokens.d > 0),
-            "penalty/effective_beta": penalty.beta * slope,
-            "penalty/effective_beta_se": abs(penalty.beta) * error,
-        }
+        if on_policy or penalty.ratio is not None:
+            slope = straight(penalty)
+            error = 0.0 * slope
+            if on_policy and math.isnan(slope):
+                slope, error = _effective(penalty, step, pair, tokens, c)
+            found["penalty/effective_beta"] = penalty.beta * slope
+            found["penalty/effective_beta_se"] = abs(penalty.beta) * error
+        if on_policy or penalty.ratio is None:
+            mean = _sums(penalty, step, pair, tokens, c)[0] / n
+            found["penalty/pull"] = penalty.beta * mean
+            found["penalty/top_share"] = _top_share(np.abs(c), tokens.weight, most_tokens_k1(n))
+        found["penalty/dead_share"] = _share(tokens, (c == 0) & (tokens.d != 0))
+        found["penalty/opposite_share"] = _share(tokens, c * tokens.d > 0)
     return found
+
+
+def straight(penalty: Penalty) -> float:
+    """The slope in t of a term whose c / rho is a straight line, nan: it is none."""
+    if penalty.straight_through and penalty.ratio != "differentiated":
+        return STRAIGHT["loss", "k2"]
+    if clamped(penalty) or penalty.straight_through:
+        return math.nan
+    differentiated = penalty.placed == "loss" and penalty.ratio == "differentiated"
+    where = "differentiated" if differentiated else penalty.placed
+    return STRAIGHT.get((where, penalty.estimator), math.nan)
 
 
 def clamped(penalty: Penalty) -> bool:
@@ -113,9 +140,7 @@ def of_tokens(penalty: Penalty, on_policy: bool) -> bool:
     """Whether each token's c follows from its own d."""
     if penalty.returns != "token":
         return False
-    if penalty.ratio is None:
-        return True
-    return on_policy and (penalty.ratio == "detached" or penalty.level == "token")
+    return penalty.level == "token" or (on_policy and penalty.ratio == "detached")
 
 
 def spectrum(step: StepSums, pair: int, within: Array = MIDDLES[:, None]) -> Spectrum:

@@ -121,24 +121,39 @@ def test_one_token_may_carry_the_pull():
     assert receipt(Penalty("k2"), sums_of(d), 0)["penalty/top_share"] < 0.5
 
 
+SHARES = {"penalty/dead_share", "penalty/opposite_share"}
+C_IS_KNOWN = {"penalty/pull", "penalty/top_share"}
+WEIGHT = {"penalty/effective_beta", "penalty/effective_beta_se"}
+
+
 @pytest.mark.parametrize(
     ("penalty", "told"),
     [
-        (Penalty("k3"), True),
-        (Penalty("k3", ratio="differentiated"), False),
-        (Penalty("k1", "reward", returns="sequence"), False),
+        (Penalty("k3"), SHARES | C_IS_KNOWN),
+        (Penalty("k2"), SHARES | C_IS_KNOWN),  # -d, but the tokens are not the policy's
+        (Penalty("k3", ratio="detached"), SHARES),
+        (Penalty("k3", ratio="differentiated"), SHARES | WEIGHT),
+        (Penalty("k3", ratio="differentiated", clamp=1.0), SHARES),
+        (Penalty("k2", ratio="detached"), SHARES | WEIGHT),
+        (Penalty("k1", "reward", returns="sequence"), set()),
+        (Penalty("k3", ratio="differentiated", level="geometric"), set()),
     ],
     ids=str,
 )
-def test_what_the_sums_do_not_hold_is_not_told(penalty, told):
-    """A ratio that is not 1, the return of a sequence: beta alone."""
+def test_what_is_told_of_another_samplers_tokens(penalty, told):
+    """What each d decides, and a weight that no ratio changes: of rho k3, exactly beta."""
     d = straying(0.3)
     step = sums_of(d, old=torch.full(d.shape, -19.5))
     found = receipt(penalty, step, step.pairs.index("policy_ref"))
-    assert ("penalty/pull" in found) == told
-    assert found["penalty/beta"] == 1.0
-    sequence = Penalty("k3", ratio="differentiated", level="geometric")
-    assert set(receipt(sequence, sums_of(d), 0)) == {"penalty/beta"}
+    known = {name for name, value in found.items() if not math.isnan(value)}
+    assert known == told | {"penalty/beta"}
+    c = penalty.coefficient(d)
+    if told >= SHARES:
+        assert found["penalty/opposite_share"] == pytest.approx(np.mean(c * d > 0), abs=1e-3)
+    if told >= WEIGHT:
+        assert (found["penalty/effective_beta"], found["penalty/effective_beta_se"]) == (1.0, 0.0)
+    if told >= C_IS_KNOWN:
+        assert found["penalty/pull"] == pytest.approx(c.mean(), rel=1e-9)
 
 
 # --- beside the exact gradient ------------------------------------------------------------------

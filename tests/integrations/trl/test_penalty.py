@@ -180,7 +180,7 @@ def test_what_is_not_known_is_said(make_trainer):
     own = make_trainer(1, beta=BETA, trainer_class=Own)
     assert penalty_of(own, "batch").penalties == {}
     handle = attach(own, run_dir=False)
-    assert "penalty not known: Own._compute_loss is not TRL's own" in handle.describe()
+    assert "penalty not read: Own._compute_loss is not TRL's own" in handle.describe()
     handle.detach()
     assert penalty_of(make_trainer(1, beta=BETA, trainer_class=Tame), "batch").penalties
     without = penalty_of(make_trainer(1, beta=0.0), "batch")
