@@ -311,8 +311,8 @@ def test_what_the_mask_leaves_out_changes_nothing(penalty):
         ),
         (
             Penalty(ratio="differentiated", clamp=5.0),
-            "1 x rho*k3 in the loss, rho differentiated, clamped at 5: the reverse KL's gradient; a "
-            "clamped token pulls rho times the limit",
+            "1 x rho*k3 in the loss, rho differentiated, clamped at 5: the reverse KL's gradient; "
+            "a clamped token pulls rho times the limit",
         ),
         (
             Penalty(clamp=10.0, beta=0.1),
