@@ -99,7 +99,8 @@ def receipt(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
     found = {"penalty/beta": penalty.beta}
     n = float(step.n[pair])
     on_policy = bool(step.on_policy[pair])
-    if not n > 0 or not of_tokens(penalty, on_policy):
+    unknown = np.isnan(step.histogram[pair]).any()  # a part came without it
+    if not n > 0 or unknown or not of_tokens(penalty, on_policy):
         return found
     with np.errstate(all="ignore"):
         tokens = spectrum(step, pair, _WITHIN if clamped(penalty) else MIDDLES[:, None])
@@ -154,7 +155,10 @@ def spectrum(step: StepSums, pair: int, within: Array = MIDDLES[:, None]) -> Spe
         within: [HISTOGRAM, places] d of the places of a bucket.
     """
     counts = step.histogram[pair].copy()
-    left, right = (tail[tail > 0] for tail in step.tokens[pair, :, :, KEY])
+    keys = step.tokens[pair, :, :, KEY]
+    if np.isnan(keys).any():  # a part came without its tokens: none is known to be the furthest
+        keys = np.empty((2, 0))
+    left, right = (tail[tail > 0] for tail in keys)
     np.subtract.at(counts, CENTRE - 1 - _bucket(left), 1.0)
     np.subtract.at(counts, CENTRE + _bucket(right), 1.0)
     kept = np.flatnonzero(counts > 0)

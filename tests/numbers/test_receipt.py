@@ -10,6 +10,7 @@ import torch
 
 from klmonitor import Monitor, Penalty
 from klmonitor.numbers.receipt import receipt
+from klmonitor.numbers.sums import KEY
 from klmonitor.pairs import default_pairs
 from klmonitor.pull import exact_pull
 from klmonitor.record import read_run
@@ -154,6 +155,18 @@ def test_what_is_told_of_another_samplers_tokens(penalty, told):
         assert (found["penalty/effective_beta"], found["penalty/effective_beta_se"]) == (1.0, 0.0)
     if told >= C_IS_KNOWN:
         assert found["penalty/pull"] == pytest.approx(c.mean(), rel=1e-9)
+
+
+def test_a_worker_that_left_something_out_makes_nothing_up():
+    """Of a part without its tokens the buckets are left; without its histogram, beta alone."""
+    d, penalty = straying(0.3), Penalty("k3", clamp=2.0)
+    step, expected = sums_of(d), plain(penalty, d)
+    step.tokens[0, :, 0, KEY] = np.nan
+    found = receipt(penalty, step, 0)
+    for name, want in expected.items():
+        assert found[name] == pytest.approx(want, rel=0.05, abs=2e-3), name
+    step.histogram[0] = np.nan
+    assert receipt(penalty, step, 0) == {"penalty/beta": 1.0}
 
 
 # --- beside the exact gradient ------------------------------------------------------------------
