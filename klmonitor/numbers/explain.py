@@ -88,24 +88,27 @@ def _pull(pair: PairReport) -> str:
     """The receipt of the KL term in one sentence."""
     if not pair.penalty:
         return ""
-    line = f"the KL term is {pair.penalty}"
-    beta = pair["penalty/beta"]
-    if math.isnan(pair["penalty/effective_beta"]) or not beta:
-        return f"{line} [docs/penalty.md]"
-    times = pair["penalty/effective_beta"] / beta
-    error = abs(pair["penalty/effective_beta_se"] / beta)
-    heavy = pair["dominance/level"] >= 1 or pair["cv/lambda"] < HEAVY
-    parts = [
-        f"in the space of tokens it pulls {round(times, 2) + 0.0:.2f} +- {error:.1g} times beta"
-        + (", with tails too heavy for this to be the gradient's" if heavy and error else "")
-    ]
+    parts = [_weight(pair)]
     if pair["penalty/dead_share"] > 0:
         parts.append(f"{100 * pair['penalty/dead_share']:.2g} % of the tokens pull nothing")
     if pair["penalty/top_share"] > CONCENTRATED:
         m = most_tokens_k1(pair.tokens)
         carry = "one token carries" if m == 1 else f"{m} tokens carry"
         parts.append(f"{carry} {pair['penalty/top_share']:.0%} of the pull")
-    return f"{line}; {', '.join(parts)} [docs/penalty.md]"
+    told = ", ".join(part for part in parts if part)
+    return f"the KL term is {pair.penalty}{'; ' if told else ''}{told} [docs/penalty.md]"
+
+
+def _weight(pair: PairReport) -> str:
+    """How many times beta it pulls, with what makes that doubtful."""
+    beta = pair["penalty/beta"]
+    if math.isnan(pair["penalty/effective_beta"]) or not beta:
+        return ""
+    times = round(pair["penalty/effective_beta"] / beta, 2) + 0.0
+    error = abs(pair["penalty/effective_beta_se"] / beta)
+    heavy = pair["dominance/level"] >= 1 or pair["cv/lambda"] < HEAVY
+    doubt = ", with tails too heavy for this to be the gradient's" if heavy and error else ""
+    return f"in the space of tokens it pulls {times:.2f} +- {error:.1g} times beta{doubt}"
 
 
 def top_tokens(pair: PairReport, name: str) -> list[ExtremeToken]:

@@ -8,9 +8,9 @@ from the policy itself (rho = 1), over the N counted tokens:
                     the space of tokens. Centred, as a constant in c pulls nothing in expectation.
 
 Where c is a combination of 1, d, d^2 and e^d both follow from exact sums, and where it is a
-straight line in t the second is its slope, whatever the tokens. Everything else, and
-both where a clamp cuts c, is summed over the histogram, whose buckets are 1.6 % of d wide at most,
-with the listed extreme tokens in their exact places. Torch-free.
+straight line in t the second is its slope, whatever the tokens. Everything else, and both where a
+clamp cuts c, is summed over the histogram, whose buckets are 1.6 % of d wide at most, with the
+listed extreme tokens in their exact places. Torch-free.
 
 What the gradient itself is, in the space of logits, no sum over sampled tokens tells: see
 `klmonitor.pull`, and docs/penalty.md for where the two differ.
@@ -58,7 +58,7 @@ class Spectrum(NamedTuple):
     """A step's tokens of a pair, by d.
 
     Attributes:
-        d: [M] nats: exact for the extreme tokens, a bucket's middle for the others.
+        d: [M] nats: exact for the extreme tokens, within their bucket for the others.
         weight: [M] tokens there.
     """
 
@@ -75,7 +75,7 @@ def by_pair(penalty: Penalty | Mapping[str, Penalty] | None) -> dict[str, Penalt
     """
     if penalty is None:
         return {}
-    found = {DEFAULT_PAIR: penalty} if isinstance(penalty, Penalty) else dict(penalty)
+    found = dict(penalty) if isinstance(penalty, Mapping) else {DEFAULT_PAIR: penalty}
     parse_pairs(found)
     for pair, one in found.items():
         if not isinstance(one, Penalty):

@@ -278,6 +278,17 @@ def test_a_monitor_gives_the_receipt_and_the_record_keeps_it(tmp_path):
     assert "KL term" not in run_of(None, None, d).explain()
 
 
+def test_of_another_samplers_tokens_the_line_says_what_is_known():
+    d = straying(0.3).clip(-2, 2)
+    d[0, :30] = 4.0
+    monitor = Monitor(penalty=Penalty(clamp=10.0), strict=True)
+    q = np.full_like(d, -20.0)
+    monitor.observe(policy=q, ref=q + d, old=q + 0.1)
+    text = monitor.step(0).explain()
+    assert "a clamped token pulls nothing; 0.75 % of the tokens pull nothing [" in text
+    assert "times beta" not in text
+
+
 def test_penalties_by_pair():
     d = straying(0.3)
     report = run_of(None, {"policy_ref": Penalty("k1", "reward", returns="sequence")}, d)
@@ -288,3 +299,5 @@ def test_penalties_by_pair():
         Monitor(penalty={"ref_policy": Penalty()})
     with pytest.raises(TypeError, match=r"policy_ref is 'k3': give a klmonitor\.Penalty"):
         Monitor(penalty={"policy_ref": "k3"})
+    with pytest.raises(TypeError, match="policy_ref is 'k3'"):
+        Monitor(penalty="k3")
