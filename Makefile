@@ -70,12 +70,13 @@ docs: install
 
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[bench]"
-	$(BIN)/python benchmarks/speed.py $(ARGS)
+	PYTHONPATH=. $(BIN)/python benchmarks/speed.py $(ARGS)
 
 sim: install
 	$(BIN)/python benchmarks/intervals.py
 	$(BIN)/python benchmarks/dominance.py
 	$(BIN)/python benchmarks/rules.py
+	PYTHONPATH=. $(BIN)/python benchmarks/agreement.py
 
 demo: install
 	$(BIN)/klmonitor demo $(ARGS)

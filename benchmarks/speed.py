@@ -25,12 +25,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from typing_extensions import Self
 
+from benchmarks import coldstart
 from klmonitor import Monitor, exact_kl
+from klmonitor.boundary import Boundary
 from klmonitor.pairs import default_pairs
 from klmonitor.summary.batch import build
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import SummaryConfig
-from klmonitor.summary.passes import accumulate
+from klmonitor.summary.passes import KERNELS, accumulate
 from klmonitor.summary.state import Summary
 
 TARGET = Path(__file__).parent / "RESULTS.md"
@@ -273,13 +275,11 @@ class _Hooks:
         self.spent: list[float] = []
 
     def __enter__(self) -> Self:
-        from klmonitor.hooks.wraps import Guard
-
-        self._original, spent, inside = Guard.always, self.spent, [False]
+        self._original, spent, inside = Boundary.always, self.spent, [False]
         original = self._original
 
         def clocked(
-            guard: Guard, call: Callable[..., object], *args: object, **kwargs: object
+            guard: Boundary, call: Callable[..., object], *args: object, **kwargs: object
         ) -> object:
             if inside[0] or threading.current_thread() is not threading.main_thread():
                 return original(guard, call, *args, **kwargs)
@@ -291,13 +291,11 @@ class _Hooks:
                 spent.append(time.perf_counter() - started)
                 inside[0] = False
 
-        Guard.always = clocked  # type: ignore[method-assign]
+        Boundary.always = clocked  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *_: object) -> None:
-        from klmonitor.hooks.wraps import Guard
-
-        Guard.always = self._original  # type: ignore[method-assign]
+        Boundary.always = self._original  # type: ignore[method-assign]
 
 
 def _clock(clock: list[float], spent: list[float]) -> object:
@@ -416,9 +414,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds, no file")
     quick = parser.parse_args().quick
     lines = ["# Timings", "", "Written by `make bench`.", "", *machine(), "## The pass", ""]
+    loader = KERNELS["cpu"].loader
+    assert loader is not None
+    if not loader.wait(300):
+        sys.stderr.write(f"the compiled pass is not there: {loader.error}\n")
     for threads in (1, 2):
         lines += passes(threads, quick)
-    lines += exact(quick) + overhead(quick) + long_run(quick)
+    lines += exact(quick) + overhead(quick) + long_run(quick) + coldstart.parts()
+    if not quick:
+        lines += coldstart.starts() + coldstart.beside()
     text = "\n".join(lines)
     print(text)
     if not quick:

@@ -1,13 +1,21 @@
-"""Generate `docs/metrics.md` from the table of metrics: ``python docs/tables.py [--check]``."""
+"""Write what the docs take from tables in code: ``python docs/tables.py [--check]``.
+
+`docs/metrics.md` is made whole; in `docs/alerts.md` and `docs/delivery.md` what stands between two
+marks is.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from klmonitor.numbers.metrics import METRICS
+from klmonitor.rules.table import RULES
+from klmonitor.sinks.table import TABLE
 
-TARGET = Path("docs/metrics.md")
+DOCS = Path(__file__).parent
+BEGIN, END = "<!-- made by docs/tables.py -->", "<!-- end -->"
 
 HEAD = """\
 # Metrics
@@ -29,30 +37,90 @@ TAIL = """\
 With `groups=[...]` also `group/{name}/{k1,k3}/{mean,se}` for every declared group and `other`.
 
 Once for the run: `kl/alerts` (alerts opened or made worse at this step), `klmonitor/active`
-(1 while log-probs are captured on every rank), `klmonitor/errors` (failures caught so far; the
-largest count of any rank).
+(1 while log-probs are captured on every rank), `klmonitor/errors` (failures caught so far) and
+`klmonitor/dropped` (rows, alerts and parts lost so far), both the largest of any rank; and at steps
+where an alert rule failed `klmonitor/rule_errors`, how many did.
 """
 
 
-def metrics_page() -> str:
-    """The page as Markdown."""
-    rows = ["| name | core | unit | formula | meaning |", "|---|---|---|---|---|"]
-    for m in METRICS:
-        cells = (f"`{m.name}`", "yes" if m.core else "", m.unit, f"`{m.formula}`", m.text)
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return HEAD + "\n".join(rows) + "\n" + TAIL
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of Markdown."""
+    names = list(columns)
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return "\n".join(lines) + "\n"
+
+
+def metrics() -> str:
+    """All metrics."""
+    return table(
+        ("name", "core", "unit", "formula", "meaning"),
+        (
+            (f"`{m.name}`", "yes" if m.core else "", m.unit, f"`{m.formula}`", m.text)
+            for m in METRICS
+        ),
+    )
+
+
+def rules() -> str:
+    """All rules with their default thresholds."""
+
+    def limits(thresholds: Mapping[str, float]) -> str:
+        return ", ".join(f"{name} {value:.4g}" for name, value in thresholds.items())
+
+    return table(
+        ("kind", "on", "thresholds", "cool-down, steps", "calm steps that end it"),
+        (
+            (
+                f"`{rule.kind}`",
+                "yes" if rule.on else "no",
+                limits(rule.thresholds) or ("a limit a pair, nats" if rule.per_pair else ""),
+                f"{rule.cooldown}",
+                f"{rule.calm_for}",
+            )
+            for rule in RULES
+        ),
+    )
+
+
+def sinks() -> str:
+    """All sinks that have a name."""
+    return table(
+        ("sink", "needs", "what it gets"),
+        ((f'`"{s.name}"`', f"`klmonitor[{s.extra}]`", s.text) for s in TABLE),
+    )
+
+
+def between(page: str, content: str) -> str:
+    """A page with what stands between its marks replaced."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"a page has no {BEGIN} ... {END}")
+    return f"{before}{begin}\n\n{content}\n{end}{after}"
+
+
+def pages() -> dict[Path, str]:
+    """Every page that is made, whole or in part, as it should be."""
+    made = {DOCS / "metrics.md": HEAD + metrics() + TAIL}
+    for name, content in (("alerts.md", rules()), ("delivery.md", sinks())):
+        made[DOCS / name] = between((DOCS / name).read_text(encoding="utf-8"), content)
+    return made
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page, or with ``--check`` report whether it is up to date."""
-    page = metrics_page()
+    """Write the pages, or with ``--check`` report which are out of date."""
+    stale = {
+        path: text
+        for path, text in pages().items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    }
     if "--check" in arguments:
-        if TARGET.exists() and TARGET.read_text(encoding="utf-8") == page:
-            return 0
-        sys.stderr.write(f"{TARGET} is out of date: run `make docs`\n")
-        return 1
-    TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text(page, encoding="utf-8")
+        for path in stale:
+            sys.stderr.write(f"docs/{path.name} is out of date: run `make docs`\n")
+        return 1 if stale else 0
+    for path, text in stale.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -12,17 +12,14 @@ is setup and raises; later ones are counted in what `take` gives.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Collection
 
-from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.pairs import POLICIES
-from klmonitor.summary.batch import TensorLike
-from klmonitor.summary.intake import Group, Intake, PromptIds
+from klmonitor.summary.observer import Observer
 from klmonitor.summary.parts import pack
 
 
-class Collector:
+class Collector(Observer):
     """Sums log-probs in a process that only works.
 
     Args:
@@ -38,43 +35,12 @@ class Collector:
     def __init__(
         self,
         name: str = "",
-        pairs: Sequence[str] | None = None,
-        groups: Sequence[str] = (),
+        pairs: Collection[str] | None = None,
+        groups: Collection[str] = (),
         prompts: bool = True,
     ) -> None:
+        super().__init__(groups, pairs, prompts)
         self.name = name
-        self._intake = Intake(groups, pairs, prompts)
-        self._enabled = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
-        self._log = HealthLog()
-        self._boundary = Boundary("observe", self._log, vital=True)
-        self._set_up = False
-
-    def observe(
-        self,
-        *,
-        mask: TensorLike | None = None,
-        token_ids: TensorLike | None = None,
-        prompt_ids: PromptIds | None = None,
-        cu_seqlens: TensorLike | None = None,
-        sequence_ids: TensorLike | None = None,
-        group: Group = None,
-        phase: str = "train",
-        **log_probs: TensorLike | None,
-    ) -> None:
-        """Add one micro-batch; arguments and errors as for `Monitor.observe`."""
-        if not self._enabled:
-            return
-        layout = {
-            "mask": mask,
-            "token_ids": token_ids,
-            "cu_seqlens": cu_seqlens,
-            "sequence_ids": sequence_ids,
-        }
-        if not self._set_up:
-            self._set_up = True
-            self._intake.add(log_probs, layout, prompt_ids, group, phase, 0)
-        else:
-            self._boundary(self._intake.add, log_probs, layout, prompt_ids, group, phase, 0)
 
     def take(self, phase: str = "train") -> bytes:
         """What was observed since the last time, for `Monitor.add_part`; kilobytes a pair.
@@ -84,4 +50,4 @@ class Collector:
         """
         missing = tuple(name for name in POLICIES if name not in self._intake.seen)
         summary = self._intake.take(phase)
-        return pack(summary, self.name, phase, self._log.read(), missing)
+        return pack(summary, self.name, phase, self.log.read(), missing)

@@ -13,6 +13,7 @@ ranks wait for.
 from __future__ import annotations
 
 import math
+import operator
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,29 +21,44 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from klmonitor.boundary import Boundary, HealthLog
+from klmonitor.boundary import Boundary, cause, say
 from klmonitor.notify import Notify
 from klmonitor.numbers.assemble import ExtraValues, pair_reports
 from klmonitor.numbers.explain import judged
 from klmonitor.numbers.receipt import by_pair
 from klmonitor.numbers.running import Running
+from klmonitor.numbers.stored import check_plain, count_of
 from klmonitor.numbers.sums import StepSums
 from klmonitor.penalty import Penalty
 from klmonitor.record import RecordWriter
+from klmonitor.record.mutes import in_force
+from klmonitor.record.notices import Notice
 from klmonitor.record.runfile import PENALTY
 from klmonitor.report import Health, PairReport, Report
 from klmonitor.rules import Judgement, RuleSet, settings_to_row
 from klmonitor.rules.file import load_rules
+from klmonitor.rules.mutes import decode, encode, marked
+from klmonitor.rules.notices import RunNotices
 from klmonitor.sinks import Metrics, Sink
 from klmonitor.sinks.delivery import Delivery
 from klmonitor.sinks.table import SinkOptions, make_sinks
 from klmonitor.sinks.tokentable import Annotate
-from klmonitor.summary.batch import TensorLike
-from klmonitor.summary.intake import Group, Intake, PromptIds
 from klmonitor.summary.logged import LoggedSteps
+from klmonitor.summary.observer import Observer
 from klmonitor.summary.parts import unpack
-from klmonitor.summary.reduce import HostCopy, Ranks, agree, default_ranks, rank_of, reduce_over
+from klmonitor.summary.reduce import (
+    DisagreementError,
+    HostCopy,
+    Ranks,
+    Reducer,
+    default_ranks,
+    rank_of,
+    world_of,
+)
 from klmonitor.summary.state import Summary
+
+N_FLAGS = 3 + len(encode(()))
+"""Of which every rank learns the largest: errors, dropped, inactive, and what is muted."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +71,10 @@ class Pending:
     why: str
 
 
-class Monitor:
-    """Watches the KL of one training run.
+class Monitor(Observer):
+    """Watches the KL of one training run; `observe` is the `Observer`'s.
 
     Attributes:
-        log: what failed or was lost so far, in this process; an adapter's boundaries count here.
         penalties: pair -> the KL term that the objective has on it.
     """
 
@@ -71,8 +86,8 @@ class Monitor:
         rules: Any = "default",
         sinks: Collection[str | Sink | Callable[[Report], None]] = (),
         notify: Notify = None,
-        groups: Sequence[str] = (),
-        pairs: Sequence[str] | None = None,
+        groups: Collection[str] = (),
+        pairs: Collection[str] | None = None,
         prompts: bool = True,
         log_tokens: str | bool = "local",
         half_life: float = 100.0,
@@ -116,10 +131,9 @@ class Monitor:
         """
         if log_tokens not in ("local", True, False):
             raise ValueError(f"log_tokens is {log_tokens!r}: choose 'local', True or False")
-        self.log = HealthLog()
-        self._enabled = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
-        self._intake = Intake(groups, pairs, prompts)
+        super().__init__(groups, pairs, prompts, strict)
         self._rules = RuleSet(load_rules(rules), self.log)
+        self._notices = RunNotices()
         self._running = Running(half_life)
         self._group = process_group
         self._extra_values = extra_values
@@ -128,11 +142,12 @@ class Monitor:
         self._health_of: dict[str, Health] = {}
         self._pending: Pending | None = None
         self._rows = LoggedSteps() if merge_rows else None
-        self._observed = self._agreed = self._closed = False
-        self._observe = Boundary("observe", self.log, vital=True, strict=strict)
+        self._reducer: Reducer | None = None
+        self._last_step: int | None = None
+        self._went_back = self._closed = self._told_closed = False
         self._always = {
             name: Boundary(name, self.log, patience=None, strict=strict)
-            for name in ("step", "report", "rules", "rows", "a worker's part")
+            for name in ("step", "report", "rules", "rows", "notes", "a worker's part")
         }
         self._delivery = Delivery(self.log)
         if self._enabled and rank_of(self._ranks()) == 0:
@@ -142,7 +157,7 @@ class Monitor:
                 known = {PENALTY: terms} if terms else {}
                 record = RecordWriter(
                     Path(run_dir),
-                    {"groups": list(groups), **known, **(meta or {})},
+                    {"groups": list(self._intake.config.groups), **known, **(meta or {})},
                     rules=settings_to_row(self._rules.settings),
                 )
             self._delivery = Delivery(
@@ -169,65 +184,17 @@ class Monitor:
         """Failures that were caught so far, in this process."""
         return self.log.read().errors
 
-    @property
-    def active(self) -> bool:
-        """Whether log-probs are taken: not where KLMONITOR_DISABLE is set or `observe` rests."""
-        return self._enabled and not self._observe.resting
-
     # --- in ----------------------------------------------------------------------------------
-    def observe(
-        self,
-        *,
-        mask: TensorLike | None = None,
-        token_ids: TensorLike | None = None,
-        prompt_ids: PromptIds | None = None,
-        cu_seqlens: TensorLike | None = None,
-        sequence_ids: TensorLike | None = None,
-        group: Group = None,
-        phase: str = "train",
-        **log_probs: TensorLike | None,
-    ) -> None:
-        """Add one micro-batch; never synchronises with the device.
+    def _rank(self) -> int:
+        return rank_of(self._ranks())
 
-        Args:
-            log_probs: ``policy=``, ``old=``, ``rollout=``, ``ref=``: log-probs of the sampled
-                tokens, nats, at least two of them, in a layout of `klmonitor.summary.batch.build`.
-            mask: which tokens count, same layout.
-            token_ids: vocabulary ids, same layout; to name the extreme tokens.
-            prompt_ids: [B] integers or strings: completions of one prompt are not independent.
-            cu_seqlens: [B + 1] offsets, for packed tokens.
-            sequence_ids: [N] integers, for packed tokens.
-            group: the micro-batch's group, or one name a sequence, or int64 [B] indices into the
-                declared groups (any other index: ``other``).
-            phase: ``"train"`` or ``"eval"``; the two are never mixed.
+    def _world(self) -> int:
+        return world_of(self._ranks())
 
-        Raises:
-            ValueError: at the first call: shapes, masks or layouts do not fit.
-            TypeError: at the first call: a dtype or a policy's name is wrong.
-        """
-        if not self._enabled:
-            return
-        layout = {
-            "mask": mask,
-            "token_ids": token_ids,
-            "cu_seqlens": cu_seqlens,
-            "sequence_ids": sequence_ids,
-        }
-        if self._observed:
-            self._observe(self._add, log_probs, layout, prompt_ids, group, phase)
-        else:  # setup
-            self._add(log_probs, layout, prompt_ids, group, phase)
-            self._observed = True
-
-    def _add(
-        self,
-        log_probs: Mapping[str, TensorLike | None],
-        layout: Mapping[str, TensorLike | None],
-        prompt_ids: PromptIds | None,
-        group: Group,
-        phase: str,
-    ) -> None:
-        self._intake.add(log_probs, layout, prompt_ids, group, phase, rank_of(self._ranks()))
+    def _open(self) -> bool:
+        if self._closed:
+            self._after_close()
+        return not (self._closed or self._is_off())
 
     def add_part(self, part: bytes) -> None:
         """Add what a worker's `Collector.take` gave, before `step` on the driver.
@@ -246,36 +213,100 @@ class Monitor:
         self._intake.merge(part, rank)
 
     # --- out ---------------------------------------------------------------------------------
-    def step(self, step: int, *, phase: str = "train", wait: bool = True) -> Report | None:
+    def step(self, step: int, *, phase: str = "train", wait: bool = True) -> Report:
         """Close a step: reduce over the ranks, judge, record. Collective: call on every rank.
 
         Args:
-            step: the trainer's step, for records and alerts.
+            step: the trainer's step, for records and alerts: whole, and no smaller than the last.
             phase: which observations to close.
             wait: False: start the copy to the host and return the previous step's report.
 
         Returns:
-            The report (the same on every rank); None where there is none yet, or on failure.
-        """
-        if not self._enabled and not self._ranks():
-            return None
-        pending = self._always["step"](self._begin, step, phase)
-        if pending is None:
-            return None
-        earlier, self._pending = self._pending, None if wait else pending
-        report = None if earlier is None else self._finish(earlier)
-        return self._finish(pending) if wait else report
+            The report, the same on every rank; empty where nothing was observed, monitoring is off
+            or something failed. Its step is None where there is no result yet (``wait=False``).
 
-    def _begin(self, step: int, phase: str) -> Pending:
-        ranks = self._ranks()
-        state = self._intake.take(phase)
-        if not self._agreed:
-            self._agreed = True
-            agree(self._intake.config, ranks)
+        Raises:
+            TypeError: at the first call: `step` is no whole number.
+        """
+        number = self._number(step)
+        if self._closed:
+            self._after_close()
+        if (not self._enabled and not self._ranks()) or self._closed or self._is_off():
+            return self._nothing(number, phase)
+        pending = self._always["step"](self._begin, number, phase)
+        earlier, self._pending = self._pending, None if wait else pending
+        found = None if earlier is None else self._finish(earlier)
+        if wait:
+            found = None if pending is None else self._finish(pending)
+        return found or self._nothing(number if wait else None, phase)
+
+    def _begin(self, step: int, phase: str) -> Pending | None:
+        """Reduce; whatever fails before the collectives travels as a flag."""
+        if self._reducer is None:
+            self._reducer = Reducer(self._intake.config, self._ranks(), N_FLAGS)
+        try:
+            self._reducer.agree(self._intake.digest, self._intake.on_device())
+        except DisagreementError as error:  # on every rank alike
+            self.log.stop("monitoring", str(error))
+            raise
+        why = ""
+
+        def make() -> tuple[Summary, Sequence[float]]:
+            nonlocal why
+            health = self._health()
+            why = health.why
+            fares = (float(health.errors), float(health.dropped), float(not health.active))
+            return self._intake.take(phase), (*fares, *encode(self._delivery.mutes))
+
+        summary, flags, failure = self._reducer.reduce(make)
+        if failure is not None:
+            self._intake.drop(phase)
+            self._always["step"].caught(failure)
+        return Pending(step, phase, HostCopy.start(summary, flags), why)
+
+    def _is_off(self) -> bool:
+        """Whether ranks have refused one another's settings: then none reduces any more."""
+        return self._reducer is not None and bool(self._reducer.off)
+
+    def _nothing(self, step: int | None, phase: str) -> Report:
+        """The report of a step of which nothing is known."""
         health = self._health()
-        mine = (float(health.errors), float(health.dropped), float(not health.active))
-        summary, worst = reduce_over(ranks, state, mine)
-        return Pending(step, phase, HostCopy.start(summary, worst), health.why)
+        return Report(
+            step=step,  # type: ignore[arg-type]  # None: before the first result
+            first_step=step or 0,
+            phase=phase,
+            time=time.time(),
+            pairs={},
+            run_values=health.values,
+            health=health,
+        )
+
+    def _number(self, step: Any) -> int:
+        """The step as a whole number; what is none continues from the last one."""
+        try:
+            number = operator.index(step.item() if hasattr(step, "item") else step)
+        except (TypeError, ValueError, RuntimeError):
+            error = TypeError(
+                f"step is {step!r}: give the trainer's step, a whole number, as step(17)"
+            )
+            if self._last_step is None:
+                raise error from None
+            self._always["step"].caught(error)
+            number = self._last_step + 1
+        if self._last_step is not None and number < self._last_step and not self._went_back:
+            self._went_back = True
+            say(
+                "step %d comes after step %d: steps that come again replace",
+                number,
+                self._last_step,
+            )
+        self._last_step = number
+        return number
+
+    def _after_close(self) -> None:
+        if not self._told_closed:
+            self._told_closed = True
+            say("this monitor is closed: what is observed and stepped from now on is left out")
 
     def _health(self) -> Health:
         """Of this process and of the workers whose parts came here."""
@@ -293,9 +324,12 @@ class Monitor:
         return self._always["report"](self._report, pending)
 
     def _report(self, pending: Pending) -> Report:
-        summary, (errors, dropped, inactive) = pending.copy.wait()
+        summary, (errors, dropped, inactive, *muted, absent) = pending.copy.wait()
         train = pending.phase == "train"
-        health = Health(int(errors), int(dropped), not inactive, pending.why)
+        why = pending.why or ("a rank sent no summary of this step" if absent else "")
+        health = Health(
+            int(max(errors, 0)), int(max(dropped, 0)), not (inactive > 0 or absent), why
+        )
         pairs = self._numbers(summary, pending.phase, advance=train)
         report = Report(
             step=pending.step,
@@ -312,11 +346,22 @@ class Monitor:
             return report
         found = self._always["rules"](self._rules.judge, report)
         judgement = Judgement(errors=1) if found is None else found
+        mutes = in_force(self._rules.settings.mute, decode(muted))
+        judgement = replace(
+            judgement, alerts=marked(judgement.alerts, mutes), ended=marked(judgement.ended, mutes)
+        )
         report = _with_judgement(report, judgement)
         if self._rows is not None:
-            self._rows.keep(summary, report)
+            self._rows.keep(summary, report.told)
         self._delivery.send(report, judgement.ended)
+        for notice in self._always["notes"](self._notices.read, report) or ():
+            self._delivery.note(notice)
         return report
+
+    def note(self, text: str) -> None:
+        """Put a dated notice on the run's time line, beside its alerts; needs a run directory."""
+        notice = Notice(self._last_step or 0, str(text), time=time.time())
+        self._always["notes"](self._delivery.note, notice)
 
     def _numbers(self, summary: Summary, phase: str, *, advance: bool) -> dict[str, PairReport]:
         step = StepSums(summary.arrays, summary.config.all_groups)
@@ -348,20 +393,33 @@ class Monitor:
             "version": 1,
             "running": self._running.state_dict(),
             "rules": self._rules.state_dict(),
+            "notices": self._notices.state_dict(),
+            "step": self._last_step,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+        """Continue where `state_dict` was taken: all of it, or nothing where it cannot be right.
 
         Raises:
-            ValueError: the state is of another version.
+            ValueError: the state is of another version, or damaged; nothing is changed.
         """
-        if state.get("version") != 1:
+        if not isinstance(state, Mapping) or state.get("version") != 1:
+            version = state.get("version") if isinstance(state, Mapping) else None
+            raise ValueError(f"state has version {version!r}, this is 1: start with a new Monitor")
+        running, rules = Running(self._running.half_life), self._rules.fresh()
+        notices, step = RunNotices(), state.get("step")
+        try:
+            check_plain(dict(state))
+            running.load_state_dict(state["running"])
+            rules.load_state_dict(state["rules"])
+            notices.resume(state.get("notices", {}), step)
+            last = None if step is None else count_of(step, "the step of the state")
+        except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
             raise ValueError(
-                f"state has version {state.get('version')!r}, this is 1: start with a new Monitor"
-            )
-        self._running.load_state_dict(state["running"])
-        self._rules.load_state_dict(state["rules"])
+                f"the state is damaged ({cause(error)}): start with a new Monitor"
+            ) from error
+        self._running, self._rules = running, rules
+        self._notices, self._last_step = notices, last
 
     def flush(self, timeout: float = 5.0) -> None:
         """Wait until the record is written, at most `timeout` seconds."""
@@ -392,7 +450,7 @@ def _with_judgement(report: Report, found: Judgement) -> Report:
         )
         for name, pair in report.pairs.items()
     }
-    run_values = {**report.run_values, "kl/alerts": float(len(found.alerts))}
+    run_values = {**report.run_values, "kl/alerts": float(sum(not a.muted for a in found.alerts))}
     if found.errors:
         run_values["klmonitor/rule_errors"] = float(found.errors)
     return replace(report, pairs=pairs, alerts=found.alerts, run_values=run_values)

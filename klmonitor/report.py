@@ -8,6 +8,7 @@ counted" is nan, never 0.
 
 from __future__ import annotations
 
+import difflib
 import html
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,6 +174,7 @@ class Alert:
         values: the numbers behind the message.
         tokens: the extreme tokens named, if any (positions and ids; never text).
         means: what this usually means.
+        muted: whether it is a known condition that nobody was told of.
     """
 
     step: int
@@ -188,12 +190,14 @@ class Alert:
     values: Mapping[str, float] = field(default_factory=dict)
     tokens: tuple[ExtremeToken, ...] = ()
     means: str = ""
+    muted: bool = False
 
     @property
     def lines(self) -> list[tuple[str, str]]:
         """What there is to say beside the message, as (label, sentence), in reading order."""
         worse = f"step {self.since}, and got worse" if self.phase == "worse" else ""
         labelled = (
+            ("muted", "a known condition: nobody was told" if self.muted else ""),
             ("since", worse),
             ("usually", self.means),
             ("believe", self.believe),
@@ -226,6 +230,10 @@ class Verdict:
         return {"k1": 1.0, "k3": 3.0}.get(self.estimator or "", math.nan)
 
 
+KNOWN: set[str] = set()
+"""Names of metrics; the table of metrics (`klmonitor.numbers.metrics`) fills it."""
+
+
 def _nothing(pair: PairReport) -> Sequence[str]:
     return ()
 
@@ -256,8 +264,16 @@ class PairReport:
     penalty: str = ""
 
     def __getitem__(self, metric: str) -> float:
-        """The value of a metric, nan if this step has none."""
-        return self.values.get(metric, math.nan)
+        """The value of a metric, nan if this step has none.
+
+        Raises:
+            KeyError: there is no metric of that name; the message has the nearest.
+        """
+        if metric in self.values or metric in KNOWN or metric.startswith("group/") or not KNOWN:
+            return self.values.get(metric, math.nan)
+        near = difflib.get_close_matches(metric, KNOWN, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else ", see docs/metrics.md"
+        raise KeyError(f"no metric {metric!r}{hint}")
 
     def with_value(self, metric: str, value: float) -> PairReport:
         """A copy with one value more."""
@@ -271,8 +287,8 @@ class PairReport:
             f"step {step}, KL({q} || {p}) over {self.tokens:,.0f} tokens in "
             f"{self['sequences']:,.0f} sequences: {numbers} nats/token"
         )
-        believe = self.verdict.text or "neither: too little is known of this step to choose"
-        return "\n  ".join([head, *self.words(self), f"believe {believe}"])
+        believe = [f"believe {self.verdict.text}"] if self.verdict.text else []
+        return "\n  ".join([head, *self.words(self), *believe])
 
     def _mean(self, name: str) -> str:
         estimate = self.estimate(name)
@@ -340,6 +356,14 @@ class Health:
         }
 
 
+class _Pairs(dict[str, PairReport]):
+    """Pairs by name."""
+
+    def __missing__(self, name: str) -> PairReport:
+        held = ", ".join(self) or "none"
+        raise KeyError(f"no pair {name!r} at this step, which has {held}")
+
+
 @dataclass(frozen=True)
 class Report:
     """Everything one optimizer step (or a run of merged steps) found.
@@ -363,6 +387,17 @@ class Report:
     alerts: tuple[Alert, ...] = ()
     run_values: Mapping[str, float] = field(default_factory=dict)
     health: Health = Health()
+
+    def __post_init__(self) -> None:
+        """Let a pair that is not there say which are."""
+        object.__setattr__(self, "pairs", _Pairs(self.pairs))
+
+    @property
+    def told(self) -> Report:
+        """The report without alerts that are muted, for those who are told of alerts."""
+        if not any(alert.muted for alert in self.alerts):
+            return self
+        return replace(self, alerts=tuple(alert for alert in self.alerts if not alert.muted))
 
     @property
     def extremes(self) -> list[ExtremeToken]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from klmonitor import Monitor
+from klmonitor.cli import main
 from klmonitor.record import read_run
 from klmonitor.report import Later
 from tests.helpers.steps import choose_pass
@@ -121,9 +122,8 @@ def test_without_waiting_reports_lag_by_one_step_and_close_delivers_the_last(tmp
             monitor.observe(**batch(i))
         expected.append(waiting.step(i))
         late = lagging.step(i, wait=False)
-        assert (late is None) == (i == 0)
-        if late is not None:
-            assert late.step == i - 1
+        assert late.step == (i - 1 if i else None)
+        if i:
             found, due = (r.pairs["policy_ref"] for r in (late, expected[i - 1]))
             assert found.values == pytest.approx(due.values, rel=0, abs=0, nan_ok=True)
             assert (found.extremes, found.histogram) == (due.extremes, due.histogram)
@@ -131,7 +131,8 @@ def test_without_waiting_reports_lag_by_one_step_and_close_delivers_the_last(tmp
     assert [report.step for report in read_run(tmp_path / "run").reports] == [0, 1, 2, 3]
 
 
-def test_state_carries_running_numbers_and_rules_through_json():
+def test_state_carries_running_numbers_and_rules_through_json(monkeypatch):
+    choose_pass(monkeypatch, "plain")  # the compiled one may be ready half way, and rounds its way
     whole, first = Monitor(), Monitor()
     for i in range(12):
         for monitor in (whole, first) if i < 6 else (whole,):
@@ -145,6 +146,78 @@ def test_state_carries_running_numbers_and_rules_through_json():
     assert second.state_dict() == whole.state_dict()
     with pytest.raises(ValueError, match="version 7"):
         second.load_state_dict({"version": 7})
+
+
+def test_what_is_muted_is_recorded_marked_and_told_to_nobody(tmp_path):
+    """The file says so while the run goes on: looked at with each row that is written."""
+    told = []
+    rules = {"limit": {"policy_ref": 0.1, "old_policy": 0.1}}
+    monitor = Monitor(tmp_path, rules=rules, sinks=[told.append], merge_rows=True)
+
+    def step(number, scale):
+        one = batch(number, scale=scale)
+        monitor.observe(**one, old=one["ref"])
+        report = monitor.step(number)
+        monitor.flush()
+        return {alert.pair: alert.muted for alert in report.alerts if alert.kind == "limit"}
+
+    assert step(0, 0.1) == {}
+    assert main(["mute", str(tmp_path), "limit", "--pair", "policy_ref"]) == 0
+    assert step(1, 0.1) == {}, "its row is written, and the file looked at"
+    assert step(2, 2.0) == {"policy_ref": True, "old_policy": False}
+    limits = [alert for alert in told[2].alerts if alert.kind == "limit"]
+    assert [alert.pair for alert in limits] == ["old_policy"]
+    assert told[2].run_values["kl/alerts"] == len(told[2].alerts)
+    row = monitor.take_logged()
+    assert not any(alert.muted for alert in row.alerts)
+    monitor.close()
+    recorded = [alert for alert in read_run(tmp_path).alerts if alert.kind == "limit"]
+    assert {alert.pair: alert.muted for alert in recorded} == {
+        "policy_ref": True,
+        "old_policy": False,
+    }
+
+
+def test_what_the_rules_mute_needs_no_record():
+    rules = {"limit": {"policy_ref": 1e-4}, "mute": [{"kind": "limit", "until_step": 3}]}
+    monitor = Monitor(rules=rules)
+    monitor.observe(**batch(0))
+    [alert] = [alert for alert in monitor.step(0).alerts if alert.kind == "limit"]
+    assert alert.muted
+
+
+def test_notices_of_people_and_of_the_run_are_on_its_time_line(tmp_path):
+    first = Monitor(tmp_path)
+    first.note("before the first step")
+    for step in (1, 2):
+        first.observe(**batch(step))
+        first.step(step)
+    first.note("new data from here")
+    state = json.loads(json.dumps(first.state_dict()))
+    first.close()
+    second = Monitor(tmp_path)
+    second.load_state_dict(state)
+    second.note("more memory")
+    second.observe(**batch(3))
+    second.step(3)
+    second.close()
+    assert [(n.step, n.kind, n.text) for n in read_run(tmp_path).notices] == [
+        (0, "note", "before the first step"),
+        (2, "note", "new data from here"),
+        (2, "note", "more memory"),
+        (3, "resume", "resumed from the state saved after step 2"),
+    ]
+    Monitor().note("nowhere to put it")
+
+
+def test_a_note_that_cannot_be_written_harms_nobody(tmp_path):
+    (tmp_path / "notes.jsonl").mkdir()
+    monitor = Monitor(tmp_path)
+    monitor.note("lost")
+    monitor.observe(**batch())
+    monitor.flush()
+    assert monitor.step(0).health.errors == 1
+    monitor.close()
 
 
 BAD_FIRST = [
@@ -293,7 +366,8 @@ def test_disabled_by_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("KLMONITOR_DISABLE", "1")
     monitor = Monitor(tmp_path / "run")
     monitor.observe(policy="nonsense", ref=3)
-    assert monitor.step(0) is None
+    report = monitor.step(0)
+    assert (report.step, report.pairs, report.health.active) == (0, {}, False)
     monitor.close()
     assert not (tmp_path / "run").exists()
 

@@ -23,8 +23,8 @@ def current():
     }
     methods = {
         f"Monitor.{name}": signature(method)
-        for name, method in vars(klmonitor.Monitor).items()
-        if inspect.isfunction(method) and (not name.startswith("_") or name == "__init__")
+        for name, method in inspect.getmembers(klmonitor.Monitor, inspect.isfunction)
+        if (not name.startswith("_") or name == "__init__")
     }
     fields = {
         cls.__name__: sorted(cls.__dataclass_fields__)

@@ -1,14 +1,16 @@
-"""Arguments that several commands share: runs, rules, events."""
+"""What several commands share: runs, rules, events, a record that is added to."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from klmonitor.replay.scoring import Event
     from klmonitor.replay.series import Recorded
+    from klmonitor.report import Row
     from klmonitor.rules import Rules
 
 WHAT = ("step", "k3", "se", "k1", "tokens")
@@ -20,14 +22,14 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="run directory, or a KL series as CSV or JSON lines (wandb, TensorBoard)",
+        help="run or output directory, trainer_state.json, console log, event files, CSV, JSON",
     )
     parser.add_argument(
         "--column",
         action="append",
         default=[],
         metavar="WHAT=NAME",
-        help=f"the column that holds WHAT ({', '.join(WHAT)}) in a CSV or JSON-lines file",
+        help=f"the column that holds WHAT ({', '.join(WHAT)}) in a file that is no record",
     )
     parser.add_argument(
         "--pair", default="policy_ref", help="the pair of such a file (default: policy_ref)"
@@ -80,6 +82,36 @@ def chosen_rules(rules: str | None, preset: str | None) -> Rules:
             raise ValueError(f"--rules {rules}: give a .toml or .json file; a preset is --preset")
     parse_rules(table)
     return table
+
+
+def one_record(path: str) -> Path:
+    """The one record in a directory or below it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are several.
+    """
+    from klmonitor.dashboard.source import find_records
+
+    found = find_records(Path(path))
+    if len(found) > 1:
+        names = ", ".join(str(directory) for directory in found[:8])
+        raise ValueError(f"{path} holds {len(found)} records: give one of {names}")
+    return found[0]
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add a row to a file that others may be adding to.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from klmonitor.record.jsonl import LineFile
+    from klmonitor.record.rows import encode_row
+
+    file = LineFile(path)
+    file.append(encode_row(row))
+    file.close()
 
 
 def _columns(given: list[str]) -> dict[str, str]:

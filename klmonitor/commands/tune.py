@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from klmonitor.commands.inputs import add_runs, load_labels, load_runs
 
+if TYPE_CHECKING:
+    from klmonitor.replay.tuning import Proposal
+
 NAME = "tune"
+LISTED = 8
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,14 +37,16 @@ def run(args: argparse.Namespace) -> int:
     from klmonitor.rules.file import rules_toml
 
     try:
-        found = tune(load_runs(args), args.rate, load_labels(args), args.since)
+        events = load_labels(args) if args.events else None
+        found = tune(load_runs(args), args.rate, events, args.since)
         text = rules_toml(found.rules)
         if args.out:
             Path(args.out).write_text(text, encoding="utf-8")
     except (ValueError, OSError) as error:
         sys.stderr.write(f"klmonitor tune: {error}\n")
         return 2
-    notes = [
+    notes = [] if args.events else [_assumption(found)]
+    notes += [
         f"before, {found.rules['preset']}: {summary(found.before)[0]}",
         f"after: {'; '.join(summary(found.after))}",
     ]
@@ -49,8 +56,25 @@ def run(args: argparse.Namespace) -> int:
             "from half or twice that: no threshold was lowered; tune again on more runs"
         )
     if not found.reached:
-        notes.append("not reached: what still rings has no threshold to raise; look at it")
+        notes.append(
+            "not reached: what still rings has no threshold to raise, or one that would no longer "
+            "tell an event; look at it"
+        )
     for note in notes:
         print(f"# {note}")
     print(f"# written to {args.out}" if args.out else f"\n{text}", end="\n" if args.out else "")
     return 0 if found.reached else 1
+
+
+def _assumption(found: Proposal) -> str:
+    """What is taken to have happened where nobody said it."""
+    from klmonitor.replay.tuning import BEFORE, EVIDENT
+
+    told = [f"{event.run} step {event.start}" for event in found.events]
+    more = f" and {len(told) - LISTED} more" if len(told) > LISTED else ""
+    return (
+        "no --events: assumed that nothing happened but what is evident (critical, or k3 at "
+        f"{EVIDENT:g} times the median of {BEFORE} steps before): "
+        f"{', '.join(told[:LISTED]) or 'nothing'}{more}; no threshold was raised past that, and "
+        "every other alert counts as false"
+    )

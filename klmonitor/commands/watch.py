@@ -1,4 +1,4 @@
-"""Show a run live in the terminal: its last steps and its last alerts."""
+"""Show a run live in the terminal: its last steps, alerts and notices."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from klmonitor.record.notices import Notice
     from klmonitor.report import Alert, PairReport, Report
 
 NAME = "watch"
 COLUMNS = ("step", "pair", "k1 ± se", "k2", "k3 ± se", "spike z", "d<=-2", "d>=2", "dominated")
-KEPT_ALERTS = 8
+KEPT_EVENTS = 8
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,18 +48,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Tail:
-    """The last steps and alerts of a record that may still grow."""
+    """The last steps, alerts and notices of a record that may still grow."""
 
     def __init__(self, directory: Path, rows: int) -> None:
-        from klmonitor.record import ALERTS, STEPS
+        from klmonitor.record import ALERTS, NOTES, STEPS
         from klmonitor.record.jsonl import LineReader
+        from klmonitor.record.notices import notice_from_row
         from klmonitor.record.rows import alert_from_row, report_from_row
 
         self._directory = directory
         self._steps = LineReader(directory / STEPS, report_from_row)
         self._alerts = LineReader(directory / ALERTS, alert_from_row)
         self._reports: deque[Report] = deque(maxlen=rows)
-        self._found: deque[Alert] = deque(maxlen=KEPT_ALERTS)
+        self._notices = LineReader(directory / NOTES, notice_from_row)
+        self._found: deque[Alert | Notice] = deque(maxlen=KEPT_EVENTS)
 
     def view(self) -> Any:
         """What there is by now, as a renderable of rich."""
@@ -66,11 +69,15 @@ class Tail:
         from rich.table import Table
         from rich.text import Text
 
+        from klmonitor.report import Alert
         from klmonitor.sinks.console import line
 
         self._reports.extend(r for r in self._steps.poll() if r.phase == "train")
-        self._found.extend(alert for alert in self._alerts.poll() if alert.phase != "end")
-        alerted = {alert.step for alert in self._found}
+        opened = (alert for alert in self._alerts.poll() if alert.phase != "end")
+        new: list[Alert | Notice] = [*self._notices.poll(), *opened]
+        self._found.extend(sorted(new, key=lambda event: event.step))
+        told = [a for a in self._found if isinstance(a, Alert) and not a.muted]
+        alerted = {alert.step for alert in told}
         table = Table(*COLUMNS, box=None, pad_edge=False)
         for report in self._reports:
             style = "bold red" if report.step in alerted else ""
@@ -79,8 +86,9 @@ class Tail:
         if not self._reports:
             table.add_row("none yet")
         colours = {"critical": "bold red", "warn": "yellow", "info": "dim"}
-        alerts = [Text(line(a), style=colours.get(a.severity, "")) for a in self._found]
-        return Group(Text(str(self._directory), style="bold"), table, *alerts)
+        styles = {id(alert): colours.get(alert.severity, "") for alert in told}
+        events = [Text(line(one), style=styles.get(id(one), "dim")) for one in self._found]
+        return Group(Text(str(self._directory), style="bold"), table, *events)
 
 
 def cells(step: int, pair: PairReport) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 
 from klmonitor.dashboard.heat import ROWS, heat_columns
 from klmonitor.numbers.explain import with_verdict
+from klmonitor.record.notices import Notice
 from klmonitor.record.rows import (
     alert_to_row,
     as_float,
@@ -43,6 +45,8 @@ MOST_WAITING = 4096
 DRAWN_Z = 1e6
 """Scales: a threshold that is larger is no line on the page; it never fires either."""
 NAN = math.nan
+NOTICE = "note"
+"""The phase of a notice among alerts."""
 
 
 def is_shown(metric: str) -> bool:
@@ -128,7 +132,7 @@ class RunColumns:
         starts: every start of it, with versions and the rules in force.
         steps: one a row.
         pairs: pair name -> columns.
-        alerts: rows of alerts, by arrival.
+        alerts: rows of alerts and, of phase ``"note"``, of notices, by arrival.
         generation: grows when rows that may have been sent already have changed.
     """
 
@@ -186,7 +190,16 @@ class RunColumns:
     def add_alert(self, alert: Alert) -> None:
         """A row of ``alerts.jsonl``; the same finding of a resumed run replaces the earlier."""
         key = (alert.step, alert.kind, alert.pair, alert.phase)
-        row = alert_to_row(alert) | {"lines": alert.lines}
+        self._put_alert(key, alert_to_row(alert) | {"lines": alert.lines})
+
+    def add_notice(self, notice: Notice) -> None:
+        """A row of ``notes.jsonl``, on the alerts' time line."""
+        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(notice.time))
+        alert = Alert(notice.step, notice.kind, "info", None, notice.text, phase=NOTICE)
+        row = alert_to_row(alert) | {"lines": [("when", when)]}
+        self._put_alert((notice.step, notice.kind, notice.text), row)
+
+    def _put_alert(self, key: tuple[Any, ...], row: Row) -> None:
         if key in self._alert_keys:
             self.alerts[self._alert_keys[key]] = row
             self.generation += 1

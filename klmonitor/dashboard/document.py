@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from klmonitor.dashboard.assets import SCRIPTS, STYLES, text_of
-from klmonitor.dashboard.columns import RunColumns
+from klmonitor.dashboard.columns import NOTICE, RunColumns
 from klmonitor.dashboard.source import Source, overview
 from klmonitor.rules import describe_rules
 
@@ -48,7 +48,8 @@ def summary(run: RunColumns) -> str:
     """What there is to know first: verdict, alerts, worst steps, settings, rules, versions."""
     if not run.steps:
         return f"{run.name}: no training step was recorded yet"
-    opened = [alert for alert in run.alerts if alert["phase"] != "end"]
+    opened = [alert for alert in run.alerts if alert["phase"] not in ("end", NOTICE)]
+    notices = [alert for alert in run.alerts if alert["phase"] == NOTICE]
     last, worst = run.steps[-1], worst_steps(run)
     lines = [
         f"{run.name}: steps {run.steps[0]} to {last}, pairs {', '.join(run.pairs) or 'none'}",
@@ -57,10 +58,12 @@ def summary(run: RunColumns) -> str:
         *run.details(last)["explain"].values(),
         "",
         f"Alerts: {len(opened) or 'none'}",
-        *(f"  [{a['severity']}] {a['kind']}, {_message(a)}" for a in opened[:LISTED_ALERTS]),
+        *(f"  [{_severity(a)}] {a['kind']}, {_message(a)}" for a in opened[:LISTED_ALERTS]),
     ]
     if len(opened) > LISTED_ALERTS:
         lines.append(f"  and {len(opened) - LISTED_ALERTS} more, in the list")
+    if notices:
+        lines += ["", "Notices:", *(f"  {a['kind']}, {_message(a)}" for a in notices)]
     lines += ["", "Worst steps, by mean k3 in nats per token:"]
     lines += [f"  {pair}: step {step}, k3 {value:.4g}" for pair, step, value in worst]
     settings = ", ".join(f"{key} = {value}" for key, value in run.meta.items())
@@ -72,6 +75,10 @@ def summary(run: RunColumns) -> str:
         versions = run.starts[-1].get("versions", {})
         lines.append("Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()))
     return "\n".join(lines)
+
+
+def _severity(alert: dict[str, Any]) -> str:
+    return f"{alert['severity']}, muted" if alert["muted"] else str(alert["severity"])
 
 
 def _message(alert: dict[str, Any]) -> str:

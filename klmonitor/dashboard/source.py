@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from klmonitor.dashboard.columns import RunColumns
-from klmonitor.record import ALERTS, RUN, STEPS, TOKENS
+from klmonitor.record import ALERTS, NOTES, RUN, STEPS, TOKENS
 from klmonitor.record.jsonl import LineReader
+from klmonitor.record.notices import notice_from_row
 from klmonitor.record.rows import alert_from_row
 from klmonitor.record.runfile import read_run_file
 from klmonitor.report import Row
@@ -59,6 +60,7 @@ class _Reader:
         self._steps: LineReader[Row] = LineReader(directory / STEPS, lambda row: row)
         self._tokens: LineReader[Row] = LineReader(directory / TOKENS, lambda row: row)
         self._alerts = LineReader(directory / ALERTS, alert_from_row)
+        self._notices = LineReader(directory / NOTES, notice_from_row)
 
     def poll(self) -> RunColumns:
         columns = self._columns
@@ -70,6 +72,8 @@ class _Reader:
             columns.add_row(row)
         for alert in self._alerts.poll():
             columns.add_alert(alert)
+        for notice in self._notices.poll():
+            columns.add_notice(notice)
         return columns
 
 

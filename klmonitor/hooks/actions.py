@@ -7,7 +7,8 @@
 A key is ``kind:severity``, a kind, a severity or ``"*"``; the first of these that is in the table
 decides, so a more specific key overrules a more general one (give None to do nothing). An action
 alone stands for critical alerts, a function alone for all. A function takes the `Alert` and may
-return an action; it is called on every rank, with equal alerts, and must answer the same on each.
+return an action, several, or a table such as ``{"stop": True}``; it is called on every rank, with
+equal alerts, and must answer the same on each.
 """
 
 from __future__ import annotations
@@ -64,10 +65,11 @@ class Actions:
         """The actions that alerts ask for, after the functions among them were called.
 
         Args:
-            alerts: of one step.
+            alerts: of one step; those that are muted ask for nothing.
             guarded: calls a function: ``guarded(function, alert)``; None where it failed.
         """
-        return frozenset(action for alert in alerts for action in self._about(alert, guarded))
+        told = [alert for alert in alerts if not alert.muted]
+        return frozenset(action for alert in told for action in self._about(alert, guarded))
 
     def _about(self, alert: Alert, guarded: Callable[..., Any]) -> Iterator[str]:
         for action in self._chosen(alert):
@@ -111,6 +113,8 @@ def _answer(function: Callable[[Alert], Any], alert: Alert) -> list[str]:
         ValueError: it returned something else.
     """
     said = function(alert)
+    if isinstance(said, Mapping):
+        said = [name for name, wanted in said.items() if wanted]
     names = [said] if isinstance(said, str) else list(said or ())
     for name in names:
         if name not in ACTIONS:

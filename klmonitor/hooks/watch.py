@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,8 @@ class Watch:
     def say(self, line: str) -> None:
         """A line on the console of the main process."""
         if self._main:
-            sys.stderr.write(f"klmonitor: {line}\n")
+            with suppress(Exception):  # a stream that is closed, or full
+                sys.stderr.write(f"klmonitor: {line}\n")
 
     # --- behind boundaries -------------------------------------------------------------------
     def annotate(self, tokens: Sequence[ExtremeToken], phase: str) -> Sequence[ExtremeToken]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from klmonitor.numbers.clusters import Array, positive, ratio
 from klmonitor.numbers.sums import StepSums
+from klmonitor.report import KNOWN
 from klmonitor.summary.fields import CORE_RADIUS
 
 Of = Callable[[StepSums], Array]
@@ -280,5 +281,6 @@ METRICS: tuple[Metric, ...] = (
 # fmt: on
 
 NAMES = tuple(metric.name for metric in METRICS)
+KNOWN.update(NAMES)
 CORE = frozenset(metric.name for metric in METRICS if metric.core)
 COMPUTED = tuple((metric.name, metric.of) for metric in METRICS if metric.of is not None)

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from klmonitor.numbers.clusters import Array
+from klmonitor.numbers.stored import numbers_of
 from klmonitor.numbers.sums import N_RUNNING, StepSums
+from klmonitor.pairs import PAIR_INDEX
 
 _COLUMNS = ("n", "d", "d2", "k3", "d2", "d4", "k3k3")
 _SCALES = np.array([1.0, -1.0, 0.5, 1.0, 1.0, 0.25, 1.0])
@@ -63,5 +65,17 @@ class Running:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint; the half-life stays the one configured now."""
-        self._sums = {pair: np.array(sums, np.float64) for pair, sums in state["sums"].items()}
+        """Continue from a checkpoint; the half-life stays the one configured now.
+
+        Raises:
+            ValueError: it holds other numbers than running sums; nothing is changed.
+        """
+        found = {}
+        for pair, sums in state["sums"].items():
+            if pair not in PAIR_INDEX:
+                raise ValueError(f"the running sums are of {pair!r}, which is no pair")
+            values = np.array(numbers_of(sums, f"the running sums of {pair}", N_RUNNING))
+            if not np.isfinite(values).all() or values[0] < 0 or (values[4:] < 0).any():
+                raise ValueError(f"the running sums of {pair} are {sums}")
+            found[pair] = values
+        self._sums = found

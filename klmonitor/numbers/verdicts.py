@@ -159,4 +159,6 @@ def _quieter(numbers: Numbers) -> Verdict:
         return Verdict("k1", f"k1: its error is the smaller, {k1:.3g} nats")
     if k3 <= k1:
         return Verdict("k3", f"k3: its error is the smaller, {k3:.3g} nats")
-    return Verdict(None, "")
+    if math.isnan(get(numbers, "tokens")):
+        return Verdict()  # a series of KL alone: nobody asks which
+    return Verdict(None, "neither: too little is known of this step to choose")

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from klmonitor.record.files import ALERTS, RUN, STEPS, TOKENS
+from klmonitor.record.files import ALERTS, NOTES, RUN, STEPS, TOKENS
 from klmonitor.record.jsonl import LineReader
+from klmonitor.record.notices import Notice, notice_from_row
 from klmonitor.record.rows import alert_from_row, report_from_row, token_from_row
 from klmonitor.record.runfile import PENALTY, read_run_file
 from klmonitor.report import Alert, ExtremeToken, Report, Row
@@ -25,6 +26,7 @@ class RunRecord:
         reports: by step, with their alerts and extreme tokens; the tokens without their text.
         alerts: by step, ends of episodes included.
         tokens: step -> extreme tokens of training, with their text if it was recorded.
+        notices: by step, of people and of the run.
         bad_lines: lines that could not be read, torn last lines aside.
     """
 
@@ -33,7 +35,13 @@ class RunRecord:
     reports: list[Report] = field(default_factory=list)
     alerts: list[Alert] = field(default_factory=list)
     tokens: dict[int, list[ExtremeToken]] = field(default_factory=dict)
+    notices: list[Notice] = field(default_factory=list)
     bad_lines: int = 0
+
+    @property
+    def timeline(self) -> list[Alert | Notice]:
+        """Notices and alerts by step; of one step the notices first, as causes come first."""
+        return sorted([*self.notices, *self.alerts], key=lambda event: event.step)
 
 
 @dataclass(frozen=True)
@@ -65,9 +73,11 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
     steps = LineReader(directory / STEPS, report_from_row)
     tokens = LineReader(directory / TOKENS, _tokens_from_row)
     alerts = LineReader(directory / ALERTS, alert_from_row)
+    notes = LineReader(directory / NOTES, notice_from_row)
     reports = {(r.step, r.phase): r for r in steps.poll()}
     extremes = {(t.step, t.phase): t.tokens for t in tokens.poll()}
     found = {(a.step, a.kind, a.pair, a.phase): a for a in alerts.poll()}
+    notices = {(n.step, n.kind, n.text): n for n in notes.poll()}
     run = read_run_file(directory / RUN)
     meta = run.get("meta", {})
     by_step = sorted(found.values(), key=lambda alert: alert.step)
@@ -77,7 +87,8 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
         reports=list(_join(reports, extremes, by_step, meta.get(PENALTY, {}))),
         alerts=by_step,
         tokens={step: kept for (step, phase), kept in extremes.items() if phase == "train"},
-        bad_lines=steps.bad_lines + tokens.bad_lines + alerts.bad_lines,
+        notices=sorted(notices.values(), key=lambda notice: notice.step),
+        bad_lines=sum(file.bad_lines for file in (steps, tokens, alerts, notes)),
     )
 
 

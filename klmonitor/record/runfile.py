@@ -50,9 +50,16 @@ def read_run_file(path: Path) -> Row:
     """The file's object; empty where there is none or it cannot be understood."""
     try:
         body = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
-    return body if isinstance(body, dict) else {}
+    if not isinstance(body, dict):
+        return {}
+    starts = body.get("starts")
+    body["starts"] = (
+        [one for one in starts if isinstance(one, dict)] if isinstance(starts, list) else []
+    )
+    body["meta"] = body["meta"] if isinstance(body.get("meta"), dict) else {}
+    return body
 
 
 def versions() -> dict[str, str]:

@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from klmonitor.background import Worker
-from klmonitor.record.files import ALERTS, RUN, STEPS, TOKENS
+from klmonitor.record.files import ALERTS, MUTES, NOTES, RUN, STEPS, TOKENS
 from klmonitor.record.jsonl import LineFile
+from klmonitor.record.mutes import Mute, MuteFile
+from klmonitor.record.notices import Notice, notice_to_row
 from klmonitor.record.rows import alert_to_row, encode_report, encode_row, token_to_row
 from klmonitor.record.runfile import note_start
 from klmonitor.report import Alert, ExtremeToken, Report
@@ -49,7 +51,7 @@ class RecordWriter:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             note_start(self.path / RUN, meta or {}, rules)
-            sizes = [_writable_size(self.path / name) for name in (STEPS, TOKENS, ALERTS)]
+            sizes = [_writable_size(self.path / name) for name in (STEPS, TOKENS, ALERTS, NOTES)]
         except OSError as error:
             raise OSError(
                 f"cannot keep a record in {self.path}: {error.strerror or error}; "
@@ -58,6 +60,8 @@ class RecordWriter:
         self._steps = LineFile(self.path / STEPS)
         self._tokens = LineFile(self.path / TOKENS, mode=0o600)
         self._alerts = LineFile(self.path / ALERTS)
+        self._notes = LineFile(self.path / NOTES)
+        self._mutes = MuteFile(self.path / MUTES)
         self._bytes = sum(sizes)
         self._max_bytes = max_bytes
         self._over_limit = 0
@@ -70,6 +74,11 @@ class RecordWriter:
     def written(self) -> int | None:
         """The step of the last report whose row was written, None before the first."""
         return self._written
+
+    @property
+    def mutes(self) -> tuple[Mute, ...]:
+        """What is muted in the run directory, as of the last report that was written."""
+        return self._mutes.mutes
 
     @property
     def errors(self) -> int:
@@ -100,6 +109,12 @@ class RecordWriter:
             lambda: self._write(self._alerts, encode_row(alert_to_row(alert))), now=True
         )
 
+    def note(self, notice: Notice) -> None:
+        """Record a notice."""
+        self._worker.submit(
+            lambda: self._write(self._notes, encode_row(notice_to_row(notice))), now=True
+        )
+
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until every row had its turn, `timeout` seconds at most; False: it was not so."""
         return self._worker.flush(timeout)
@@ -120,6 +135,7 @@ class RecordWriter:
     def _write_report(self, report: Report) -> None:
         if self._write(self._steps, encode_report(report, histograms=not self.thinned)):
             self._written = report.step
+        self._mutes.look()
 
     def _write_tokens(self, step: int, tokens: Sequence[ExtremeToken], phase: str) -> None:
         rows = [token_to_row(token) for token in tokens]
@@ -150,7 +166,7 @@ class RecordWriter:
         return True
 
     def _close_files(self) -> None:
-        for file in (self._steps, self._tokens, self._alerts):
+        for file in (self._steps, self._tokens, self._alerts, self._notes):
             file.close()
 
 

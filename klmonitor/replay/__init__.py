@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from klmonitor.report import Alert, PairReport, Report
 from klmonitor.rules import Rules, RuleSet
+from klmonitor.rules.mutes import marked
 
 
 def replay(reports: Iterable[Report], rules: Rules = "default") -> list[Alert]:
@@ -23,8 +24,9 @@ def replay(reports: Iterable[Report], rules: Rules = "default") -> list[Alert]:
             are to name them.
         rules: a preset's name or a table (see `klmonitor.rules.settings`).
     """
-    judge = RuleSet(rules).judge
-    return [alert for report in reports for alert in judge(report).alerts]
+    ruleset = RuleSet(rules)
+    mute = ruleset.settings.mute
+    return [a for report in reports for a in marked(ruleset.judge(report).alerts, mute)]
 
 
 def backtest(

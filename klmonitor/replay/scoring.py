@@ -106,13 +106,13 @@ def score(
 
     Args:
         run: the run.
-        alerts: openings and worsenings that rules raise on it.
+        alerts: openings and worsenings that rules raise on it; those that are muted do not count.
         events: what happened; those of other runs are left out.
         since: the first step that counts.
     """
     first = -math.inf if since is None else since
     mine = [event for event in events if event.within(run.name)]
-    counted = [alert for alert in alerts if alert.step >= first]
+    counted = [alert for alert in alerts if alert.step >= first and not alert.muted]
     steps = [report.step for report in run.reports if report.step >= first]
     if steps:
         mine = [event for event in mine if event.end >= steps[0] and event.start <= steps[-1]]

@@ -7,19 +7,24 @@ so the proposal is a replay, not a sum of separate fits.
 The search starts from the sensitive preset where the runs are long enough to resolve the wanted
 rate, i.e. where it makes `RESOLVED` false alarms or more; else from the default: silence on a few
 hundred steps is no reason to lower a threshold. A threshold is raised to `HIGHEST` times its value
-at most: what still rings then is no chance event but a property of the runs.
+at most: what still rings then is no chance event but a property of the runs. Nor is it raised past
+an event: one that was told stays told, and no later.
+
+Where nobody labelled events, nothing is assumed to have happened but what is evident (`evident`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from klmonitor.replay import replay
 from klmonitor.replay.scoring import PER, Event, Score, score
 from klmonitor.replay.series import Recorded
+from klmonitor.report import Alert
 from klmonitor.rules import parse_rules
 
 PRINCIPAL = ("z", "j", "ratio")
@@ -29,6 +34,11 @@ HIGHEST = 4.0
 """Times its value in the preset that a threshold may be raised to."""
 RESOLVED = 10
 """False alarms at the wanted rate from which on a record can tell rates apart."""
+EVIDENT = 4.0
+"""Times the median k3 of `BEFORE` steps at which nobody would call an alert false."""
+BEFORE = 20
+AFTER = 10
+"""Steps in which what is told after an evident event is about it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Proposal:
         after: how `rules` do.
         resolved: whether the runs are long enough for the wanted rate (`RESOLVED`).
         reached: whether it was reached.
+        events: what counted as having happened: as labelled, else what is evident.
     """
 
     rules: Mapping[str, Any]
@@ -48,20 +59,21 @@ class Proposal:
     after: Score
     resolved: bool
     reached: bool
+    events: tuple[Event, ...] = ()
 
 
 def tune(
     runs: Sequence[Recorded],
     rate: float,
-    events: Sequence[Event] = (),
+    events: Sequence[Event] | None = None,
     since: int | None = None,
 ) -> Proposal:
     """Propose thresholds.
 
     Args:
-        runs: recorded runs; what happened in them is in `events`.
+        runs: recorded runs.
         rate: false alarms per 10,000 steps that are acceptable.
-        events: alerts about these are not false.
+        events: what happened in them, about which alerts are not false; None: what is evident.
         since: the first step that counts.
 
     Raises:
@@ -69,9 +81,12 @@ def tune(
     """
     if not rate > 0:
         raise ValueError(f"rate {rate}: give false alarms per {PER} steps, more than 0")
+    if events is None:
+        events = [event for run in runs for event in evident(run, replay(run.reports))]
+    known = tuple(events)
 
     def judge(rules: Mapping[str, Any]) -> Score:
-        scores = (score(run, replay(run.reports, rules), events, since) for run in runs)
+        scores = (score(run, replay(run.reports, rules), known, since) for run in runs)
         return sum(scores, Score())
 
     rules: dict[str, Any] = {"preset": "default"}
@@ -83,20 +98,52 @@ def tune(
     if resolved:
         rules["preset"] = "sensitive"
     before = after = judge(rules)
-    while len(after.false) > allowed and _raise(rules, after):
-        after = judge(rules)
-    return Proposal(rules, before, after, resolved, len(after.false) <= allowed)
+    spent: set[str] = set()
+    while len(after.false) > allowed and (quieter := _quieter(rules, after, spent)):
+        kind, table = quieter
+        found = judge(table)
+        if _as_early(found, before):
+            rules, after = table, found
+        else:
+            spent.add(kind)
+    return Proposal(rules, before, after, resolved, len(after.false) <= allowed, known)
 
 
-def _raise(rules: dict[str, Any], found: Score) -> bool:
-    """Raise the loudest kind's threshold by a notch; False if none that rings has room."""
+def evident(run: Recorded, alerts: Sequence[Alert]) -> list[Event]:
+    """What nobody would call a false alarm: it is critical, or k3 is `EVIDENT` times its past."""
+    events: list[Event] = []
+    for alert in alerts:
+        start = alert.since if alert.phase == "worse" else alert.step
+        told = bool(events) and start <= events[-1].end
+        if not told and (alert.severity == "critical" or _rise(run, alert) >= EVIDENT):
+            events.append(Event(start, start + AFTER, run=run.name))
+    return events
+
+
+def _rise(run: Recorded, alert: Alert) -> float:
+    """k3 at an alert over its median in the steps before; 0 where that is not known."""
+    mine = [r for r in run.reports if alert.pair in r.pairs and r.step <= alert.step]
+    k3 = [r.pairs[alert.pair or ""].k3.mean for r in mine[-1 - BEFORE :]]
+    usual = median(k3[:-1]) if len(k3) > 1 else 0.0
+    return k3[-1] / usual if usual > 0 else 0.0
+
+
+def _as_early(found: Score, before: Score) -> bool:
+    """Whether every event that was told is told, and no later."""
+    both = zip(found.delays, before.delays, strict=True)
+    return all(old is None or (new is not None and new <= old) for new, old in both)
+
+
+def _quieter(
+    rules: Mapping[str, Any], found: Score, spent: Container[str]
+) -> tuple[str, dict[str, Any]] | None:
+    """The loudest kind that has room, and the rules with its threshold a notch higher."""
     thresholds = parse_rules(rules).thresholds
     original = parse_rules(rules["preset"]).thresholds
     for kind, _ in Counter(alert.kind for alert in found.false).most_common():
         name = next((name for name in PRINCIPAL if name in thresholds.get(kind, {})), None)
-        if name is not None:
+        if name is not None and kind not in spent:
             value = float(f"{NOTCH * thresholds[kind][name]:.3g}")
             if value <= HIGHEST * original[kind][name]:
-                rules[kind] = {**rules.get(kind, {}), name: value}
-                return True
-    return False
+                return kind, {**rules, kind: {**rules.get(kind, {}), name: value}}
+    return None

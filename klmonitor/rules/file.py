@@ -12,6 +12,9 @@ from typing import Any
 
 from klmonitor.rules import Rules
 
+LARGEST = 2**20
+"""Bytes of a file of rules."""
+
 
 def load_rules(rules: Rules | os.PathLike[str]) -> Rules:
     """Rules from a file where one is named, else as given.
@@ -21,13 +24,20 @@ def load_rules(rules: Rules | os.PathLike[str]) -> Rules:
 
     Raises:
         ValueError: the file cannot be read or understood; the message has the remedy.
+        TypeError: `rules` is none of these.
     """
     if isinstance(rules, Mapping):
         return rules
+    if not isinstance(rules, (str, os.PathLike)):
+        raise TypeError(
+            f"rules={rules!r}: give a preset's name, a table of changes or a .toml or .json file"
+        )
     path = Path(rules)
     if isinstance(rules, str) and path.suffix.lower() not in (".toml", ".json"):
         return rules
     try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{path} has more than {LARGEST:,} bytes: rules are a small table")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"cannot read the rules in {path}: {error.strerror or error}") from None
@@ -35,6 +45,8 @@ def load_rules(rules: Rules | os.PathLike[str]) -> Rules:
         return _parse(path, text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: tables within tables without end; rules are two deep") from None
 
 
 def _parse(path: Path, text: str) -> Mapping[str, Any]:

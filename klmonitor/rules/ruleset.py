@@ -16,6 +16,7 @@ from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.numbers.verdicts import verdict
 from klmonitor.report import Alert, PairReport, Report
 from klmonitor.rules.episode import END, Episode
+from klmonitor.rules.health import INACTIVE, inactive
 from klmonitor.rules.own import judge_own, own_rule
 from klmonitor.rules.rule import Finding, Rule, Thresholds
 from klmonitor.rules.settings import Rules, parse_rules
@@ -67,9 +68,10 @@ class RuleSet:
     """
 
     def __init__(self, rules: Rules = "default", log: HealthLog | None = None) -> None:
+        self._given, self._log = rules, log or HealthLog()
         self.settings = parse_rules(rules)
         self._limits = self.settings.thresholds
-        log = log or HealthLog()
+        log = self._log
         self._judges = [
             _Guarded(rule, rule.judge, self._limits[rule.kind], _boundary(rule.kind, log))
             for rule in RULES
@@ -80,6 +82,10 @@ class RuleSet:
         self._tracks: dict[str, Track] = {}
         self._silence: dict[str, Silence] = {}
         self._episodes: dict[tuple[str, str], Episode] = {}
+
+    def fresh(self) -> RuleSet:
+        """The same rules without any memory."""
+        return RuleSet(self._given, self._log)
 
     def judge(self, report: Report) -> Judgement:
         """Judge one step against all earlier ones, then learn from it.
@@ -115,6 +121,8 @@ class RuleSet:
         silences = self._silent(self._silences, report.step, present)
         errors += silences is None
         said += silences or ()
+        if INACTIVE.kind in self._limits:
+            said += self._announce(report.step, INACTIVE, RUN, inactive(report))
         said += self._own(report)
         return Judgement(
             alerts=tuple(alert for alert in said if alert.phase != END),

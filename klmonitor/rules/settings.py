@@ -2,8 +2,11 @@
 
     RuleSet("quiet")
     RuleSet({"preset": "quiet", "spike": {"z": 7}, "surge": False, "limit": {"policy_ref": 0.1}})
+    RuleSet({"mute": [{"kind": "gap", "pair": "rollout_old", "until_step": 500}]})
 
-or the same as a TOML table. Every name is checked here, once, at setup.
+or the same as a TOML table. A muted alert is judged and recorded, and nobody is told.
+
+Every name is checked here, once, at setup.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from klmonitor.pairs import PAIR_INDEX
+from klmonitor.record.mutes import Mute, mute_from_row, mute_to_row
 from klmonitor.record.rows import finite_or_none
 from klmonitor.report import Row
 from klmonitor.rules.own import OwnRule
@@ -22,7 +26,10 @@ from klmonitor.rules.rule import Rule, Thresholds
 from klmonitor.rules.table import PRESETS, RULES
 
 Rules = str | Mapping[str, Any]
-"""A preset's name, or a table: ``preset``, ``own``, and per kind a table of thresholds or False."""
+"""A preset's name, or a table: ``preset``, ``own``, ``mute``, and per kind a table of thresholds or
+False."""
+OTHER_KEYS = ("preset", "own", "mute")
+MUTE_KEYS = ("kind", "pair", "until_step")
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,13 @@ class Settings:
         preset: the preset it started from.
         thresholds: kind -> its thresholds, only of the rules that are on.
         own: the user's rules, name -> function.
+        mute: what is recorded and told to nobody.
     """
 
     preset: str
     thresholds: Mapping[str, Thresholds]
     own: Mapping[str, OwnRule] = field(default_factory=dict)
+    mute: tuple[Mute, ...] = ()
 
 
 def parse_rules(rules: Rules) -> Settings:
@@ -58,16 +67,48 @@ def parse_rules(rules: Rules) -> Settings:
     thresholds = _preset(name)
     by_kind = {rule.kind: rule for rule in RULES}
     for kind, value in rules.items():
-        if kind in ("preset", "own"):
+        if kind in OTHER_KEYS:
             continue
         if kind not in by_kind:
-            raise ValueError(unknown("rule", kind, [*by_kind, "preset", "own"]))
+            raise ValueError(unknown("rule", kind, [*by_kind, *OTHER_KEYS]))
         changed = _changed(by_kind[kind], thresholds.get(kind, {}), value)
         if changed is None:
             thresholds.pop(kind, None)
         else:
             thresholds[kind] = changed
-    return Settings(name, thresholds, _own(rules.get("own", ())))
+    own = _own(rules.get("own", ()))
+    return Settings(name, thresholds, own, parse_mutes(rules.get("mute", ()), [*by_kind, *own]))
+
+
+def parse_mutes(rows: Any, kinds: Iterable[str]) -> tuple[Mute, ...]:
+    """Check a list of mutes.
+
+    Args:
+        rows: a table each: ``kind``, and if wanted ``pair`` and ``until_step``.
+        kinds: those that there may be.
+
+    Raises:
+        ValueError: something is unknown; the message names it and the remedy.
+    """
+    if isinstance(rows, Mapping | str) or not isinstance(rows, Iterable):
+        raise ValueError(f"mute is {rows!r}: give a list of tables of {', '.join(MUTE_KEYS)}")
+    return tuple(_mute(row, kinds) for row in rows)
+
+
+def _mute(row: Any, kinds: Iterable[str]) -> Mute:
+    if not isinstance(row, Mapping) or "kind" not in row:
+        raise ValueError(f"mute has {row!r}: give a table with kind, and pair or until_step")
+    for key in row:
+        if key not in MUTE_KEYS:
+            raise ValueError(unknown("key of mute", key, MUTE_KEYS))
+    if row["kind"] not in kinds:
+        raise ValueError(unknown("kind in mute", row["kind"], kinds))
+    if row.get("pair") not in (None, *PAIR_INDEX):
+        raise ValueError(unknown("pair in mute", row["pair"], PAIR_INDEX))
+    until = row.get("until_step")
+    if isinstance(until, bool) or not isinstance(until, int | None):
+        raise ValueError(f"until_step in mute is {until!r}: give the last muted step")
+    return mute_from_row(dict(row))
 
 
 def settings_to_row(settings: Settings) -> Row:
@@ -76,7 +117,12 @@ def settings_to_row(settings: Settings) -> Row:
         kind: {name: finite_or_none(value) for name, value in limits.items()}
         for kind, limits in settings.thresholds.items()
     }
-    return {"preset": settings.preset, "thresholds": thresholds, "own": list(settings.own)}
+    return {
+        "preset": settings.preset,
+        "thresholds": thresholds,
+        "own": list(settings.own),
+        "mute": [mute_to_row(mute) for mute in settings.mute],
+    }
 
 
 def describe_rules(row: Row) -> list[str]:
@@ -91,7 +137,15 @@ def describe_rules(row: Row) -> list[str]:
         if value != finite_or_none(usual.get(kind, {}).get(name, math.nan))
     ]
     off = [f"{kind} off" for kind in on if kind not in thresholds]
-    return [preset, *changed, *off, *row["own"]]
+    muted = [describe_mute(mute) for mute in row.get("mute", ())]
+    return [preset, *changed, *off, *row["own"], *muted]
+
+
+def describe_mute(row: Row) -> str:
+    """What a mute says, in words."""
+    of = f" of {row['pair']}" if row.get("pair") else ""
+    until = "" if row.get("until_step") is None else f" up to step {row['until_step']}"
+    return f"{row['kind']}{of} muted{until}"
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
@@ -130,9 +184,30 @@ def _changed(rule: Rule, current: Thresholds, value: Any) -> Thresholds | None:
     for name, number in value.items():
         if name not in names:
             raise ValueError(unknown(f"threshold of rule {rule.kind!r}", name, names))
-        if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number):
-            raise ValueError(f"threshold {rule.kind}.{name} is {number!r}: give a number")
+        if not _is_threshold(number):
+            raise ValueError(
+                f"threshold {rule.kind}.{name} is {_shown(number)}: give a number, 0 or more"
+            )
     return {**(current or known), **{key: float(n) for key, n in value.items()}}
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, not longer than a line."""
+    try:
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    except ValueError:  # an integer of thousands of digits
+        return "an integer too long to show"
+
+
+def _is_threshold(number: Any) -> bool:
+    """Whether it is a number, not negative; infinity is one."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return False
+    try:
+        return float(number) >= 0
+    except OverflowError:
+        return False
 
 
 def _own(functions: Any) -> dict[str, OwnRule]:

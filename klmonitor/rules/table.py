@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from klmonitor.rules.dominance import DOMINANCE_K1, DOMINANCE_K3
 from klmonitor.rules.growth import DRIFT, LIMIT, RUNAWAY
+from klmonitor.rules.health import INACTIVE
 from klmonitor.rules.integrity import GAP, LOW_PRECISION, NONFINITE, OUTLIER_RATE
 from klmonitor.rules.rule import Rule
 from klmonitor.rules.signed import K1_EXCURSION, K1_NEGATIVE
@@ -28,6 +29,7 @@ RULES: tuple[Rule, ...] = (
     OUTLIER_RATE,
     LOW_PRECISION,
     NO_DATA,
+    INACTIVE,
 )
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, float]]] = {

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from klmonitor.numbers.stored import numbers_of
+
 Floats = NDArray[np.float64]
 
 NORMAL_MAD = 1.4826
@@ -32,7 +34,7 @@ class Window:
         self._buffer = np.zeros(2 * size)
         self._at = 0
         self._count = 0
-        for value in values:
+        for value in numbers_of(list(values), "a window"):
             self.append(value)
 
     def __len__(self) -> int:

@@ -10,8 +10,8 @@ NAMED = 3
 """Tokens named in a message; the alert holds all of them."""
 READ_TOKENS = (
     "look at the named tokens: padding or a tool's output that the mask lets through, a token that "
-    "the sampler cut (top-p, top-k), a number format that differs; if they are real, trust the "
-    "other estimator for this step"
+    "the sampler cut (top-p, top-k), a number format that differs; if they are real, read the "
+    "means without them for this step"
 )
 """What to do first about a few odd tokens."""
 LEFT_TAIL = (

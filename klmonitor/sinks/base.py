@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from klmonitor.boundary import Boundary, HealthLog
@@ -95,11 +96,29 @@ class FanOut:
 
     def close(self) -> None:
         """Close every sink, side by side: one that hangs takes no time from the others."""
-        threads = [
-            threading.Thread(target=boundary.always, args=(sink.close,), daemon=True)
+        together(
+            partial(boundary.always, sink.close)
             for sink, boundary in zip(self._sinks, self._boundaries, strict=True)
-        ]
-        for thread in threads:
+        )
+
+
+def together(
+    calls: Iterable[Callable[[], object]], left: Callable[[], float] | None = None
+) -> None:
+    """Make calls side by side; where no thread can be had, one after the other.
+
+    Args:
+        calls: none of them raises.
+        left: seconds that may still be waited for them; None: until they are done.
+    """
+    threads = []
+    for call in calls:
+        thread = threading.Thread(target=call, daemon=True)
+        try:
             thread.start()
-        for thread in threads:
-            thread.join()
+        except RuntimeError:
+            call()
+        else:
+            threads.append(thread)
+    for thread in threads:
+        thread.join(None if left is None else max(left(), 0.0))

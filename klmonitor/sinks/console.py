@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TextIO
 
+from klmonitor.record.notices import Notice
 from klmonitor.report import Alert, Report
 
 LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "critical": logging.ERROR}
@@ -35,9 +36,15 @@ class ConsoleSink:
         """Nothing waits; the stream is its owner's."""
 
 
-def line(alert: Alert) -> str:
-    """An alert as one line without control characters."""
+def line(alert: Alert | Notice) -> str:
+    """An alert or a notice as one line without control characters."""
+    if isinstance(alert, Notice):
+        return _one_line(f"klmonitor step {alert.step} {alert.kind}: {alert.text}")
     worse = " (worse)" if alert.phase == "worse" else ""
-    head = f"klmonitor [{alert.severity}] step {alert.step} {alert.kind}{worse}"
-    text = f"{head}: {alert.message}"
+    muted = ", muted" if alert.muted else ""
+    head = f"klmonitor [{alert.severity}{muted}] step {alert.step} {alert.kind}{worse}"
+    return _one_line(f"{head}: {alert.message}")
+
+
+def _one_line(text: str) -> str:
     return "".join(c for c in " ".join(text.split()) if c.isprintable())

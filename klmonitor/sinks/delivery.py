@@ -5,7 +5,6 @@ What stalls costs its own rows; closing waits for all of them together, `CLOSE_S
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,8 +12,10 @@ from functools import partial
 
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.record import RecordWriter
+from klmonitor.record.mutes import Mute
+from klmonitor.record.notices import Notice
 from klmonitor.report import Alert, ExtremeToken, Health, Later, Report
-from klmonitor.sinks.base import FanOut
+from klmonitor.sinks.base import FanOut, together
 from klmonitor.sinks.tokentable import Annotate, shown_tokens
 
 CLOSE_SECONDS = 5.0
@@ -60,11 +61,16 @@ class Delivery:
         lost = self._record.errors, self._record.dropped
         return replace(health, errors=health.errors + lost[0], dropped=health.dropped + lost[1])
 
+    @property
+    def mutes(self) -> tuple[Mute, ...]:
+        """What people have muted in the run directory."""
+        return () if self._record is None else self._record.mutes
+
     def send(self, report: Report, ended: Sequence[Alert] = ()) -> None:
-        """Write a report with its alerts, and episodes that ended; then the sinks."""
+        """Record a report, its alerts, episodes that ended; the sinks get no muted alert."""
         if self._record is not None:
             self._boundary(self._write, self._record, report, ended)
-        self._sinks(report)
+        self._sinks(report.told)
 
     def _write(self, record: RecordWriter, report: Report, ended: Sequence[Alert]) -> None:
         record.step(report)
@@ -76,6 +82,11 @@ class Delivery:
                 tokens = self._annotate(tokens, report.phase) if self._annotate else tokens
             finally:
                 record.tokens(report.step, tokens, report.phase)
+
+    def note(self, notice: Notice) -> None:
+        """Record a notice."""
+        if self._record is not None:
+            self._record.note(notice)
 
     def flush(self, timeout: float) -> None:
         """Wait until the record is written, at most `timeout` seconds."""
@@ -89,8 +100,4 @@ class Delivery:
         if self._record is not None:
             self.flush(FLUSH_SECONDS)  # what a sink makes of the record shall be whole
             closers.append(partial(self._record.close, 0.7 * CLOSE_SECONDS))
-        threads = [threading.Thread(target=close, daemon=True) for close in closers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(max(deadline - time.monotonic(), 0.0))
+        together(closers, lambda: deadline - time.monotonic())

@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from klmonitor.numbers.metrics import METRICS
 from klmonitor.sinks.selection import Metrics, is_chosen
 
 INKS = {"k1": "#0072b2", "k2": "#00805c", "k3": "#c14600"}
 """The page's colours of the estimators, on white."""
-ESTIMATORS = tuple(INKS)
 REPORT = "klmonitor/report"
 TOKENS = "kl/extreme_tokens"
 ALERTS = "kl/alerts"
 """What belongs to the run: the page, the table of extreme tokens, alerts opened at a step."""
-PULL = "What the KL term pulls"
-"""Of the pair that the objective penalises; the page has no such panel."""
 HISTOGRAM = "log_ratio"
 """A pair's histogram of d, as ``kl/{pair}/log_ratio``."""
 
@@ -52,34 +50,33 @@ class Section:
     panels: tuple[Panel, ...]
 
 
-def _each(what: str, names: tuple[str, ...] = ESTIMATORS) -> tuple[str, ...]:
-    return tuple(f"{name}/{what}" for name in names)
-
-
-PANELS = (
-    Panel("Estimators", _each("mean"), "nats per token"),
-    Panel("Standard errors", _each("se"), "nats per token"),
-    Panel(
-        "Quantiles of d = -k1",
-        tuple(f"{HISTOGRAM}/{label}" for label in ("p0.1", "p1", "p50", "p99", "p99.9")),
-        "nats",
-    ),
-    Panel(
-        "Share of the largest tokens",
-        ("dominance/k1/top_share", "dominance/k3/top_share"),
-        "share of the sum",
-    ),
-    Panel("Dominance: 0 none, 1 warn, 2 severe", ("dominance/level",), "level"),
-    Panel(
-        "Variance, and running variance", (*_each("var"), *_each("running_var")), "nats²", log=True
-    ),
+ORDER = (
+    Panel("Estimators", (), "nats per token"),
+    Panel("Standard errors", (), "nats per token"),
+    Panel("Quantiles of d = -k1", (), "nats"),
+    Panel("Share of the largest tokens", (), "share of the sum"),
+    Panel("Dominance: 0 none, 1 warn, 2 severe", (), "level"),
+    Panel("Variance, and running variance", (), "nats²", log=True),
     Panel("Tokens by log-ratio d", (HISTOGRAM,), "nats", kind="heat"),
-    Panel("Outlier tokens", ("outliers/k1", "outliers/k3", "outliers/rate"), "tokens"),
-    Panel("Spike score", ("spike/z",), "scales"),
-    Panel("Gap of k3 and k1", ("gap_z",), "standard errors"),
-    Panel(PULL, ("penalty/effective_beta", "penalty/dead_share"), "weight, and share of tokens"),
+    Panel("Outlier tokens", (), "tokens"),
+    Panel("Spike score", (), "scales"),
+    Panel("Gap of k3 and k1", (), "standard errors"),
+    Panel("What the KL term pulls", (), "weight, and share of tokens"),
 )
-"""In the page's order."""
+"""The page's order; which metrics are in a panel, their rows in the table of metrics say."""
+
+
+def _panels() -> Iterator[Panel]:
+    """Every panel with its metrics; one that only a metric's row names comes last."""
+    known = {panel.title: panel for panel in ORDER}
+    titles = dict.fromkeys((*known, *(metric.panel for metric in METRICS if metric.panel)))
+    for title in titles:
+        mine = [metric for metric in METRICS if metric.panel == title]
+        panel = known.get(title) or Panel(title, (), mine[0].unit)
+        yield replace(panel, metrics=(*panel.metrics, *(metric.name for metric in mine)))
+
+
+PANELS = tuple(_panels())
 
 
 def panels_of(pair: str, metrics: Metrics) -> Iterator[Panel]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from klmonitor.numbers.metrics import CORE
+from klmonitor.numbers.metrics import CORE, NAMES
+from klmonitor.pairs import PAIRS
 from klmonitor.report import Report
 
 Metrics = str | Sequence[str]
@@ -15,6 +17,11 @@ Metrics = str | Sequence[str]
 
 RUN_CORE = frozenset({"kl/alerts"})
 """The core of what belongs to the run and not to a pair."""
+RUN_NAMES = (
+    "kl/alerts",
+    *(f"klmonitor/{name}" for name in ("active", "errors", "dropped", "rule_errors")),
+)
+"""What belongs to the run."""
 EVAL_CORE = frozenset(name for name in CORE if name.endswith(("/mean", "/se")))
 """The core of an evaluation: the means and their errors."""
 
@@ -35,7 +42,24 @@ def check_metrics(metrics: Metrics) -> tuple[str, ...]:
     globs = tuple(metrics)
     if not all(isinstance(glob, str) and glob for glob in globs):
         raise ValueError(f'metrics={metrics!r}: a list of globs such as ["core", "k3/*"] is needed')
+    for glob in globs:
+        if not _matches_any(glob):
+            near = difflib.get_close_matches(glob, NAMES, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ": see docs/metrics.md"
+            raise ValueError(f"metrics: {glob!r} matches no metric{hint}")
     return globs
+
+
+@lru_cache(256)
+def _matches_any(glob: str) -> bool:
+    """Whether a glob can choose anything: a metric, of a group too, or a value of the run."""
+    if glob in ("core", "full"):
+        return True
+    of_groups = [f"group/*/{k}/{what}" for k in ("k1", "k3") for what in ("mean", "se")]
+    if "group/" in glob:
+        return any(name.endswith(glob.rpartition("/")[2]) for name in of_groups) or "*" in glob
+    full = (f"kl/{pair.name}/{name}" for pair in PAIRS for name in NAMES)
+    return any(fnmatchcase(name, glob) for name in (*NAMES, *RUN_NAMES, *full))
 
 
 def select(metrics: Metrics, report: Report) -> dict[str, float]:

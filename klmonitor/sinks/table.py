@@ -104,6 +104,8 @@ def make_sinks(
         TypeError: something is neither a sink nor a function.
         ImportError: a sink's package is not installed.
     """
+    if isinstance(wanted, str):
+        raise TypeError(f"sinks={wanted!r} is one string: give a list, sinks=[{wanted!r}]")
     kinds = {kind.name: kind for kind in TABLE}
     sinks: list[Sink] = [ConsoleSink()]
     for sink in wanted:

@@ -102,7 +102,7 @@ def build(
         raise ValueError(f"a KL needs log-probs of two policies, got {held}: pass e.g. policy, ref")
 
     lengths = _list_lengths(given)
-    tensors = {name: _log_probs(name, value) for name, value in given.items()}
+    tensors = {name: log_probs_of(name, value) for name, value in given.items()}
     name, first = next(iter(tensors.items()))
     for other, tensor in tensors.items():
         _same_shape(f"{other}", tensor, name, first)
@@ -189,7 +189,13 @@ def _as_tensor(name: str, value: TensorLike) -> Tensor:
     )
 
 
-def _log_probs(name: str, value: TensorLike) -> Tensor:
+def log_probs_of(name: str, value: TensorLike) -> Tensor:
+    """Log-probs of one policy as a tensor.
+
+    Raises:
+        TypeError: they are no floats, or no tensor.
+        ValueError: they are neither [B, T] nor packed.
+    """
     tensor = _as_tensor(name, value)
     if not tensor.is_floating_point():
         raise TypeError(
@@ -211,6 +217,13 @@ def _integers(name: str, value: TensorLike) -> Tensor:
 
 
 def _same_shape(name: str, tensor: Tensor, other: str, reference: Tensor) -> None:
+    if tensor.shape != reference.shape and tensor.dim() == 2 == reference.dim():
+        narrow = name if tensor.shape[1] == 1 else other if reference.shape[1] == 1 else ""
+        if narrow and tensor.shape[0] == reference.shape[0]:
+            raise ValueError(
+                f"{narrow} has one column, {name} has shape {list(tensor.shape)} and {other} "
+                f"{list(reference.shape)}: pass log-probs by token, not their sums by sequence"
+            )
     if tensor.shape != reference.shape:
         raise ValueError(
             f"{name} has shape {list(tensor.shape)} but {other} has {list(reference.shape)}: "

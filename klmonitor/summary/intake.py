@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from klmonitor.pairs import Pair, default_pairs, parse_pairs
-from klmonitor.summary.batch import TensorLike, TokenBatch, build, moved
+from klmonitor.boundary import Boundary, HealthLog, say
+from klmonitor.pairs import POLICIES, Pair, default_pairs, parse_pairs
+from klmonitor.summary.batch import TensorLike, TokenBatch, build, log_probs_of, moved
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import SummaryConfig
-from klmonitor.summary.parts import PHASES, MergedParts, Part
+from klmonitor.summary.parts import PHASES, MergedParts, Part, digest_of
 from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary
 
@@ -32,6 +33,7 @@ class Intake:
         groups: names of data sets or environments to report apart.
         pairs: names of the pairs to watch; None: those that the observed policies allow.
         prompts: keep sums by prompt.
+        log: where a policy's log-probs that do not fit are counted.
 
     Attributes:
         config: what decides the shape of a summary.
@@ -39,21 +41,47 @@ class Intake:
 
     Raises:
         ValueError: a name is no pair, or group names cannot be told apart.
+        TypeError: names are given as one string.
     """
 
     def __init__(
-        self, groups: Sequence[str] = (), pairs: Sequence[str] | None = None, prompts: bool = True
+        self,
+        groups: Collection[str] = (),
+        pairs: Collection[str] | None = None,
+        prompts: bool = True,
+        log: HealthLog | None = None,
     ) -> None:
-        names = tuple(groups)
-        if len(set(names)) < len(names) or "other" in names:
-            raise ValueError(f"groups {names}: give distinct names, 'other' is taken")
+        declared = _names("groups", groups, "math")
+        if len(set(declared)) < len(declared) or "other" in declared:
+            raise ValueError(f"groups {declared}: give distinct names, 'other' is taken")
+        names = tuple(sorted(declared))  # a set has another order in every process
         self.config = SummaryConfig(groups=names) if prompts else SummaryConfig(names, 0)
         self.seen: set[str] = set()
-        self._pairs = None if pairs is None else parse_pairs(pairs)
+        self._digest = digest_of(self.config)
+        self._declared = {name: index for index, name in enumerate(declared)}
+        rows = [*(names.index(name) for name in declared), len(names)]
+        self._rows = torch.tensor(rows, dtype=torch.int64)
+        self._pairs = None if pairs is None else parse_pairs(_names("pairs", pairs, "policy_ref"))
         self._states: dict[str, Summary] = {}
         self._parts: dict[str, MergedParts] = {}
         self._micro_batches = dict.fromkeys(PHASES, 0)
         self._checked = False
+        self._told: set[str] = set()
+        log = log or HealthLog()
+        self._fits = {
+            name: Boundary(
+                f"what was observed of {name}", log, vital=True, done_without="the others go on"
+            )
+            for name in POLICIES
+        }
+
+    def digest(self) -> int:
+        """Of what decides the shape of a summary: 56 bits."""
+        return int(self._digest[:14], 16)
+
+    def on_device(self) -> bool:
+        """Whether anything of the current step is on a GPU."""
+        return any(state.device.type == "cuda" for state in self._states.values())
 
     def add(
         self,
@@ -63,8 +91,19 @@ class Intake:
         group: Group,
         phase: str,
         rank: int,
+        alone: bool = True,
     ) -> None:
         """Add one micro-batch; arguments as for `Monitor.observe`.
+
+        Args:
+            log_probs: by policy.
+            layout: ``mask=`` and the like.
+            prompt_ids: which prompt each sequence answers.
+            group: the sequences' group or groups.
+            phase: ``"train"`` or ``"eval"``.
+            rank: of this process, part of the tokens' place.
+            alone: whether this process may raise for a value; one of several ranks may not, since
+                the others would wait for it.
 
         Raises:
             ValueError: shapes, masks or layouts do not fit.
@@ -72,12 +111,7 @@ class Intake:
         """
         if phase not in PHASES:
             raise ValueError(f"phase is {phase!r}: choose 'train' or 'eval'")
-        batch = build(
-            log_probs,
-            check_values=not self._checked,
-            prompt_ids=numbered(prompt_ids),
-            **layout,
-        )
+        batch = self._batch(log_probs, dict(layout, prompt_ids=numbered(prompt_ids)), alone)
         pairs = self._pairs_of(batch)
         state = self._states.get(phase)
         if state is None or state.device != batch.device:
@@ -93,6 +127,38 @@ class Intake:
         self._checked = True
         self.seen.update(batch.log_probs)
 
+    def _batch(
+        self,
+        log_probs: Mapping[str, TensorLike | None],
+        layout: Mapping[str, Any],
+        alone: bool,
+    ) -> TokenBatch:
+        """The checked batch; after setup without the policies that do not fit the others."""
+        try:
+            batch = build(log_probs, check_values=alone and not self._checked, **layout)
+        except (TypeError, ValueError):
+            faults = self._faults(log_probs, layout) if self._checked else {}
+            fitting = {name: x for name, x in log_probs.items() if name not in faults}
+            if not faults or len([x for x in fitting.values() if x is not None]) < 2:
+                raise
+            batch = build(fitting, **layout)
+            for name, error in faults.items():
+                self._fits[name].caught(error)
+        for name in batch.log_probs:
+            self._fits[name].always(_nothing)
+        return batch
+
+    def _faults(
+        self, log_probs: Mapping[str, TensorLike | None], layout: Mapping[str, Any]
+    ) -> dict[str, Exception]:
+        """The policies whose log-probs have not the shape of the mask, or of most, and why."""
+        given = {name: x for name, x in log_probs.items() if x is not None and name in self._fits}
+        known = [shape_of(layout.get(name)) for name in ("mask", "token_ids")]
+        shapes = [shape for shape in known if shape] or [shape_of(x) for x in given.values()]
+        wanted = max(shapes, key=shapes.count)
+        found = {name: fault_of(name, value, wanted) for name, value in given.items()}
+        return {name: error for name, error in found.items() if error is not None}
+
     def take(self, phase: str) -> Summary:
         """What was added since the last time; the next begins with nothing."""
         self._micro_batches[phase] = 0
@@ -101,6 +167,11 @@ class Intake:
             return self._empty(torch.device("cpu"), None) if state is None else state
         merged = parts.take()
         return merged if state is None else state.merge(merged.to(state.device))
+
+    def drop(self, phase: str) -> None:
+        """Forget what was added since the last time: it belongs to a step that is over."""
+        self._states.pop(phase, None)
+        self._parts.pop(phase, None)
 
     def merge(self, part: Part, rank: int) -> None:
         """Add what a worker summed, under a rank of its own."""
@@ -131,31 +202,74 @@ class Intake:
     def _rows_of(self, group: Group, batch: TokenBatch) -> int | Tensor:
         """The row of a group, or of each sequence's."""
         if group is None or isinstance(group, str):
-            return self.config.group_index(group)
+            return int(self._rows[self._index_of(group)])
         if isinstance(group, np.ndarray):
             group = torch.from_numpy(group)
         if not isinstance(group, Tensor):
-            group = torch.tensor(
-                [
-                    self.config.group_index(one) if isinstance(one, str) else int(one)
-                    for one in group
-                ],
-                dtype=torch.int64,
-            )
+            indices = [self._index_of(one) if isinstance(one, str) else int(one) for one in group]
+            group = torch.tensor(indices, dtype=torch.int64)
         if tuple(group.shape) != (batch.n_sequences,):
             raise ValueError(
                 f"group has {group.numel()} entries but there are {batch.n_sequences} sequences: "
                 "pass one a sequence, or one name for all"
             )
-        other = len(self.config.groups)
-        rows = moved(group.long(), batch.device)
-        return torch.where((rows >= 0) & (rows < other), rows, other)
+        other = len(self._declared)
+        index = moved(group.long(), batch.device)
+        index = torch.where((index >= 0) & (index < other), index, other)
+        if self._rows.device != batch.device:
+            self._rows = moved(self._rows, batch.device)
+        return self._rows[index]
+
+    def _index_of(self, name: str | None) -> int:
+        """Among the groups as declared; one that was not is said once, and counts as ``other``."""
+        index = self._declared.get(name or "")
+        if index is not None:
+            return index
+        if name and name != "other" and self._declared and name not in self._told:
+            self._told.add(name)
+            say("group %r was not declared and counts as 'other': add it to groups=[...]", name)
+        return len(self._declared)
+
+
+def _nothing() -> None:
+    """What succeeds."""
+
+
+def _names(what: str, names: Collection[str], example: str) -> tuple[str, ...]:
+    """Names as a tuple.
+
+    Raises:
+        TypeError: they are one string, whose letters would be names.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"{what}={names!r} is one string: give a list, {what}=[{example!r}]")
+    return tuple(names)
+
+
+def shape_of(value: TensorLike | None) -> tuple[int, ...]:
+    """A shape to compare layouts by: of a tensor its own, of a list the lengths; () of nothing."""
+    if value is None:
+        return ()
+    if isinstance(value, (list, tuple)):
+        return tuple(len(one) for one in value)
+    return tuple(getattr(value, "shape", ()))
+
+
+def fault_of(name: str, value: TensorLike, wanted: tuple[int, ...]) -> Exception | None:
+    """What is wrong with the log-probs of one policy beside the others', if anything."""
+    if shape_of(value) != wanted:
+        return ValueError(f"{name} has shape {list(shape_of(value))}, the others {list(wanted)}")
+    try:
+        log_probs_of(name, value)
+    except (TypeError, ValueError) as error:
+        return error
+    return None
 
 
 def numbered(prompt_ids: PromptIds | None) -> TensorLike | None:
     """Prompt ids as integers: strings become the leading bits of their hash, the same everywhere.
 
-    That two of a million prompts share one is once in 18,000 steps (2^40 / 2^54).
+    That two of a million prompts share one happens once in 16,000 such steps (2^39 / 2^53).
     """
     if not isinstance(prompt_ids, (list, tuple)) and not (
         isinstance(prompt_ids, np.ndarray) and prompt_ids.dtype.kind in "UO"

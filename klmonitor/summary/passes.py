@@ -8,11 +8,11 @@ with one warning. `chunked` does the work of all that is not there.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class Kernel:
         self.wrong: str | None = None
         self.tried: set[tuple[torch.device, frozenset[torch.dtype]]] = set()
         self.loader = loader
-        self._compiler, self._module = compiler, module
+        self._module = module
         self._boundary = Boundary(
             f"the {compiler} kernel",
             HealthLog(),
@@ -98,21 +98,15 @@ class Kernel:
             return False
         return bool(self._boundary(self._add, state, batch, pairs, place, groups))
 
-    def _add(
-        self,
-        state: Summary,
-        batch: TokenBatch,
-        pairs: Sequence[Pair],
-        place: Place,
-        groups: int | Tensor,
-    ) -> bool:
+    def _add(self, state: Summary, batch: TokenBatch, pairs: Sequence[Pair], *where: Any) -> bool:
         try:
-            if self.loader is not None and not self.loader.ready():
-                return self._missing()
-            compiled = sys.modules.get(self._module) or import_module(self._module)
+            ready = self.loader is None or self.loader.ready()
+            compiled = import_module(self._module) if ready else None
         except ModuleNotFoundError as error:
             self.wrong = str(error)  # without the compiler
             return False
+        if compiled is None:
+            return self._missing()
         if not compiled.fits(batch):
             return False
         cpu = batch.device.type == "cpu"
@@ -120,7 +114,7 @@ class Kernel:
         if (batch.device, dtypes) not in self.tried:
             self._prove(compiled.add, batch, pairs)
             self.tried.add((batch.device, dtypes))
-        compiled.add(state, batch, pairs, place, groups)
+        compiled.add(state, batch, pairs, *where)
         return True
 
     def _missing(self) -> bool:

@@ -7,9 +7,9 @@ configuration, which decides that shape, is compared once, before the first redu
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ from klmonitor.summary.state import Summary, first_of
 
 Ranks = dist.ProcessGroup
 COLLECTIVES_PER_STEP = 3
+PATIENT = timedelta(days=1)
+"""The time-out of our own group: longer than that of training, whose own collectives tell."""
 AVAILABLE = dist.is_available()
 """Whether torch was built with it."""
 
@@ -34,75 +36,170 @@ def rank_of(group: Ranks | None) -> int:
     return 0 if group is None else dist.get_rank(group)
 
 
-def communication_device(group: Ranks | None) -> torch.device:
-    """Where tensors must be for the group's collectives."""
-    if group is not None and "nccl" in str(dist.get_backend(group)):
+def world_of(ranks: Ranks | None) -> int:
+    """How many processes there are, 1 without ranks."""
+    return 1 if ranks is None else dist.get_world_size(ranks)
+
+
+def communication_device(ranks: Ranks | None) -> torch.device:
+    """Where tensors must be for the ranks' own collectives."""
+    if ranks is not None and "nccl" in str(dist.get_backend(ranks)):
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
-def agree(config: SummaryConfig, group: Ranks | None) -> None:
-    """Compare the configuration over the ranks (one collective of a fixed size).
-
-    Raises:
-        ValueError: a rank has other settings; reducing their summaries would hang or be wrong.
-    """
-    if group is None:
-        return
-    digest = hashlib.sha256(repr(config).encode()).digest()
-    mine = torch.tensor([int.from_bytes(digest[:7], "big")], device=communication_device(group))
-    all_of_them = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(all_of_them, mine, group=group)
-    values = [int(value) for value in all_of_them]
-    different = [rank for rank, value in enumerate(values) if value != values[0]]
-    if different:
-        raise ValueError(
-            f"ranks {different} are configured differently from rank 0: give every rank the same "
-            f"groups, prompt_buckets and top (this rank: {config})"
-        )
-
-
 Flags = Sequence[float] | Tensor
 """Values of which every rank learns the largest; a tensor once they have travelled."""
+UNKNOWN = -1
+"""The digest of a rank that has none."""
 
 
-def reduce_over(group: Ranks | None, summary: Summary, flags: Flags) -> tuple[Summary, Flags]:
-    """Merge the summaries of all ranks; every rank gets the result.
+class DisagreementError(ValueError):
+    """Ranks are configured differently: reducing their summaries would hang or be wrong."""
+
+
+class Reducer:
+    """Reduces the summaries of some ranks; once they disagree, never again.
+
+    Every rank makes one at its first step and takes part in each reduction, with a flag and an
+    empty summary where it cannot make its own. Host tensors travel through a gloo group of our
+    own, so that nothing of ours comes between training's collectives and no host tensor is given
+    to NCCL; summaries on a GPU through the trainer's own group.
 
     Args:
-        group: None: nothing to do.
-        summary: this rank's.
-        flags: values of which every rank learns the largest.
+        config: what decides the shape of a summary.
+        ranks: whose summaries; None: this process's alone.
+        flags: how many values each rank sends beside its summary.
 
-    Returns:
-        The merged summary and the largest flags. The extreme tokens carry their rank, so the order
-        of ties does not depend on the order of arrival.
+    Attributes:
+        off: why nothing is reduced any more; empty: all is well.
     """
-    if group is None:
-        return summary, flags
-    device = communication_device(group)
-    summary = summary.to(device).clone()
-    local = torch.as_tensor(flags, dtype=torch.float64, device=device)
-    dist.all_reduce(summary.flat, dist.ReduceOp.SUM, group=group)
-    largest = torch.cat([summary.maxima.flatten(), local])
-    dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-    maxima, flags = largest[: summary.maxima.numel()], largest[summary.maxima.numel() :]
-    mine = torch.cat([summary.tokens.flatten(), summary.sequences.flatten()])
-    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(everyone, mine, group=group)
-    tokens, sequences = [], []
-    for part in everyone:
-        tokens.append(part[: summary.tokens.numel()].view_as(summary.tokens))
-        sequences.append(part[summary.tokens.numel() :].view_as(summary.sequences))
-    top = summary.config.top
-    merged = Summary(
-        summary.config,
-        flat=summary.flat,
-        maxima=maxima.view_as(summary.maxima),
-        tokens=first_of(torch.cat(tokens, dim=-2), top, N_ORDER),
-        sequences=first_of(torch.cat(sequences, dim=-2), top, N_SEQUENCE_ORDER),
-    )
-    return merged, flags
+
+    def __init__(self, config: SummaryConfig, ranks: Ranks | None, flags: int = 0) -> None:
+        self.off = ""
+        self._config, self._ranks, self._flags = config, ranks, flags
+        self._group: Ranks | None = None
+        self._buffers: _Buffers | None = None
+        self._agreed = ranks is None
+
+    def agree(self, digest: Callable[[], int], on_device: bool) -> None:
+        """Compare the configurations of all ranks, once; a collective of a fixed size.
+
+        Args:
+            digest: gives that of this rank's configuration, 56 bits.
+            on_device: whether this rank's summary is on a GPU.
+
+        Raises:
+            DisagreementError: a rank has other settings; on every rank alike.
+        """
+        if self._agreed or self._ranks is None:
+            return
+        self._agreed = True
+        own = dist.new_group(
+            dist.get_process_group_ranks(self._ranks),
+            timeout=PATIENT,
+            backend="gloo",
+            use_local_synchronization=True,
+        )
+        world = dist.get_world_size(own)
+        mine = torch.tensor([UNKNOWN, int(on_device)])
+        everyone = [torch.empty_like(mine) for _ in range(world)]
+        failure: Exception | None = None
+        try:
+            buffers = [_Buffers(self._config, world, self._flags, torch.device("cpu"))]
+            if on_device or communication_device(self._ranks).type != "cpu":
+                away = communication_device(self._ranks)
+                buffers.append(_Buffers(self._config, world, self._flags, away))
+            mine[0] = digest()
+        except Exception as error:  # noqa: BLE001  # all are told by the digest that is missing
+            failure = error
+        dist.all_gather(everyone, mine, group=own)
+        digests = [int(one[0]) for one in everyone]
+        different = [rank for rank, one in enumerate(digests) if one != digests[0] or one < 0]
+        if different:
+            self.off = (
+                f"ranks {different} are configured differently from rank 0: give every rank the "
+                f"same groups, prompts and klmonitor (this rank: {self._config})"
+            )
+            raise DisagreementError(self.off) from failure
+        on_any = any(bool(one[1]) for one in everyone)
+        self._group, self._buffers = (self._ranks, buffers[-1]) if on_any else (own, buffers[0])
+
+    def reduce(
+        self, make: Callable[[], tuple[Summary, Sequence[float]]]
+    ) -> tuple[Summary, Flags, Exception | None]:
+        """Merge the summaries of all ranks; every rank gets the result.
+
+        Args:
+            make: gives this rank's summary, and values of which every rank learns the
+                largest; where it raises, this rank sends an empty one.
+
+        Returns:
+            The merged summary; the largest values, and after them whether a rank had no summary;
+            what `make` raised. The extreme tokens carry their rank, so the order of ties does not
+            depend on the order of arrival.
+        """
+        if self._buffers is None:
+            summary, flags = make()
+            return summary, (*flags, 0.0), None
+        buffers, failure = self._buffers, None
+        try:
+            buffers.load(*make())
+        except Exception as error:  # noqa: BLE001  # the others wait for this rank
+            failure = error
+            buffers.empty()
+        # From here to the last collective nothing of ours is allocated, and nothing may fail.
+        dist.all_reduce(buffers.flat, dist.ReduceOp.SUM, group=self._group)
+        dist.all_reduce(buffers.largest, dist.ReduceOp.MAX, group=self._group)
+        dist.all_gather(buffers.everyone, buffers.mine, group=self._group)
+        return *buffers.merged(), failure
+
+
+class _Buffers:
+    """What travels, on one device: had at setup, written to at each step."""
+
+    def __init__(self, config: SummaryConfig, world: int, flags: int, device: torch.device) -> None:
+        with torch.inference_mode(False):
+            self._blank = Summary.empty(config, device)
+            self.flat = torch.zeros_like(self._blank.flat)
+            self.largest = torch.zeros(
+                self._blank.maxima.numel() + flags + 1, dtype=torch.float64, device=device
+            )
+            self.mine = torch.cat([self._blank.tokens.flatten(), self._blank.sequences.flatten()])
+            self._blank_mine = self.mine.clone()
+            self.everyone = [torch.empty_like(self.mine) for _ in range(world)]
+
+    def load(self, summary: Summary, flags: Sequence[float]) -> None:
+        """Take a summary and its flags in."""
+        maxima, tokens = summary.maxima.numel(), summary.tokens.numel()
+        self.flat.copy_(summary.flat)
+        self.largest[:maxima].copy_(summary.maxima.flatten())
+        self.largest[maxima:-1].copy_(torch.as_tensor(flags, dtype=torch.float64))
+        self.largest[-1] = 0.0
+        self.mine[:tokens].copy_(summary.tokens.flatten())
+        self.mine[tokens:].copy_(summary.sequences.flatten())
+
+    def empty(self) -> None:
+        """Take nothing in, and say so."""
+        self.flat.zero_()
+        self.largest.fill_(-torch.inf)
+        self.largest[-1] = 1.0
+        self.mine.copy_(self._blank_mine)
+
+    def merged(self) -> tuple[Summary, Tensor]:
+        """The summary of all, in memory of its own, and the flags."""
+        blank, top = self._blank, self._blank.config.top
+        cut, end = blank.tokens.numel(), blank.maxima.numel()
+        tokens = [part[:cut].view_as(blank.tokens) for part in self.everyone]
+        sequences = [part[cut:].view_as(blank.sequences) for part in self.everyone]
+        summary = Summary(
+            blank.config,
+            flat=self.flat.clone(),
+            maxima=self.largest[:end].clone().view_as(blank.maxima),
+            tokens=first_of(torch.cat(tokens, dim=-2), top, N_ORDER),
+            sequences=first_of(torch.cat(sequences, dim=-2), top, N_SEQUENCE_ORDER),
+        )
+        return summary, self.largest[end:].clone()
 
 
 @dataclass

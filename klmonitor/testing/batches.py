@@ -198,9 +198,10 @@ def token_batch(
 def batch_report(
     batch: TokenArrays, step: int = 0, pair: str = "policy_ref", *, on_policy: bool = True
 ) -> Report:
-    """What a monitor reports of a batch, from the plain definitions: slow, and independent of it.
+    """What a monitor reports of a batch, from plain sums over its tokens.
 
-    Holds the numbers that rules read, and the extreme tokens.
+    Holds the numbers that rules read, and the extreme tokens. Dominance and the deviates of t are
+    the package's own, so this is no reference for these.
     """
     finite = batch.mask & np.isfinite(batch.log_ratio)
     lengths = finite.sum(axis=1)

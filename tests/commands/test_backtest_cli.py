@@ -15,10 +15,10 @@ from scipy import stats
 from klmonitor.cli import main
 from klmonitor.record import RecordWriter
 from klmonitor.record.rows import alert_to_row
-from klmonitor.replay import backtest
+from klmonitor.replay import backtest, replay
 from klmonitor.replay.scoring import Event, Score, score, upper
 from klmonitor.replay.series import Recorded, load_run
-from klmonitor.replay.tuning import tune
+from klmonitor.replay.tuning import evident, tune
 from klmonitor.report import Report
 from klmonitor.rules import RuleSet, parse_rules
 from klmonitor.rules.file import load_rules, rules_toml
@@ -134,14 +134,16 @@ def test_errors_k1_and_tokens_are_used_as_in_python(tmp_path, say):
 
 
 def test_other_names_are_given_by_hand(tmp_path, say):
-    path = write_csv(tmp_path / "kl.csv", {"iteration": range(300), "my_kl": K3.tolist()})
-    given = ("--column", "step=iteration", "--column", "k3=my_kl")
+    path = write_csv(tmp_path / "kl.csv", {"tick": range(300), "my_drift": K3.tolist()})
+    given = ("--column", "step=tick", "--column", "k3=my_drift")
     assert found(say, path, *given) == [(250, "spike")]
     status, said = say("backtest", path)
     assert status == 2
-    assert "no column for the step, only 'iteration', 'my_kl'" in said
-    status, said = say("backtest", path, "--column", "step=iteration")
-    assert "name it with --column k3=NAME" in said
+    assert "no column for k3, only 'tick', 'my_drift': name it with --column k3=NAME" in said
+    status, said = say("backtest", path, "--column", "k3=my_drift")
+    assert status == 2
+    assert "no column for the step, only 'tick', 'my_drift'" in said
+    assert "name it with --column step=NAME" in said
 
 
 def test_empty_cells_are_no_data_and_nan_is_a_value_that_is_not_finite(tmp_path, say):
@@ -346,15 +348,44 @@ def test_a_long_quiet_record_earns_sensitive_rules():
 def test_what_has_no_threshold_is_not_tuned_away():
     k3 = noisy(500)
     k3[::50] = math.nan
-    proposal = tune([as_run(k3)], rate=20)
+    proposal = tune([as_run(k3)], rate=20, events=[])
     assert not proposal.reached
     assert {alert.kind for alert in proposal.after.false} == {"nonfinite"}
 
 
 def test_events_are_not_false_alarms():
     run = as_run(noisy(spikes=(200, 250)))
-    assert tune([run], 10).before.false
+    assert tune([run], 10, []).before.false
     assert not tune([run], 10, [Event(200, 200), Event(250, 250)]).before.false
+
+
+def test_no_threshold_is_raised_past_an_evident_event(tmp_path, say):
+    """A rate that only a z beyond the spike's would meet: the spike stays told all the same."""
+    k3 = 0.002 * np.exp(0.15 * np.random.default_rng(1).normal(size=400))
+    k3[[100, 160, 280, 340]] *= 2.5
+    k3[220] *= 5
+    run = as_run(k3)
+    unaware, proposal = tune([run], 10, []), tune([run], 10)
+    assert [event.start for event in proposal.events] == [220]
+    assert 220 not in {a.step for a in replay(run.reports, unaware.rules)}
+    for table in (proposal.rules, tune([run], 0.1).rules):
+        assert 220 in {alert.step for alert in replay(run.reports, table)}
+    path = write_csv(tmp_path / "kl.csv", {"step": range(400), "k3": k3.tolist()})
+    _, out = say("tune", path)
+    assert "assumed that nothing happened but what is evident" in out
+    assert f": {path} step 220; no threshold was raised past that" in out
+    events = tmp_path / "events.csv"
+    events.write_text("start\n220\n")
+    assert "assumed" not in say("tune", path, "--events", events)[1]
+
+
+def test_evident_is_what_is_critical_or_stands_far_out():
+    run = as_run(noisy(spikes=(100, 105, 200)))
+    assert [(e.start, e.end) for e in evident(run, replay(run.reports))] == [(100, 110), (200, 210)]
+    small = [make_alert(150), make_alert(160, severity="critical"), make_alert(170, pair=None)]
+    assert [event.start for event in evident(run, small)] == [160]
+    worse = make_alert(180, since=175, phase="worse", severity="critical")
+    assert [event.start for event in evident(run, [worse])] == [175]
 
 
 def test_the_command_writes_rules_that_backtest_and_the_monitor_read(tmp_path, say):

@@ -1,5 +1,7 @@
 """What `on_alert` makes of alerts."""
 
+from dataclasses import replace
+
 import pytest
 
 from klmonitor.hooks.actions import Actions
@@ -30,6 +32,12 @@ BOTH = {"nonfinite:critical": "stop", "critical": "checkpoint"}
 )
 def test_the_most_specific_key_decides(on_alert, kind, severity, wanted):
     assert Actions(on_alert)([alert(kind, severity)]) == wanted
+
+
+def test_what_is_muted_asks_for_nothing():
+    muted = replace(alert(), muted=True)
+    assert Actions("stop")([muted]) == set()
+    assert Actions("stop")([muted, alert()]) == {"stop"}
 
 
 def test_a_function_sees_every_alert_and_may_answer():

@@ -1,7 +1,7 @@
 """The integer that stands for a prompt."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from klmonitor.hooks.prompts import prompt_keys
@@ -15,19 +15,16 @@ def key(tokens, left=0, right=0, fill=0):
     return prompt_keys(ids, mask).item()
 
 
-@settings(deadline=None, derandomize=True)
 @given(TOKENS, st.integers(0, 9), st.integers(0, 9), st.integers(0, 200_000))
 def test_padding_changes_nothing(tokens, left, right, fill):
     assert key(tokens, left, right, fill) == key(tokens)
 
 
-@settings(deadline=None, derandomize=True)
 @given(TOKENS, TOKENS)
 def test_other_prompts_have_other_keys(one, other):
     assert (key(one) == key(other)) == (one == other)
 
 
-@settings(deadline=None, derandomize=True)
 @given(TOKENS)
 def test_a_float64_holds_it(tokens):
     value = key(tokens)

@@ -93,7 +93,7 @@ def test_the_control_variate_changes_which_estimator_is_believed():
     assert pair["cv/lambda"] < 0.5
     assert pair["cv/variance_ratio"] > 1
     assert abs(pair["gap_z"]) < 5
-    assert "believe k1: it is the less noisy here" in text or "believe k1: it does not" in text
+    assert "believe k1: it is the less noisy here (lambda" in text
 
 
 def test_the_gap_changes_the_verdict_where_the_sampler_is_not_q():
@@ -144,10 +144,8 @@ def test_off_policy_gives_the_weighted_estimates():
     old = CLEAN["policy"] + 0.1 * torch.randn(ROWS, COLUMNS, generator=generator)
     text, pair = verdict(CLEAN | {"old": old})
     assert pair["on_policy"] == 0
-    assert (
-        f"believe neither: q did not draw these tokens; importance-weighted k1 = {pair['iw/k1/mean']:.4g}"
-        in text
-    )
+    weighted = f"importance-weighted k1 = {pair['iw/k1/mean']:.4g}"
+    assert f"believe neither: q did not draw these tokens; {weighted}" in text
 
 
 def test_no_verdict_is_longer_than_six_lines():

@@ -258,6 +258,19 @@ def test_a_constant_log_ratio_is_no_bias():
     (pair,) = report_of({"policy": q, "ref": q + 0.25}).values()
     assert abs(pair["k1/mean"] + 0.25) < 1e-12
     assert pair["k1/se"] < 1e-9
+    assert pair["k2/bias"] == pytest.approx(0.25**2 / 2 + 0.25, rel=1e-12)
+    assert pair["gap"] == pytest.approx(np.expm1(0.25), rel=1e-12)
+
+
+def test_what_rounding_leaves_of_nothing_is_no_gap():
+    """e^d - 1 is a and -a in turn: its mean is some 1e-18 of 0.3, and so is its error."""
+    a = torch.linspace(0.1, 0.5, 200, dtype=torch.float64).view(20, 10)
+    d = torch.stack([torch.log1p(a), torch.log1p(-a)], dim=-1).flatten(1)
+    q = -1 - torch.rand(d.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (pair,) = report_of({"policy": q, "ref": q + d}).values()
+    assert 0 < abs(pair["gap"]) < 1e-15, "else there is nothing to guard against"
+    assert pair["gap_z"] == 0
+    assert abs(pair["k1/mean"]) > 0.01
 
 
 def test_one_huge_token_leaves_the_mean_of_the_others_exact():

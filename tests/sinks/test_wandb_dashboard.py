@@ -209,7 +209,7 @@ def refusal(*arguments):
         (["/b"], "give PROJECT or ENTITY/PROJECT"),
         (["a/"], "give PROJECT or ENTITY/PROJECT"),
         (["a/b", "--pair", "ref"], "unknown pair 'ref': choose from policy_ref"),
-        (["a/b", "--metrics", "cor"], "--metrics cor: no panel draws any of these"),
+        (["a/b", "--metrics", "cor"], "metrics: 'cor' matches no metric"),
     ],
 )
 def test_wrong_arguments_are_one_line(alone, arguments, said):

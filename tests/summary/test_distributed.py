@@ -139,3 +139,23 @@ def mismatched_run(rank, world):
 def test_ranks_with_other_settings_are_told_apart_at_the_first_step():
     messages = run_ranks(2, mismatched_run)
     assert all("ranks [1] are configured differently from rank 0" in text for text in messages)
+
+
+def muted_run(rank, world, run_dir):
+    """Whether each step's alert is muted, on this rank; the main one alone has the file."""
+    rules = {"limit": {"policy_ref": 1e-3}}
+    monitor = Monitor(run_dir if rank == 0 else None, rules=rules)
+    found = []
+    for step, scale in enumerate((1e-6, 1.0)):
+        q = -torch.rand(4, 8)
+        monitor.observe(policy=q, ref=q + scale)
+        found += [(alert.kind, alert.muted) for alert in monitor.step(step).alerts]
+    monitor.close()
+    return found
+
+
+def test_ranks_mute_the_same_alerts_though_one_alone_has_the_file(tmp_path):
+    (tmp_path / "mutes.jsonl").write_text('{"kind": "limit"}\n')
+    first, second = run_ranks(2, muted_run, str(tmp_path))
+    assert first == second
+    assert ("limit", True) in first

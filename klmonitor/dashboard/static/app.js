@@ -360,7 +360,7 @@
 
     // Where to look first: the first alert, else the last step.
     lookFirst() {
-      const [alert] = this.alerts(), focused = this.focused();
+      const alert = this.alerts().find((one) => one.phase !== "note" && !one.muted), focused = this.focused();
       if (alert) Object.assign(this.state, { step: alert.step, focus: alert.run });
       else if (focused && focused.run.steps.length) this.state.step = focused.run.steps[focused.run.steps.length - 1];
     }

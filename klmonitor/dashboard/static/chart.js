@@ -246,7 +246,7 @@
         const key = `${x}/${alert.severity}`;
         if (seen.has(key)) continue;
         seen.add(key);
-        ctx.strokeStyle = KLM.ink(alert.severity === "info" ? "info" : "alert");
+        ctx.strokeStyle = KLM.ink(alert.severity === "info" || alert.muted ? "info" : "alert");
         ctx.lineWidth = alert.severity === "critical" ? 2 : 1;
         ctx.setLineDash(alert.severity === "critical" ? [] : [4, 3]);
         ctx.beginPath();

@@ -22,9 +22,10 @@
 
   KLM.alertItem = function (alert, onpick) {
     const where = alert.runName ? `${KLM.visible(alert.runName)}, ` : "";
+    const weight = alert.phase === "note" ? "" : ` · ${alert.severity}${alert.muted ? " · muted" : ""}`;
     return el("li", {},
       el("button", { type: "button", className: `alert ${alert.severity}`, onclick: onpick, title: KLM.alertText(alert) },
-        el("b", { textContent: `${where}step ${alert.step} · ${alert.kind} · ${alert.severity}` }),
+        el("b", { textContent: `${where}step ${alert.step} · ${alert.kind}${weight}` }),
         el("span", { textContent: KLM.visibleLong(alert.message) })));
   };
 

@@ -101,8 +101,9 @@ def test_rloo_without_a_name_is_off_and_says_so(watch, caplog, name):
             config_class=RLOOConfig,
         )
     said = warnings_of(caplog)
-    assert len(said) == 1
+    assert len(said) == 2, "and the alert that numbers are missing"
     assert name in said[0]
+    assert "inactive: klmonitor misses log-probs" in said[1]
     assert "klmonitor is off" in said[0]
     assert [row["klmonitor/active"] for row in run.rows.values()] == [0, 0, 0]
     assert not run.reports["train", 3].pairs
@@ -136,8 +137,11 @@ def test_outputs_without_log_probs_are_given_up_with_a_gauge_of_0(watch, caplog,
         run = watch(steps=5, beta=0.04, trainer_class=Mute)
     said = warnings_of(caplog)
     assert sum(LOG_PROBS[0] in line for line in said) == 1
-    assert sum("neither log_probs nor logits" in line for line in said) == 1
-    assert len(said) == 2
+    assert (
+        sum("loss failed" in line and "neither log_probs nor logits" in line for line in said) == 1
+    )
+    assert sum("inactive: klmonitor misses log-probs" in line for line in said) == 1
+    assert len(said) == 3
     assert run.rows[5]["klmonitor/active"] == 0
     assert "given up: loss" in run.handle.describe()
 

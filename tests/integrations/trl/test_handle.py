@@ -6,6 +6,7 @@ import pytest
 from trl import SFTTrainer
 
 from klmonitor.attachment import attach
+from klmonitor.boundary import PATIENCE
 from klmonitor_trl import KLMonitorCallback
 
 
@@ -182,8 +183,10 @@ def test_our_failure_is_counted_and_training_goes_on(make_trainer, monkeypatch, 
         trainer.train()
     losses = [row.get("loss") for row in trainer.state.log_history]
     assert losses == [row.get("loss") for row in plain.state.log_history]
-    warnings = [record for record in caplog.records if "planted failure" in record.getMessage()]
-    assert len(warnings) == 1
+    said = [record.getMessage() for record in caplog.records]
+    assert len([one for one in said if "failed" in one and "planted failure" in one]) == 1
+    told = [one for one in said if "inactive: klmonitor misses log-probs" in one]
+    assert len(told) == (broken == "observe"), "an alert too, where numbers are missing"
     assert handle.monitor.errors >= 3
 
 
@@ -196,14 +199,15 @@ def test_strict_raises(make_trainer, monkeypatch):
 
 
 def test_a_loss_without_log_probs_is_noticed(make_trainer, caplog):
-    trainer = make_trainer(4, beta=0.04)
+    trainer = make_trainer(PATIENCE + 2, beta=0.04)
     untouched = trainer._get_per_token_logps_and_entropies
     handle = attach(trainer)
     trainer._get_per_token_logps_and_entropies = untouched
     with caplog.at_level(logging.WARNING, logger="klmonitor"):
         trainer.train()
     said = [record.getMessage() for record in caplog.records if "klmonitor" in record.getMessage()]
-    assert len(said) == 1
-    assert "was not called" in said[0]
-    assert handle.monitor.errors == 3
+    assert len(said) == 2, "the failure, and the alert that numbers are missing"
+    assert all("was not called" in one for one in said)
+    assert "klmonitor [warn] step 5 inactive" in said[1]
+    assert handle.monitor.errors == PATIENCE
     assert "given up: loss" in handle.describe()

@@ -208,7 +208,7 @@ def test_a_tokenizer_that_cannot_be_copied_costs_the_text_alone(make_trainer, ca
     trainer.train()
     handle.detach()
     assert handle.monitor.errors == 0
-    assert "recorded without text: no copy of the tokenizer (cannot be copied)" in (
+    assert "recorded without text: no copy of the tokenizer (TypeError: cannot be copied)" in (
         capfd.readouterr().err
     )
     path = Path(trainer.args.output_dir) / "klmonitor" / "tokens.jsonl"

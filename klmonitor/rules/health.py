@@ -1,0 +1,25 @@
+"""klmonitor itself: log-probs are not captured any more, in part or at all."""
+
+from __future__ import annotations
+
+from klmonitor.report import Report
+from klmonitor.rules.rule import WARN, Finding, Rule
+
+
+def inactive(report: Report) -> Finding | None:
+    """Something without which numbers are missing rests, on this rank or on another."""
+    if report.health.active:
+        return None
+    why = report.health.why or "on another rank, whose log says why"
+    return Finding(level=WARN, message=f"klmonitor misses log-probs: {why}")
+
+
+INACTIVE = Rule(
+    kind="inactive",
+    judge=None,
+    thresholds={},
+    means="a policy's log-probs come in another shape than the others', or a hook failed",
+    action="mend what the message names; it is tried again by itself, and this ends when it works",
+    source="docs/alerts.md#inactive: failures in a row",
+    cooldown=0,
+)

@@ -1,0 +1,40 @@
+"""Marks the alerts that are muted, alike on every rank.
+
+Only the main rank reads the run's file of mutes, and all ranks act on alerts together. So mutes
+travel with the values of which every rank learns the largest: one number a kind and pair. The kinds
+are those of the table alone, which every rank has: a user's own rule is muted in the settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from klmonitor.pairs import PAIR_INDEX
+from klmonitor.record.mutes import Mute
+from klmonitor.report import Alert
+from klmonitor.rules.table import RULES
+
+NOT_MUTED = -math.inf
+KEYS = [(rule.kind, pair) for rule in RULES for pair in (None, *PAIR_INDEX)]
+
+
+def marked(alerts: Iterable[Alert], mutes: Sequence[Mute]) -> tuple[Alert, ...]:
+    """The alerts, those that a mute holds for marked as muted."""
+    return tuple(
+        replace(alert, muted=True) if any(mute.covers(alert) for mute in mutes) else alert
+        for alert in alerts
+    )
+
+
+def encode(mutes: Iterable[Mute]) -> list[float]:
+    """Mutes as one number for each of `KEYS`: the last muted step."""
+    until = {(mute.kind, mute.pair): mute.until_step for mute in mutes}
+    return [until.get(key, NOT_MUTED) for key in KEYS]
+
+
+def decode(numbers: Sequence[float]) -> list[Mute]:
+    """The mutes that numbers stand for."""
+    both = zip(KEYS, numbers, strict=True)
+    return [Mute(*key, until) for key, until in both if until != NOT_MUTED]

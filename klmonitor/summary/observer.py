@@ -1,0 +1,103 @@
+"""How `Monitor` and `Collector` take log-probs: one method, its boundary, and the first call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+from klmonitor.boundary import Boundary, HealthLog
+from klmonitor.summary.batch import TensorLike
+from klmonitor.summary.intake import Group, Intake, PromptIds
+
+
+class Observer:
+    """Takes micro-batches.
+
+    Args:
+        groups: names of data sets or environments to report apart; others are ``other``.
+        pairs: names of the pairs to watch; None: those that the observed policies allow.
+        prompts: keep sums by prompt.
+        strict: raise instead of counting failures.
+
+    Attributes:
+        log: what failed or was lost so far, in this process; an adapter's boundaries count here.
+
+    Raises:
+        ValueError: a pair is unknown, or group names cannot be told apart.
+    """
+
+    def __init__(
+        self,
+        groups: Collection[str],
+        pairs: Collection[str] | None,
+        prompts: bool,
+        strict: bool = False,
+    ) -> None:
+        self.log = HealthLog()
+        self._enabled = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
+        self._intake = Intake(groups, pairs, prompts, self.log)
+        self._boundary = Boundary("observe", self.log, vital=True, strict=strict)
+        self._observed = False
+
+    @property
+    def active(self) -> bool:
+        """Whether log-probs are taken: not where KLMONITOR_DISABLE is set or `observe` rests."""
+        return self._enabled and not self._boundary.resting
+
+    def observe(
+        self,
+        *,
+        mask: TensorLike | None = None,
+        token_ids: TensorLike | None = None,
+        prompt_ids: PromptIds | None = None,
+        cu_seqlens: TensorLike | None = None,
+        sequence_ids: TensorLike | None = None,
+        group: Group = None,
+        phase: str = "train",
+        **log_probs: TensorLike | None,
+    ) -> None:
+        """Add one micro-batch; never synchronises with the device.
+
+        Args:
+            log_probs: ``policy=``, ``old=``, ``rollout=``, ``ref=``: log-probs of the sampled
+                tokens, nats, at least two of them, in a layout of `klmonitor.summary.batch.build`.
+            mask: which tokens count, same layout.
+            token_ids: vocabulary ids, same layout; to name the extreme tokens.
+            prompt_ids: [B] integers or strings: completions of one prompt are not independent.
+            cu_seqlens: [B + 1] offsets, for packed tokens.
+            sequence_ids: [N] integers, for packed tokens.
+            group: the micro-batch's group, or one name a sequence, or int64 [B] indices into the
+                declared groups (any other index: ``other``).
+            phase: ``"train"`` or ``"eval"``; the two are never mixed.
+
+        Raises:
+            ValueError: at the first call: shapes, masks or layouts do not fit.
+            TypeError: at the first call: a dtype or a policy's name is wrong.
+        """
+        if not self._enabled or not self._open():
+            return
+        layout = {
+            "mask": mask,
+            "token_ids": token_ids,
+            "cu_seqlens": cu_seqlens,
+            "sequence_ids": sequence_ids,
+        }
+        ranks = self._world()
+        arguments = (log_probs, layout, prompt_ids, group, phase, self._rank(), ranks == 1)
+        if self._observed:
+            self._boundary(self._intake.add, *arguments)
+        else:  # setup
+            self._observed = True
+            self._intake.add(*arguments)
+
+    def _open(self) -> bool:
+        """Whether anything is taken at all, at present."""
+        return True
+
+    def _world(self) -> int:
+        """How many processes' summaries are reduced."""
+        return 1
+
+    def _rank(self) -> int:
+        """This process's number among those whose summaries are reduced."""
+        return 0
