@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from klmonitor.estimators import k1, k2, k3
     from klmonitor.hooks.handle import Handle
     from klmonitor.monitor import Monitor
+    from klmonitor.penalty import Penalty
     from klmonitor.replay import backtest
     from klmonitor.report import Alert, ExtremeToken, PairReport, Report
     from klmonitor_trl import KLMonitorCallback
@@ -29,6 +30,7 @@ _HOME = {
     "KLMonitorCallback": "klmonitor_trl",
     "Monitor": "klmonitor.monitor",
     "PairReport": "klmonitor.report",
+    "Penalty": "klmonitor.penalty",
     "Report": "klmonitor.report",
     "attach": "klmonitor.attachment",
     "backtest": "klmonitor.replay",
@@ -46,6 +48,7 @@ __all__ = [  # spelled out, so that type checkers see it
     "KLMonitorCallback",
     "Monitor",
     "PairReport",
+    "Penalty",
     "Report",
     "attach",
     "backtest",
@@ -58,6 +61,8 @@ __version__ = version("klmonitor")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "penalty":
+        return import_module("klmonitor.penalty")
     if name not in _HOME:
         raise AttributeError(f"module 'klmonitor' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

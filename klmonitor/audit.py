@@ -8,6 +8,15 @@ unnormalised measures,
 
 which equals the KL where q and p sum to 1. It is also insensitive to what float32 does to the
 normalisers: an error e in log sum exp moves it by sum_v (p - q) e = 0 to first order.
+
+For ordinary logits there is a quicker way to the same. With any weights u and l = log(p / q) up to
+a constant,
+
+    log(sum u e^l / sum u) - sum u l / sum u = KL(u / sum u || u e^l / sum u e^l),
+
+exactly. So u may be a float32 softmax: its relative errors e make it the KL of distributions that
+are as near, and move it by at most 2 KL max |e|. The three sums cancel and are in float64, which
+leaves an absolute error of 1e-15.
 """
 
 from __future__ import annotations
@@ -24,6 +33,9 @@ TILE = {"cpu": 1 << 18}
 """Logits worked on at once; a dozen float32 buffers of this size exist at a time."""
 LARGE_TILE = 1 << 21
 """The same on an accelerator, where few large kernels are faster: at most 200 MB (float64)."""
+ORDINARY_SPREAD = 64.0
+"""Nats from a row's largest logit to its smallest, up to which float32 weights are good to 4e-6
+(their exponents' rounding) and nothing underflows."""
 NEGLIGIBLE_LOG_Q = -80.0
 """Nats. Below it q is all but denormal in float32 and q k3(d) is read as its limit p, leaving out
 q (1 + d) < 1e-32."""
@@ -65,7 +77,7 @@ def exact_kl(
         ValueError: shapes or devices differ, or the temperature is not positive.
         TypeError: logits are not floats.
     """
-    _check(q_logits, p_logits, mask, temperature)
+    check_logits(q_logits, p_logits, mask, temperature)
     double = torch.float64 in (q_logits.dtype, p_logits.dtype)
     kl = torch.full(
         q_logits.shape[:-1],
@@ -79,7 +91,8 @@ def exact_kl(
     return kl
 
 
-def _check(q: Tensor, p: Tensor, mask: Tensor | None, temperature: float) -> None:
+def check_logits(q: Tensor, p: Tensor, mask: Tensor | None, temperature: float) -> None:
+    """Refuse what are no logits of the same positions; errors as of `exact_kl`."""
     for name, logits in (("q_logits", q), ("p_logits", p)):
         if not logits.is_floating_point():
             raise TypeError(f"{name} must be a float tensor, got {logits.dtype}: pass logits")
@@ -113,10 +126,12 @@ def _fill(kl: Tensor, q: Tensor, p: Tensor, mask: Tensor, temperature: float) ->
     width = min(vocabulary, tile)
     flat = kl.view(-1)
     for positions in torch.split(index, max(tile // max(width, 1), 1)):
-        tiles: Iterable[tuple[Tensor, Tensor]] = _Tiles(*rows, positions, width, kl.dtype)
+        tiles = _Tiles(*rows, positions, width, kl.dtype)
         if width == vocabulary:
-            tiles = list(tiles)  # a single one: converted once
-        flat[positions] = _kl(tiles, temperature).to(kl.dtype)
+            found = _kl_of_rows(*next(iter(tiles)), temperature)
+        else:
+            found = _kl(tiles, temperature)
+        flat[positions] = found.to(kl.dtype)
 
 
 @dataclass(frozen=True)
@@ -141,10 +156,40 @@ class _Tiles:
         """Tiles of q's and p's logits, [R, width]."""
         for start in range(0, self.q.shape[1], self.width):
             columns = slice(start, start + self.width)
-            yield (
-                self.q[self.positions, columns].to(self.dtype),
-                self.p[self.positions, columns].to(self.dtype),
+            q, p = (
+                x[:, columns].index_select(0, self.positions).to(self.dtype)
+                for x in (self.q, self.p)
             )
+            yield q, p
+
+
+def _kl_of_rows(q: Tensor, p: Tensor, temperature: float) -> Tensor:
+    """KL of whole rows of logits [R, V], float64 [R]: the quick way where it is good enough."""
+    if q.dtype != torch.float32:
+        return _kl([(q, p)], temperature)
+    found, ordinary = _kl_of_ordinary(q, p, temperature)
+    if not ordinary.all():
+        rest = ~ordinary
+        found[rest] = _kl([(q[rest], p[rest])], temperature)
+    return found
+
+
+def _kl_of_ordinary(q: Tensor, p: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """KL of float32 logits [R, V] by three sums, float64 [R]; and for which rows that holds.
+
+    On the CPU `amax` and `amin` are each forty times as fast as `aminmax`.
+    """
+    top, low = (torch.stack([of(x, -1) for x in (q, p)]) for of in (torch.amax, torch.amin))
+    ordinary = ((top - low) / temperature <= ORDINARY_SPREAD).all(0)  # nan and inf are not
+    log_ratio = torch.sub(p, q).double().sub_((top[1] - top[0])[:, None])
+    if temperature != 1.0:
+        log_ratio.div_(temperature)
+        q = q / temperature
+    weights = torch.softmax(q, -1).double()
+    whole = weights.sum(-1)
+    mean = torch.bmm(weights[:, None], log_ratio[:, :, None]).reshape(-1) / whole
+    tilted = weights.mul_(log_ratio.exp_()).sum(-1)  # summed as `whole` is: equals have a KL of 0
+    return ((tilted / whole).log() - mean).clamp_(min=0.0), ordinary
 
 
 def _kl(tiles: Iterable[tuple[Tensor, Tensor]], temperature: float) -> Tensor:

@@ -25,12 +25,15 @@ from klmonitor.boundary import Boundary, cause, say
 from klmonitor.notify import Notify
 from klmonitor.numbers.assemble import ExtraValues, pair_reports
 from klmonitor.numbers.explain import judged
+from klmonitor.numbers.receipt import by_pair
 from klmonitor.numbers.running import Running
 from klmonitor.numbers.stored import check_plain, count_of
 from klmonitor.numbers.sums import StepSums
+from klmonitor.penalty import Penalty
 from klmonitor.record import RecordWriter
 from klmonitor.record.mutes import in_force
 from klmonitor.record.notices import Notice
+from klmonitor.record.runfile import PENALTY
 from klmonitor.report import Health, PairReport, Report
 from klmonitor.rules import Judgement, RuleSet, settings_to_row
 from klmonitor.rules.file import load_rules
@@ -69,7 +72,11 @@ class Pending:
 
 
 class Monitor(Observer):
-    """Watches the KL of one training run; `observe` is the `Observer`'s."""
+    """Watches the KL of one training run; `observe` is the `Observer`'s.
+
+    Attributes:
+        penalties: pair -> the KL term that the objective has on it.
+    """
 
     def __init__(
         self,
@@ -90,6 +97,7 @@ class Monitor(Observer):
         meta: Mapping[str, Any] | None = None,
         extra_values: ExtraValues | None = None,
         annotate: Annotate | None = None,
+        penalty: Penalty | Mapping[str, Penalty] | None = None,
     ) -> None:
         """Set up; nothing is collective yet.
 
@@ -114,6 +122,8 @@ class Monitor(Observer):
             extra_values: an adapter's own numbers of a pair, from its name, its other values and
                 its histogram, [HISTOGRAM] counts of d.
             annotate: gives extreme tokens, seen in a phase, their text for the record.
+            penalty: the KL term of the objective, of ``policy_ref`` if no pair is named; its
+                receipt is in ``penalty/*`` (docs/penalty.md).
 
         Raises:
             ValueError: a setting cannot work; the message names it and the remedy.
@@ -127,6 +137,7 @@ class Monitor(Observer):
         self._running = Running(half_life)
         self._group = process_group
         self._extra_values = extra_values
+        self.penalties = by_pair(penalty)
         self._workers: list[str] = []
         self._health_of: dict[str, Health] = {}
         self._pending: Pending | None = None
@@ -142,9 +153,11 @@ class Monitor(Observer):
         if self._enabled and rank_of(self._ranks()) == 0:
             record = None
             if run_dir is not None:
+                terms = {pair: str(term) for pair, term in self.penalties.items()}
+                known = {PENALTY: terms} if terms else {}
                 record = RecordWriter(
                     Path(run_dir),
-                    {"groups": list(self._intake.config.groups), **(meta or {})},
+                    {"groups": list(self._intake.config.groups), **known, **(meta or {})},
                     rules=settings_to_row(self._rules.settings),
                 )
             self._delivery = Delivery(
@@ -358,7 +371,7 @@ class Monitor(Observer):
             self._running.advance(step)
         elif phase == "train":  # running numbers are training's
             self._running.read(step)
-        return pair_reports(step, self._extra_values, self._workers)
+        return pair_reports(step, self._extra_values, self._workers, self.penalties)
 
     def take_logged(self) -> Report | None:
         """One report over all training steps since the last call, as if they were one step.

@@ -251,6 +251,7 @@ class PairReport:
         verdict: which estimator to believe.
         open_kinds: kinds of alert that are open on the pair after this step.
         words: says of the pair what there is to know beside the verdict, a sentence an item.
+        penalty: the KL term that the objective has on it, in one line; empty: none, or unknown.
     """
 
     name: str
@@ -260,6 +261,7 @@ class PairReport:
     verdict: Verdict = Verdict()
     open_kinds: tuple[str, ...] = ()
     words: Callable[[PairReport], Sequence[str]] = field(default=_nothing, repr=False)
+    penalty: str = ""
 
     def __getitem__(self, metric: str) -> float:
         """The value of a metric, nan if this step has none.

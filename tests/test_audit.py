@@ -68,6 +68,19 @@ def test_tiny_kl_in_float32_does_not_cancel(vocabulary, noise):
     np.testing.assert_allclose(exact_kl(q, p), truth, rtol=1e-5, atol=1e-14)
 
 
+@pytest.mark.parametrize("noise", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("vocabulary", [50, 50_257])
+def test_ordinary_logits_are_good_to_1e_6(noise, vocabulary):
+    """And those that the quick way is not for are done the other way, row by row."""
+    q, p = (0.5 * x for x in logits(6, vocabulary, noise, seed=3))
+    wide = q.clone()
+    wide[1, 7], wide[4, 3] = -math.inf, q[4].max() - 100
+    assert audit._kl_of_ordinary(q, p, 1.0)[1].all()
+    assert audit._kl_of_ordinary(wide, p, 1.0)[1].tolist() == [True, False, True, True, False, True]
+    for policy in (q, wide):
+        np.testing.assert_allclose(exact_kl(policy, p), reference(policy, p), rtol=1e-6)
+
+
 @pytest.mark.parametrize("noise", [1e-6, 1e-3, 1.0])
 def test_float64_keeps_its_accuracy(noise):
     q, p = (x.double() for x in logits(5, 300, noise, seed=2))

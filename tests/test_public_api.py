@@ -28,7 +28,13 @@ def current():
     }
     fields = {
         cls.__name__: sorted(cls.__dataclass_fields__)
-        for cls in (klmonitor.Report, klmonitor.PairReport, klmonitor.Alert, klmonitor.ExtremeToken)
+        for cls in (
+            klmonitor.Report,
+            klmonitor.PairReport,
+            klmonitor.Alert,
+            klmonitor.ExtremeToken,
+            klmonitor.Penalty,
+        )
     }
     return {
         "names": sorted(klmonitor.__all__),

@@ -6,8 +6,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from klmonitor.hooks.objective import Objective, Range
-from klmonitor_trl.names import derives_from, is_rloo
+from klmonitor.hooks.objective import Objective, PenaltyRead, Range
+from klmonitor.penalty import Penalty
+from klmonitor_trl.names import GENERATE, derives_from, is_rloo
+
+LOSSES = ("_compute_loss", "compute_loss")
+"""TRL's functions that put a KL term into the loss, newest first."""
+UNEVEN = {
+    "grpo": "by 1 / the length of its sequence",
+    "sapo": "by 1 / the length of its sequence",
+    "luspo": "by 1 / the number of sequences",
+    "dr_grpo": "by 1 / (sequences x max_completion_length)",
+}
+"""``loss_type`` -> how it weighs a token, where that is not by 1 / the number of tokens."""
 
 
 def objective_of(trainer: Any, kind: str) -> Objective:
@@ -21,6 +32,78 @@ def objective_of(trainer: Any, kind: str) -> Objective:
         estimator = "k3" if getattr(args, "kl_estimator", "k1") == "k3" else "k1"
         return Objective(float(getattr(args, "kl_coef", 0.0)), {"old_ref": estimator})
     return Objective()
+
+
+def penalty_of(trainer: Any, kind: str) -> PenaltyRead:
+    """The KL term of a trainer of a kind of `kinds`, as its attributes tell it.
+
+    A loss or a generation that a class outside TRL has replaced is not guessed at.
+    """
+    if kind == "monolith":
+        return _of_monolith(trainer)
+    if kind == "pairwise":
+        return PenaltyRead(why="beta is within the preference loss, which has no KL term")
+    beta = float(getattr(trainer, "beta", 0.0) or 0.0)
+    if kind == "packed" or not beta:
+        return PenaltyRead(why="the objective has no KL term")
+    replaced = _replaced(trainer)
+    if replaced:
+        return PenaltyRead(why=f"{replaced} is not TRL's own; give attach(penalty=...)")
+    return _of_rloo(trainer, beta) if is_rloo(trainer) else _of_grpo(trainer, beta)
+
+
+def _replaced(trainer: Any) -> str:
+    """The function of the objective that is not one of TRL's, empty: there is none."""
+    for names in (LOSSES, (GENERATE,)):
+        for name in names:
+            owner = next((base for base in type(trainer).__mro__ if name in vars(base)), None)
+            if owner is not None:
+                if owner.__module__.partition(".")[0] != "trl":
+                    return f"{owner.__name__}.{name}"
+                break
+    return ""
+
+
+def _of_grpo(trainer: Any, beta: float) -> PenaltyRead:
+    if getattr(trainer, "use_liger_loss", False) or getattr(trainer, "use_liger_kernel", False):
+        return PenaltyRead(why="Liger's fused loss is not read; give attach(penalty=...)")
+    level = getattr(trainer, "importance_sampling_level", "token")
+    corrected = getattr(trainer.args, "use_bias_correction_kl", False)
+    if corrected and not derives_from(trainer, "GMPOTrainer"):
+        where = "token" if level == "token" else "geometric"
+        penalty = Penalty("k3", ratio="differentiated", level=where, beta=beta)
+    else:
+        penalty = Penalty("k3", beta=beta)
+    loss_type = getattr(trainer, "loss_type", "grpo")
+    weight = UNEVEN.get(loss_type)
+    note = f"loss_type {loss_type} weighs a token {weight}, penalty/* all alike" if weight else ""
+    return PenaltyRead({"policy_ref": penalty}, note)
+
+
+def _of_rloo(trainer: Any, beta: float) -> PenaltyRead:
+    penalty = Penalty(
+        "k1",
+        "reward",
+        ratio="differentiated",
+        level="sequence",
+        returns="sequence",
+        leave_one_out=int(trainer.num_generations),
+        beta=beta,
+    )
+    normalised = getattr(trainer, "normalize_advantages", False)
+    note = "normalize_advantages divides beta by the advantages' deviation" if normalised else ""
+    return PenaltyRead({"old_ref": penalty}, note)
+
+
+def _of_monolith(trainer: Any) -> PenaltyRead:
+    if is_rloo(trainer):
+        return PenaltyRead(why="TRL's first RLOO is not read; give attach(penalty=...)")
+    beta = float(getattr(trainer.args, "kl_coef", 0.0))
+    if not beta:
+        return PenaltyRead(why="the objective has no KL term")
+    estimator = "k3" if getattr(trainer.args, "kl_estimator", "k1") == "k3" else "k1"
+    penalty = Penalty(estimator, "reward", ratio="differentiated", returns="to_go", beta=beta)
+    return PenaltyRead({"old_ref": penalty}, "in expectation: GAE and the value are not modelled")
 
 
 def _of_batch(trainer: Any) -> Objective:

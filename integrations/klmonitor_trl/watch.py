@@ -18,7 +18,7 @@ from klmonitor.sinks import select
 from klmonitor_trl import describe
 from klmonitor_trl.feed import TrainerCapture, TrainerFeed
 from klmonitor_trl.kinds import capture_for, kind_of, watched_pairs
-from klmonitor_trl.objective import objective_of
+from klmonitor_trl.objective import objective_of, penalty_of
 from klmonitor_trl.reference import choose_reference
 from klmonitor_trl.trackers import TokenTables, with_extras
 
@@ -72,6 +72,7 @@ class TrainerWatch(Watch):
             run_dir=directory,
             pairs=pairs,
             objective=objective_of(trainer, kind),
+            penalty=penalty_of(trainer, kind),
             text=text,
             main=self._main,
             sinks=(*extras, *tables),

@@ -11,9 +11,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from klmonitor.numbers.buckets import Array, below
+from klmonitor.penalty import Penalty
 
 Range = tuple[float, float]
 """Log importance ratios, nats: below the first or above the second is beyond the range."""
+
+
+@dataclass(frozen=True)
+class PenaltyRead:
+    """The KL term that a trainer's options tell of.
+
+    Attributes:
+        penalties: pair -> the term on it; empty where there is none, or where it is not known.
+        why: of a term, what its receipt leaves out; else why there is none. May be empty.
+    """
+
+    penalties: Mapping[str, Penalty] = field(default_factory=dict)
+    why: str = ""
+
+    def lines(self) -> list[str]:
+        """What `describe()` says of it."""
+        found = [f"  penalty {pair}: {term}" for pair, term in self.penalties.items()]
+        if not found:
+            return [f"  penalty not read: {self.why}"] if self.why else []
+        return [*found, *([f"          {self.why}"] if self.why else [])]
 
 
 @dataclass(frozen=True)

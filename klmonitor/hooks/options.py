@@ -30,6 +30,8 @@ class Options:
         notify: who is told of alerts, as `Monitor` takes it (see `klmonitor.notify`).
         on_alert: what training does about alerts: ``"stop"``, ``"checkpoint"``, a function, or a
             table of these by kind and severity (see `klmonitor.hooks.actions`).
+        penalty: the KL term of the objective, as `Monitor` takes it; None: what the trainer's
+            options tell of it.
         strict: raise errors of the monitor into training instead of counting them; not those of the
             text of tokens, which is made on the record's thread.
     """
@@ -47,6 +49,7 @@ class Options:
     sinks: Collection[Any] = ()
     notify: Any = None
     on_alert: Any = None
+    penalty: Any = None
     strict: bool = False
 
     def __post_init__(self) -> None:

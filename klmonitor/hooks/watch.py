@@ -19,12 +19,13 @@ from klmonitor.boundary import Boundary, say
 from klmonitor.hooks.actions import Actions
 from klmonitor.hooks.feed import Capture, held_pairs
 from klmonitor.hooks.handle import Handle
-from klmonitor.hooks.objective import Objective
+from klmonitor.hooks.objective import Objective, PenaltyRead
 from klmonitor.hooks.options import Options
 from klmonitor.hooks.text import TokenText
 from klmonitor.hooks.wraps import Wrap
 from klmonitor.monitor import Monitor
 from klmonitor.numbers.buckets import Array
+from klmonitor.numbers.receipt import by_pair
 from klmonitor.pairs import POLICIES
 from klmonitor.report import ExtremeToken, Later, Report
 from klmonitor.summary.reduce import communication_device, default_ranks
@@ -46,6 +47,7 @@ class Watch:
         run_dir: of the record; None: there is none.
         pairs: names of the pairs to watch; None: those that the policies allow.
         objective: what the trainer's objective does with the ratios.
+        penalty: the KL term that its options tell of; the user's own comes first.
         text: decodes extreme tokens; None: nobody does.
         main: whether this process speaks for all.
         settings: the rest of what `Monitor` is given.
@@ -72,6 +74,7 @@ class Watch:
         objective: Objective,
         text: TokenText | None,
         main: bool,
+        penalty: PenaltyRead | None = None,
         **settings: Any,
     ) -> None:
         self.what, self.active = what, active
@@ -82,6 +85,8 @@ class Watch:
         self.text = text
         self._run_dir, self._main, self._pairs = run_dir, main, pairs
         self._objective = objective
+        given = by_pair(options.penalty)
+        self._penalty = PenaltyRead(given) if given else penalty or PenaltyRead()
         self._actions = Actions(options.on_alert, options.rules)
         self._wanted: set[str] = set()
         self.monitor = Monitor(
@@ -96,6 +101,7 @@ class Watch:
             half_life=options.half_life,
             extra_values=self._objective_values,
             annotate=self.annotate if text else None,
+            penalty=self._penalty.penalties,
             **settings,
         )
         log = self.monitor.log
@@ -182,6 +188,7 @@ class Watch:
             else:
                 lines.append(f"  {policy:8}not held: {missing[policy]}")
         lines.append(f"  pairs   {', '.join(self.held) or 'none'}")
+        lines += self._penalty.lines()
         lines += [f"  absent: {name}: {what}" for name, what in self.capture.absent().items()]
         lines += [f"  given up: {name}" for name, guard in self.guards.items() if guard.resting]
         return "\n".join(lines)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 
 from klmonitor.numbers.buckets import coarse_histogram
 from klmonitor.numbers.clusters import Array, Clustered
 from klmonitor.numbers.metrics import COMPUTED
+from klmonitor.numbers.receipt import receipt
 from klmonitor.numbers.sums import KEY, StepSums
+from klmonitor.penalty import Penalty
 from klmonitor.report import ExtremeToken, ExtremeTokens, Later, PairReport
 from klmonitor.summary.fields import TAILS
 
@@ -19,7 +22,10 @@ ExtraValues = Callable[[str, Mapping[str, float], Array], Mapping[str, float]]
 
 
 def pair_reports(
-    step: StepSums, extra: ExtraValues | None = None, workers: Sequence[str] = ()
+    step: StepSums,
+    extra: ExtraValues | None = None,
+    workers: Sequence[str] = (),
+    penalties: Mapping[str, Penalty] = MappingProxyType({}),
 ) -> dict[str, PairReport]:
     """Every metric of every pair that follows from a step's sums.
 
@@ -27,6 +33,7 @@ def pair_reports(
         step: the sums; not looked at any more once the extreme tokens and histograms were.
         extra: adds values of an adapter's own.
         workers: names of those whose parts were merged: token fields have -1 - index as rank.
+        penalties: pair -> the KL term that the objective has on it.
     """
     if not step.pairs:
         return {}
@@ -39,11 +46,15 @@ def pair_reports(
         values = dict(zip(names, table[:, i].tolist(), strict=True)) | groups[i]
         if extra is not None:
             values |= extra(pair, values, step.histogram[i])
+        penalty = penalties.get(pair)
+        if penalty is not None:
+            values |= receipt(penalty, step, i)
         found[pair] = PairReport(
             pair,
             values,
             ExtremeTokens(partial(extreme_tokens, pair, step.tokens[i], workers)),
             Later(partial(coarse_histogram, step.histogram[i])),
+            penalty="" if penalty is None else str(penalty),
         )
     return found
 

@@ -68,6 +68,7 @@ class Clustered:
     Attributes:
         totals: [..., 4] totals of (T, S1, S2, S3).
         prompts: [...] prompts with tokens; 0 unless every sequence came with a prompt id.
+        products: [..., 4, 4] sums over clusters of the products of (T, S1, S2, S3).
         count: [...] B: prompts where there are at least `MIN_PROMPTS`, else sequences.
     """
 
@@ -91,6 +92,7 @@ class Clustered:
             products = np.where(
                 by_prompt[..., None, None], prompts.swapaxes(-1, -2) @ prompts, products
             )
+        self.products: Array = products
         tokens = self.totals[..., :1]
         self._means = ratio(self.totals @ _WEIGHTS.T, tokens)
         self._errors = _errors(self._means, tokens, self.count[..., None], products)

@@ -11,8 +11,8 @@ from klmonitor.record.files import ALERTS, NOTES, RUN, STEPS, TOKENS
 from klmonitor.record.jsonl import LineReader
 from klmonitor.record.notices import Notice, notice_from_row
 from klmonitor.record.rows import alert_from_row, report_from_row, token_from_row
-from klmonitor.record.runfile import read_run_file
-from klmonitor.report import Alert, ExtremeToken, PairReport, Report, Row
+from klmonitor.record.runfile import PENALTY, read_run_file
+from klmonitor.report import Alert, ExtremeToken, Report, Row
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,12 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
     found = {(a.step, a.kind, a.pair, a.phase): a for a in alerts.poll()}
     notices = {(n.step, n.kind, n.text): n for n in notes.poll()}
     run = read_run_file(directory / RUN)
+    meta = run.get("meta", {})
     by_step = sorted(found.values(), key=lambda alert: alert.step)
     return RunRecord(
-        meta=run.get("meta", {}),
+        meta=meta,
         starts=tuple(run.get("starts", ())),
-        reports=list(_join(reports, extremes, by_step)),
+        reports=list(_join(reports, extremes, by_step, meta.get(PENALTY, {}))),
         alerts=by_step,
         tokens={step: kept for (step, phase), kept in extremes.items() if phase == "train"},
         notices=sorted(notices.values(), key=lambda notice: notice.step),
@@ -95,6 +96,7 @@ def _join(
     reports: Mapping[tuple[int, str], Report],
     extremes: Mapping[tuple[int, str], list[ExtremeToken]],
     alerts: Sequence[Alert],
+    penalties: Mapping[str, str],
 ) -> Iterator[Report]:
     """Reports by step, each with its tokens and, for training, the alerts that it opened."""
     opened: dict[int, list[Alert]] = {}
@@ -103,10 +105,13 @@ def _join(
             opened.setdefault(alert.step, []).append(alert)
     for key, report in sorted(reports.items(), key=lambda item: item[0][0]):
         mine = [t if t.text is None else replace(t, text=None) for t in extremes.get(key, ())]
-        pairs = {name: _with_tokens(pair, mine) for name, pair in report.pairs.items()}
+        pairs = {
+            name: replace(
+                pair,
+                extremes=tuple(token for token in mine if token.pair == name),
+                penalty=penalties.get(name, ""),
+            )
+            for name, pair in report.pairs.items()
+        }
         raised = opened.get(report.step, ()) if report.phase == "train" else ()
         yield replace(report, pairs=pairs, alerts=tuple(raised))
-
-
-def _with_tokens(pair: PairReport, tokens: Sequence[ExtremeToken]) -> PairReport:
-    return replace(pair, extremes=tuple(token for token in tokens if token.pair == pair.name))

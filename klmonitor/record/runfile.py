@@ -12,6 +12,8 @@ from pathlib import Path
 
 from klmonitor.report import Row
 
+PENALTY = "penalty"
+"""Key of what a run was started with: pair -> its KL term in one line."""
 FORMAT = 1
 """The version of the record's layout."""
 PACKAGES = ("klmonitor", "torch", "numpy", "transformers", "trl", "verl", "openrlhf", "vllm")

@@ -20,6 +20,8 @@ FLOATS = (
     *(f"group/math/{k}/{m}" for k in ("k1", "k3") for m in ("mean", "se")),
     *(f"group/other/{k}/{m}" for k in ("k1", "k3") for m in ("mean", "se")),
     *(f"group/code/{k}/{m}" for k in ("k1", "k3") for m in ("mean", "se")),
+    *(f"penalty/{m}" for m in ("beta", "pull", "effective_beta", "effective_beta_se")),
+    *(f"penalty/{m}_share" for m in ("dead", "opposite", "top")),
 )
 COUNTS = (
     *("tokens", "sequences", "prompts", "on_policy", "nonfinite", "positive_logp", "clamped"),
