@@ -114,7 +114,12 @@ class Kernel:
         if (batch.device, dtypes) not in self.tried:
             self._prove(compiled.add, batch, pairs)
             self.tried.add((batch.device, dtypes))
-        compiled.add(state, batch, pairs, *where)
+        before = state.clone()
+        try:
+            compiled.add(state, batch, pairs, *where)
+        except Exception:
+            state.become(before)  # of several pairs the first are in it already
+            raise
         return True
 
     def _missing(self) -> bool:

@@ -98,6 +98,11 @@ class Summary:
         parts = (self.flat, self.maxima, self.tokens, self.sequences)
         return Summary(self.config, *(part.clone() for part in parts))
 
+    def become(self, other: Summary) -> None:
+        """Take the values of another of the same configuration and device, in place."""
+        for name in ("flat", *_ARRAYS):
+            getattr(self, name).copy_(getattr(other, name))
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the views, which would come back detached from `flat`."""
         return Summary, (self.config, self.flat, self.maxima, self.tokens, self.sequences)

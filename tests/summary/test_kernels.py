@@ -150,6 +150,28 @@ def test_a_batch_is_added_once_whether_or_not_a_kernel_takes_it(kernel_of, monke
         assert state.policies[0, 0].item() == counted
 
 
+def test_what_a_kernel_leaves_behind_when_it_fails_is_taken_back(kernel_of, monkeypatch):
+    batch, calls = made_up(0, 3, 30, policies=3), []
+    pairs = default_pairs(batch.log_probs)
+    assert len(pairs) > 1
+
+    def breaks_at_the_second_pair(state, batch, pairs, *where):
+        calls.append(len(calls))
+        chunked.add(state, batch, pairs if len(calls) < 3 else pairs[:1], *where)
+        if len(calls) == 3:  # after the trial and a batch
+            raise MemoryError
+
+    kernel = kernel_of(breaks_at_the_second_pair)
+    monkeypatch.setitem(passes.KERNELS, "cpu", kernel)
+    found, expected = Summary.empty(SummaryConfig()), Summary.empty(SummaryConfig())
+    for micro_batch in range(2):
+        passes.accumulate(found, batch, pairs, place=Place(0, micro_batch))
+        chunked.add(expected, batch, pairs, Place(0, micro_batch), 0)
+    assert len(calls) == 3
+    for name in ("flat", "maxima", "tokens", "sequences"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
 def test_every_combination_of_dtypes_is_tried_first(kernel_of):
     tried = []
 
