@@ -161,7 +161,7 @@ class Alert:
 
     Attributes:
         step: the step given to `Monitor.step`.
-        kind: the rule's name, e.g. ``"spike"``.
+        kind: the rule's name, e.g. ``"spike"``; of several that tell one event the gravest.
         severity: ``"info"``, ``"warn"`` or ``"critical"``.
         pair: the pair it concerns, None if it concerns the run.
         message: one line: what happened, with numbers and units.
@@ -173,6 +173,7 @@ class Alert:
         values: the numbers behind the message.
         tokens: the extreme tokens named, if any (positions and ids; never text).
         means: what this usually means.
+        kinds: all rules that tell this event at this step, `kind` the first of them.
     """
 
     step: int
@@ -188,6 +189,10 @@ class Alert:
     values: Mapping[str, float] = field(default_factory=dict)
     tokens: tuple[ExtremeToken, ...] = ()
     means: str = ""
+    kinds: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", tuple(self.kinds) or (self.kind,))
 
     @property
     def lines(self) -> list[tuple[str, str]]:

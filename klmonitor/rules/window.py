@@ -53,10 +53,6 @@ class Window:
         start = max(stop - self._count, stop - skip - count)
         return self._buffer[start : max(start, stop - skip)]
 
-    def shift(self, by: float) -> None:
-        """Add a number to all that are remembered."""
-        self._buffer += by
-
     def tolist(self) -> list[float]:
         """All numbers, oldest first."""
         return [float(value) for value in self.last(self._size)]

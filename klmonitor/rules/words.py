@@ -14,6 +14,12 @@ READ_TOKENS = (
     "other estimator for this step"
 )
 """What to do first about a few odd tokens."""
+LOOK_FIRST = (
+    "look at this step's samples and reward: was there a jump of the learning rate, a bad batch, "
+    "a stale or mismatched sampler? If it persists, lower the learning rate, raise the KL "
+    "coefficient, or go back to the checkpoint before it"
+)
+"""What to do first about a KL that rose."""
 LEFT_TAIL = (
     "p finds a few sampled tokens nearly impossible: padding or tool output behind the mask, a "
     "special token, another tokenizer or number format"
