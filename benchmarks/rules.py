@@ -1,11 +1,13 @@
 """False alarms and detections of the alert rules on simulated runs, with two rivals beside them.
 
     python benchmarks/rules.py                  # about 120,000 ordinary steps, 160 series per event
-    python benchmarks/rules.py --series 5 --events 40
+    python benchmarks/rules.py --runs 5 --events 40
+    python benchmarks/rules.py --series DIR     # real curves, see benchmarks/curves.py
 
 The series are those of `klmonitor.testing`; every number is seeded. Rivals get the same k3, one
-number a step: a rolling z-score (100 steps, z > 3, one alert per 100 steps), and rlwatch where it
-is installed (`pip install rlwatch==0.5.1`), its KL detector with its own cool-down and cap.
+number a step: a rolling z-score (100 steps, z > 3, one alert per 100 steps), an absolute level (0.5
+nats), and rlwatch where it is installed (`pip install rlwatch==0.5.1`), its KL detector with its
+own cool-down and cap.
 
 Reported: alerts per 10,000 steps on runs without an event, with the upper end of the one-sided 95 %
 Poisson interval; the share of events found (an alert within 5 steps of a spike, 100 of a step, a
@@ -16,17 +18,20 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from klmonitor.report import PairReport, Report
-from klmonitor.rules import RuleSet
+from benchmarks import curves
+from klmonitor.report import Alert, PairReport, Report
+from klmonitor.rules import Rules, RuleSet
 from klmonitor.testing import (
     BATCHES,
     EVENTS,
@@ -58,15 +63,20 @@ Detector = Callable[[Report], Sequence[str]]
 class Ours:
     """The rules of klmonitor."""
 
-    preset: str = "default"
+    preset: Rules = "default"
     rules: RuleSet = field(init=False)
+    alerts: tuple[Alert, ...] = ()
+    score: float = math.nan
 
     def __post_init__(self) -> None:
         self.rules = RuleSet(self.preset)
 
     def __call__(self, report: Report) -> Sequence[str]:
         """The kinds that open or get worse."""
-        return [alert.kind for alert in self.rules.judge(report).alerts]
+        judgement = self.rules.judge(report)
+        self.alerts = judgement.alerts
+        self.score = judgement.scores.get("policy_ref", math.nan)
+        return [alert.kind for alert in self.alerts]
 
 
 @dataclass
@@ -86,6 +96,19 @@ class RollingZ:
             return ()
         self.quiet = 100
         return ("z",)
+
+
+@dataclass
+class AbsoluteLevel:
+    """One alert whenever k3 has risen above a level."""
+
+    nats: float = 0.5
+    above: bool = False
+
+    def __call__(self, report: Report) -> Sequence[str]:
+        """One kind, when it goes above."""
+        before, self.above = self.above, report.pairs["policy_ref"]["k3/mean"] > self.nats
+        return ("level",) if self.above and not before else ()
 
 
 def rlwatch_detector() -> Callable[[], Detector] | None:
@@ -121,6 +144,7 @@ def detectors() -> dict[str, Callable[[], Detector]]:
         "quiet": lambda: Ours("quiet"),
         "sensitive": lambda: Ours("sensitive"),
         "rolling z": RollingZ,
+        "level .5": AbsoluteLevel,
     }
     rival = rlwatch_detector()
     if rival is not None:
@@ -304,6 +328,97 @@ def clean_batches(tokens: Pool, steps: int, seed: int, sequences: int = 32) -> I
         yield batch_report(batch, t)
 
 
+# --- real curves -----------------------------------------------------------------------------
+def print_curves(
+    makers: dict[str, Callable[[], Detector]], directory: Path, labels: Path, runs: int
+) -> None:
+    """Alerts on real curves, and on their residuals set on their own start-ups."""
+    found = curves.load(directory, labels)
+    steps = sum(len(curve.kl) for curve in found)
+    spikes = {(curve.name, at): f for curve in found for at, f in curve.spikes().items()}
+    print(f"{len(found)} curves, {steps:,} steps, {len(spikes)} spikes of 3x and more in hindsight")
+    for name, make in makers.items():
+        alerts, false, told = Counter[str](), Counter[str](), set()
+        for curve in found:
+            detector = make() if curve.per_token else without_norm(make())
+            for at, kind, severity, since in replayed(detector, curve):
+                alerts[kind] += 1
+                told.add((curve.name, at))
+                if not curve.happened(since):
+                    false[severity] += 1
+                    if isinstance(detector, Ours):
+                        print(f"  false: {curve.name} step {at}: {severity} {kind}")
+        shares = " ".join(
+            f"{sum(f >= x for k, f in spikes.items() if k in told)}/"
+            f"{sum(f >= x for f in spikes.values())} of {x}x"
+            for x in (8, 4, 3)
+        )
+        print(
+            f"{name:14s} {1e4 * alerts.total() / steps:5.1f} alerts per 10,000, false "
+            f"{dict(false)}; at the step: {shares}; {dict(alerts.most_common())}"
+        )
+    missed = [(k, f) for k, f in spikes.items() if f >= 4 and k not in ours_told(found)]
+    for (name, at), factor in missed:
+        print(f"  missed by default: {name} step {at}, {factor:.1f}x")
+    parts = curves.taken_apart(found)
+    of_all = np.array([curves.measured(one) for one in parts])
+    for title, column in zip(("spread", "q99.5", "AR(1)"), of_all.T, strict=True):
+        low, middle, high = np.quantile(column, (0.1, 0.5, 0.9))
+        print(f"residuals of log k3, {title}: {low:.2f} {middle:.2f} {high:.2f} (10, 50, 90 %)")
+    for name, make in makers.items():
+        print_bootstrapped(name, make, parts, runs)
+
+
+def replayed(detector: Detector, curve: curves.Curve) -> Iterator[tuple[int, str, str, int]]:
+    """Step, kind, severity of each alert, and the step at which its event began."""
+    for report in curve.reports():
+        kinds = detector(report)
+        if isinstance(detector, Ours):
+            for alert in detector.alerts:
+                since = alert.since if alert.phase == "worse" else alert.step
+                yield report.step, alert.kind, alert.severity, since
+        else:
+            yield from ((report.step, kind, "warn", report.step) for kind in kinds)
+
+
+def without_norm(detector: Detector) -> Detector:
+    """A detector for sums over a sequence, for which a norm per token means nothing."""
+    if isinstance(detector, Ours) and isinstance(detector.preset, str):
+        return Ours({"preset": detector.preset, "limit": False})
+    return detector
+
+
+def ours_told(found: Sequence[curves.Curve]) -> set[tuple[str, int]]:
+    """Curve and step of every alert of the default rules."""
+    return {(curve.name, at) for curve in found for at, *_ in replayed(Ours(), curve)}
+
+
+def print_bootstrapped(
+    name: str, make: Callable[[], Detector], parts: Sequence[curves.Parts], runs: int
+) -> None:
+    """False alarms and detections on bootstrapped residuals."""
+    calm = (curves.as_reports(curves.bootstrapped(parts, 400, seed)) for seed in range(runs))
+    rate = false_alarms(make, calm)
+    cells = [f"{event} {trial_share(make, parts, event, runs):.2f}" for event in curves.TRIALS]
+    print(
+        f"{name:14s} bootstrapped residuals: false {rate.rate():.1f} <= {rate.bound():.1f} per "
+        f"10,000 {dict(rate.alerts)}; {', '.join(cells)}"
+    )
+
+
+def trial_share(
+    make: Callable[[], Detector], parts: Sequence[curves.Parts], event: str, runs: int
+) -> float:
+    """Share of bootstrapped runs in which an event is told in time."""
+    trial, hits = curves.TRIALS[event], 0
+    for seed in range(runs):
+        k3 = curves.bootstrapped(parts, trial.at + trial.within, seed, trial)
+        detector = make()
+        raised = [report.step for report in curves.as_reports(k3) if detector(report)]
+        hits += any(at >= trial.at for at in raised)
+    return hits / runs
+
+
 # --- the report ------------------------------------------------------------------------------
 def print_false_alarms(makers: dict[str, Callable[[], Detector]], series: int, seed: int) -> None:
     """Rates per family, pooled over the ordinary ones, and by kind."""
@@ -399,7 +514,9 @@ def print_cost(steps: int = 3000) -> None:
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--series", type=int, default=12, help="ordinary runs per family")
+    parser.add_argument("--series", type=Path, help="a directory of real curves; only these")
+    parser.add_argument("--labels", type=Path, default=curves.LABELS, help="what happened in them")
+    parser.add_argument("--runs", type=int, default=12, help="ordinary runs per family")
     parser.add_argument("--events", type=int, default=160, help="series per event")
     parser.add_argument("--seed", type=int, default=1000, help="first seed")
     parser.add_argument("--only", nargs="*", help="detectors to run, by name")
@@ -407,11 +524,14 @@ def main() -> None:
     makers = {
         name: make for name, make in detectors().items() if not args.only or name in args.only
     }
+    if args.series:
+        print_curves(makers, args.series, args.labels, args.events)
+        return
     print_cost()
     print_ramp(makers, args.events, args.seed)
-    print_false_alarms(makers, args.series, args.seed)
+    print_false_alarms(makers, args.runs, args.seed)
     print_detections(makers, args.events, args.seed + 10_000)
-    print_tokens(max(args.series // 4, 1), args.seed)
+    print_tokens(max(args.runs // 4, 1), args.seed)
     print_pathologies(3)
 
 

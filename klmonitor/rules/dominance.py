@@ -13,7 +13,7 @@ verdict is said there (a spike that is gone without its tokens says so and is a 
 
 from __future__ import annotations
 
-from klmonitor.rules.rule import CRITICAL, LEVEL_STORY, SIMMERING, WARN, Finding, Rule, Thresholds
+from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import HABIT_K1, HABIT_K3, Reading
 from klmonitor.rules.words import (
     LEFT_TAIL,
@@ -86,7 +86,7 @@ DOMINANCE_K1 = Rule(
     action=READ_TOKENS,
     source="docs/alerts.md#dominance: k1's variance and mean without its top tokens",
     withholds=(HABIT_K1,),
-    story=LEVEL_STORY,
+    joins_story=True,
 )
 DOMINANCE_K3 = Rule(
     kind="dominance_k3",
@@ -96,5 +96,5 @@ DOMINANCE_K3 = Rule(
     action=READ_TOKENS,
     source="docs/alerts.md#dominance: k3's mean without its top tokens, and their distance",
     withholds=(HABIT_K3,),
-    story=LEVEL_STORY,
+    joins_story=True,
 )

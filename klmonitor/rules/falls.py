@@ -44,7 +44,7 @@ def fall(reading: Reading, limits: Thresholds) -> Finding | None:
     )
 
 
-def few_tokens(reading: Reading, limits: Thresholds) -> Finding | None:
+def token_drop(reading: Reading, limits: Thresholds) -> Finding | None:
     """The tokens of a step, or the mean length of its sequences, have fallen to a tenth.
 
     Thresholds: `share` of what is usual (median of the last 100 steps without five); `z`, how many
@@ -80,15 +80,15 @@ FALL = Rule(
     cooldown=0,
     withholds=(START,),
 )
-FEW_TOKENS = Rule(
-    kind="few_tokens",
-    judge=few_tokens,
+TOKEN_DROP = Rule(
+    kind="token_drop",
+    judge=token_drop,
     thresholds={"share": 0.1, "z": 4.7, "rearm": 0.5},
     means=(
         "a mask that lets little through (truncated completions, a template that changed), or "
         "answers that have become short"
     ),
     action="look at the completions and the mask of this step; its KL is that of few tokens",
-    source="docs/alerts.md#few-tokens: logarithm of a count against its own median",
+    source="docs/alerts.md#token-drop: logarithm of a count against its own median",
     calm_for=3,
 )

@@ -12,7 +12,6 @@ import math
 from klmonitor.rules.rounding import beyond_rounding
 from klmonitor.rules.rule import (
     CRITICAL,
-    LEVEL_STORY,
     SIMMERING,
     WARN,
     Finding,
@@ -20,13 +19,15 @@ from klmonitor.rules.rule import (
     Thresholds,
 )
 from klmonitor.rules.track import Reading
-from klmonitor.rules.window import median, robust_sd
+from klmonitor.rules.window import median
 from klmonitor.rules.words import LOOK_FIRST, nats
 
 DRIFT_FROM = 100
 """Drift: steps since the last move that was told."""
+PAST_EIGHTHS = 4
+"""Drift: eighths of the steps that are the past."""
 FLOOR = 0.03
-"""The smallest spread of log k3 that is believed."""
+"""The smallest range of the level of log k3 that is believed."""
 LEAST_RATIO = 1.2
 """Drift: a smaller rise is calm, whatever its z."""
 BLOCK = 30
@@ -40,37 +41,43 @@ GOING_ON = 10
 def drift(reading: Reading, limits: Thresholds) -> Finding | None:
     """The level of the last eighth of the steps is far above that of their older half (R3).
 
-    Of at most 400 steps, since the last move that was told.
-    Thresholds: `z` and `rearm` in spreads of log k3 then, `ratio` and `critical_ratio` in
-    multiples of the level then, `nats` the smallest level now that counts, `critical_nats` that
-    is critical.
+    Of at most 400 steps, since the last move that was told. The older half is four eighths, whose
+    medians tell how much the level of this run wanders by itself; the lowest is left out, since
+    it may be the start-up.
+    Thresholds: `z` and `rearm` in ranges of the medians of the three, `ratio` and `critical_ratio`
+    in multiples of their middle, `nats` the smallest level now that counts, `critical_nats` that is
+    critical.
     """
     history = reading.history
     if history.size < DRIFT_FROM:
         return None
-    past, recent = history[: history.size // 2], history[-(history.size // 8) :]
-    before, now = median(past), median(recent)
+    eighth = history.size // 8
+    low, before, high = sorted(
+        median(history[i * eighth : (i + 1) * eighth]) for i in range(PAST_EIGHTHS)
+    )[1:]
+    now = median(history[-eighth:])
     rise, k3 = now - before, math.exp(now)
     if rise < math.log(LEAST_RATIO) or k3 < limits["nats"]:
         return None
-    spread = max(robust_sd(past, before), FLOOR)
-    z = beyond_rounding(rise, k3, reading.unit) / spread
+    z = beyond_rounding(rise, k3, reading.unit) / max(high - low, FLOOR)
     if not (z > limits["z"] and rise > math.log(limits["ratio"])):
         return SIMMERING if z > limits["rearm"] else None
     critical = rise >= math.log(limits["critical_ratio"]) and k3 >= limits["critical_nats"]
+    oldest, youngest = history.size, history.size - PAST_EIGHTHS * eighth + 1
     return Finding(
         level=CRITICAL if critical else WARN,
         severity="critical" if critical else "warn",
         message=(
-            f"k3 has drifted up to {nats(k3)} per token (median of {recent.size} steps), "
-            f"{math.exp(rise):.3g}x the {nats(math.exp(before))} of "
-            f"{history.size - past.size + 1} to {history.size} steps ago (z = {z:.1f})"
+            f"k3 has drifted up to {nats(k3)} per token (median of {eighth} steps), "
+            f"{math.exp(rise):.3g}x the {nats(math.exp(before))} of {youngest} to {oldest} steps "
+            f"ago, where its level kept within {math.exp(high - low):.3g}x"
         ),
         base=math.exp(before),
         values={
             "k3": k3,
             "before": math.exp(before),
             "ratio": math.exp(rise),
+            "within": math.exp(high - low),
             "z": z,
         },
     )
@@ -80,9 +87,10 @@ def runaway(reading: Reading, limits: Thresholds) -> Finding | None:
     """KL has doubled twice, each time within 30 steps, does not slow down and still grows.
 
     Thresholds: `gain`, log of the growth in each block of 30 steps; `slowing`, the least that the
-    second gain must be of the first; `going_on`, the share of the average growth that the latest
-    steps must still show; `steps`, how many are seen before it is judged; `nats`, the smallest
-    level now that counts; `critical_nats`, that is critical.
+    second gain must be of the first; `scales` of a single step that both together must be;
+    `going_on`, the share of the average growth that the latest steps must still show; `steps`, how
+    many are seen before it is judged; `nats`, the smallest level now that counts; `critical_nats`,
+    that is critical.
     """
     seen = reading.seen
     if seen.size < 2 * BLOCK + NOW or reading.steps < limits["steps"]:
@@ -101,7 +109,8 @@ def runaway(reading: Reading, limits: Thresholds) -> Finding | None:
     )
     still = lately > limits["going_on"] * second * GOING_ON / BLOCK
     grows = first > gain and second > gain and second > limits["slowing"] * first
-    if not (grows and still and k3 > limits["nats"]):
+    clear = first + second > limits["scales"] * reading.score.scale
+    if not (grows and clear and still and k3 > limits["nats"]):
         return SIMMERING if second > gain else None
     critical = k3 >= limits["critical_nats"]
     doubling = 2 * BLOCK * math.log(2) / (first + second)
@@ -132,7 +141,7 @@ DRIFT = Rule(
     kind="drift",
     judge=drift,
     thresholds={
-        "z": 3.0,
+        "z": 6.0,
         "ratio": 1.5,
         "critical_ratio": 8.0,
         "rearm": 2.0,
@@ -150,7 +159,7 @@ DRIFT = Rule(
     source="docs/alerts.md#drift: median of the last eighth of the steps against their older half",
     cooldown=200,
     calm_for=5,
-    story=LEVEL_STORY,
+    joins_story=True,
     lasting=True,
 )
 RUNAWAY = Rule(
@@ -159,6 +168,7 @@ RUNAWAY = Rule(
     thresholds={
         "gain": math.log(2),
         "slowing": 0.7,
+        "scales": 3.0,
         "going_on": 0.5,
         "steps": 80,
         "nats": 0.02,
@@ -170,6 +180,6 @@ RUNAWAY = Rule(
     source="docs/alerts.md#runaway: two doublings within 30 steps each",
     cooldown=100,
     calm_for=5,
-    story=LEVEL_STORY,
+    joins_story=True,
     lasting=True,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from klmonitor.numbers.verdicts import GAP_SHARE, GAP_Z, UNRESOLVED
-from klmonitor.rules.rule import CRITICAL, LEVEL_STORY, SIMMERING, WARN, Finding, Rule, Thresholds
+from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import LARGE, Reading, gap_error
 from klmonitor.rules.words import heaviest, name_tokens, nats
 
@@ -174,5 +174,5 @@ OUTLIER_RATE = Rule(
     ),
     action="look at the outliers' positions: one sequence, one prompt, one kind of token?",
     source="docs/alerts.md#outlier-rate: robust z of the root of the share",
-    story=LEVEL_STORY,
+    joins_story=True,
 )

@@ -9,7 +9,7 @@ With y = log k3, of the steps that had one,
     m_t     = median of y over the nine steps before t
     r_t     = y_t - m_t
     level_t = m_t + median of r over the last H steps
-    spread  = the smaller of 1.4826 MAD(r) and 1.4826 MAD(y_t - y_(t-1)) over the last H steps
+    spread  = that of r over the last H steps; while H grows, of y_t - y_(t-1) where it is smaller
     scale^2 = max(spread^2 - median(se^2), 0.03^2) (1 + 3 / n)^2 + se_t^2
     z       = (y - level) / scale
 
@@ -17,7 +17,8 @@ H is half of the steps so far, from 20 to 100, so that the start-up is forgotten
 over; n is how many r there are, since a spread of few is itself uncertain. The median of r is the
 trend of a step, up or down: a falling series is followed like a rising one. On a start-up the r
 are large long after the ramp has ended (m lags by five steps), the changes from step to step are
-not, and of noise with an autocorrelation up to 1/2 they are no smaller than the noise.
+not, and of noise with an autocorrelation up to 1/2 they are no smaller than the noise. A spread is
+the larger of 1.4826 MAD and the third largest value over 1.9: where tails are heavy the second is.
 
 Whether the level has moved is asked of medians of seven, against their own past:
 
@@ -37,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from klmonitor.rules.rounding import beyond_rounding
-from klmonitor.rules.window import Floats, Window, median, robust_sd
+from klmonitor.rules.window import Floats, Window, median, robust_sd, spread_of
 
 NEAR = 9
 """Steps before this one whose median is the level."""
@@ -133,7 +134,9 @@ class Level:
             return Score(y, se, near)
         trend = median(misses)
         changes = self._changes.last(length)
-        spread = min(robust_sd(misses, trend), robust_sd(changes, median(changes)))
+        spread = spread_of(misses, trend)
+        if length < LONGEST:
+            spread = min(spread, spread_of(changes, median(changes)))
         scale = widened(spread, self._errors.last(length), se, misses.size)
         level = near + trend
         z = beyond_rounding(y - level, math.exp(y), unit) / scale

@@ -13,7 +13,6 @@ import math
 from klmonitor.report import PairReport
 from klmonitor.rules.rule import (
     CRITICAL,
-    LEVEL_STORY,
     SIMMERING,
     WARN,
     Finding,
@@ -175,7 +174,6 @@ LIMIT = Rule(
     source="docs/alerts.md#limit: an absolute norm, or set by you",
     per_pair=True,
     calm_for=3,
-    cooldown=200,
-    story=LEVEL_STORY,
+    joins_story=True,
     lasting=True,
 )

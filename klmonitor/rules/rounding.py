@@ -13,7 +13,7 @@ from decimal import Decimal
 
 def decimals(value: float) -> int:
     """Digits after the point in which a finite number is written at its shortest."""
-    exponent = Decimal(repr(value)).as_tuple().exponent
+    exponent = Decimal(repr(float(value))).as_tuple().exponent
     return max(0, -int(exponent))
 
 

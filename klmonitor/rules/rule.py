@@ -51,9 +51,6 @@ class Finding:
     means: str = ""
 
 
-LEVEL_STORY = "level of k3"
-"""The story of everything that happens to the level of KL."""
-
 SIMMERING = Finding(level=0)
 """Not bad enough to open an alert, not calm enough to end one."""
 
@@ -77,8 +74,8 @@ class Rule:
         per_pair: its thresholds are named by pair instead.
         withholds: what a track does not learn from a step at which it finds something, or what it
             forgets (`klmonitor.rules.track`).
-        story: what its alerts are about: those of one story, step and pair are one alert
-            (`klmonitor.rules.story`). Empty: its own.
+        joins_story: whether it tells of the level of KL: all that do at one step of a pair are one
+            alert (`klmonitor.rules.story`).
         lasting: a state rather than an event: it joins a story and never prolongs one.
     """
 
@@ -93,5 +90,5 @@ class Rule:
     on: bool = True
     per_pair: bool = False
     withholds: tuple[str, ...] = ()
-    story: str = ""
+    joins_story: bool = False
     lasting: bool = False

@@ -82,7 +82,7 @@ class RuleSet:
         self._tracks: dict[str, Track] = {}
         self._silence: dict[str, Silence] = {}
         self._episodes: dict[tuple[str, str], Episode] = {}
-        self._stories: dict[tuple[str, str], Story] = {}
+        self._stories: dict[str, Story] = {}
 
     def judge(self, report: Report) -> Judgement:
         """Judge one step against all earlier ones, then learn from it.
@@ -138,7 +138,7 @@ class RuleSet:
         """Advance the episodes of all kinds of a pair: what ended, and what there is to tell."""
         by_kind = {rule.kind: finding for rule, finding in findings}
         said: list[Alert] = []
-        stories: dict[str, list[Found]] = {}
+        of_story: list[Found] = []
         for rule in (one.rule for one in self._judges):
             finding = by_kind.get(rule.kind)
             size = finite(pair["k3/mean"]) if finding and not math.isnan(finding.base) else 0.0
@@ -147,19 +147,15 @@ class RuleSet:
                 continue
             if phase == END:
                 said.append(ended(step, rule, name, episode.since, pair))
-            if finding is None or not finding.level:
-                continue
-            found = Found(rule, finding, phase, episode.since)
-            if rule.story:
-                stories.setdefault(rule.story, []).append(found)
-            elif phase:
-                said.append(told(step, name, alone(found)))
-        for story in {rule.story for rule in RULES if rule.story}:
-            one = self._stories.setdefault((story, name), Story())
-            telling = one.take(step, finite(pair["k3/mean"]), stories.get(story, ()))
-            if telling is not None:
-                said.append(told(step, name, telling))
-        return said
+            elif finding is not None and finding.level:
+                found = Found(rule, finding, phase, episode.since)
+                if rule.joins_story:
+                    of_story.append(found)
+                elif phase:
+                    said.append(told(step, name, alone(found)))
+        story = self._stories.setdefault(name, Story())
+        telling = story.take(step, finite(pair["k3/mean"]), of_story)
+        return [told(step, name, telling), *said] if telling else said
 
     def _open_on(self, pair: str) -> tuple[str, ...]:
         """Kinds of alert that are open on a pair."""
@@ -233,8 +229,7 @@ class RuleSet:
                 for (kind, pair), episode in self._episodes.items()
             ],
             "stories": [
-                {"story": name, "pair": pair, **story.state_dict()}
-                for (name, pair), story in self._stories.items()
+                {"pair": name, **story.state_dict()} for name, story in self._stories.items()
             ],
         }
 
@@ -259,8 +254,8 @@ class RuleSet:
             self._episodes[row["kind"], row["pair"]] = Episode(**fields)
         self._stories = {}
         for row in state.get("stories", ()):
-            fields = {key: value for key, value in row.items() if key not in ("story", "pair")}
-            self._stories[row["story"], row["pair"]] = Story.from_state(fields)
+            fields = {key: value for key, value in row.items() if key != "pair"}
+            self._stories[row["pair"]] = Story.from_state(fields)
 
 
 class _Guarded(NamedTuple):

@@ -11,7 +11,6 @@ import math
 from klmonitor.report import PairReport
 from klmonitor.rules.rule import (
     CRITICAL,
-    LEVEL_STORY,
     SIMMERING,
     WARN,
     Finding,
@@ -189,8 +188,8 @@ SPIKE = Rule(
     kind="spike",
     judge=spike,
     thresholds={
-        "z": 4.7,
-        "ratio": 1.5,
+        "z": 4.5,
+        "ratio": 1.8,
         "critical_ratio": 8.0,
         "critical_nats": 0.02,
         "rearm": 2.0,
@@ -198,14 +197,14 @@ SPIKE = Rule(
     means="the policy moved far from p in one update, or this batch holds unusual samples",
     action=LOOK_FIRST,
     source="docs/alerts.md#spike: robust z of log k3 against the median of the steps before",
-    story=LEVEL_STORY,
+    joins_story=True,
     cooldown=3,
 )
 SHIFT = Rule(
     kind="shift",
     judge=shift,
     thresholds={
-        "z": 4.0,
+        "z": 5.0,
         "ratio": 1.3,
         "critical_ratio": 8.0,
         "critical_nats": 0.02,
@@ -218,7 +217,7 @@ SHIFT = Rule(
     action=LOOK_FIRST,
     source="docs/alerts.md#shift: medians of seven steps against their own past",
     withholds=(PAST,),
-    story=LEVEL_STORY,
+    joins_story=True,
 )
 SURGE = Rule(
     kind="surge",
@@ -230,5 +229,5 @@ SURGE = Rule(
     ),
     action="stop or pause the run before the next checkpoint is overwritten; " + LOOK_FIRST,
     source="docs/alerts.md#surge: multiple of the largest k3 of the steps before",
-    story=LEVEL_STORY,
+    joins_story=True,
 )

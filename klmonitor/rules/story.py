@@ -1,12 +1,12 @@
 """One event, one alert: what several rules find of one step is told once, and then continued.
 
-Every kind has its episode (`klmonitor.rules.episode`). Kinds of one story (`Rule.story`) that have
-something to announce at the same step of the same pair are one alert: the gravest finding tells
-it, the others add to it. As long as a rule of the story finds something, and for three steps after,
-what comes is the same event: a continuation (phase ``"worse"``, since the step at which it began),
-told where it is graver, where a kind joins that says something new, or where k3 has doubled since
-it was last told. A kind that opens again within its cool-down is told where k3 is larger than what
-was told: a small spike hides no larger one.
+Every kind has its episode (`klmonitor.rules.episode`). Kinds that tell of the level of KL
+(`Rule.joins_story`) and have something to announce at the same step of the same pair are one alert:
+the gravest finding tells it, the others add to it. As long as such a rule finds something, and for
+three steps after, what comes is the same event: a continuation (phase ``"worse"``, since the step
+at which it began), told where it is graver, where a kind joins that says something new, or where
+k3 has doubled since it was last told. A small spike hides no larger one: where k3 is larger than
+what was told, neither story nor cool-down keeps a kind that opens again from being told.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from klmonitor.rules.dominance import DOMINANCE_K1, DOMINANCE_K3
-from klmonitor.rules.falls import FALL, FEW_TOKENS
+from klmonitor.rules.falls import FALL, TOKEN_DROP
 from klmonitor.rules.growth import DRIFT, RUNAWAY
 from klmonitor.rules.integrity import GAP, LOW_PRECISION, NONFINITE, OUTLIER_RATE
 from klmonitor.rules.norm import LIMIT
@@ -30,7 +30,7 @@ RULES: tuple[Rule, ...] = (
     RUNAWAY,
     DRIFT,
     FALL,
-    FEW_TOKENS,
+    TOKEN_DROP,
     DOMINANCE_K1,
     DOMINANCE_K3,
     GAP,
@@ -45,8 +45,8 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "default": {},
     "quiet": {
         "spike": {"z": 7.0},
-        "shift": {"z": 5.0},
-        "drift": {"z": 4.0},
+        "shift": {"z": 6.0},
+        "drift": {"z": 8.0},
         "dominance_k1": {"j": 8.0, "own": 2.0},
         "dominance_k3": {"j": 30.0, "own": 5.0},
         "k1_excursion": {"z": 10.0},
@@ -54,8 +54,8 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     },
     "sensitive": {
         "spike": {"z": 4.0},
-        "shift": {"z": 3.3},
-        "drift": {"z": 2.5},
+        "shift": {"z": 4.0},
+        "drift": {"z": 4.0},
         "dominance_k1": {"level": 1, "j": 2.0, "own": 1.0},
         "dominance_k3": {"level": 1, "j": 2.0, "own": 1.0},
         "k1_excursion": {"z": 6.0},

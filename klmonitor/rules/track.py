@@ -27,10 +27,10 @@ import numpy as np
 
 from klmonitor.record.rows import as_float, finite_or_none
 from klmonitor.report import PairReport
-from klmonitor.rules.flat import FlatLevel, FlatScore
+from klmonitor.rules.flat import LENGTH, SKIP, FlatLevel, FlatScore
 from klmonitor.rules.level import Level, Score
 from klmonitor.rules.rounding import decimals, unit
-from klmonitor.rules.window import Floats, Window
+from klmonitor.rules.window import Floats, Window, median
 
 HABIT_K1, HABIT_K3 = "habit of k1", "habit of k3"
 """What a track learns from a step, unless a rule that finds something there withholds it."""
@@ -140,7 +140,6 @@ class Track:
     """The memory of one pair."""
 
     def __init__(self) -> None:
-        self._k1 = FlatLevel()
         self._outliers = FlatLevel()
         self._tokens = FlatLevel()
         self._length = FlatLevel()
@@ -153,8 +152,9 @@ class Track:
         self.restart()
 
     def restart(self) -> None:
-        """Forget all of log k3: the reference is another one from here on."""
+        """Forget the level of KL: the reference is another one from here on."""
         self._level = Level()
+        self._k1 = FlatLevel()
         self._history = Window(HISTORY)
         self._seen = Window(SEEN)
         self._digits = Window(SEEN)
@@ -174,7 +174,7 @@ class Track:
             run=run,
             score=score,
             unit=step,
-            k1=self._k1.score(finite(pair["k1/mean"]), finite(pair["k1/se"]), _explained(score)),
+            k1=self._k1.score(finite(pair["k1/mean"]), finite(pair["k1/se"]), self._moved(k3)),
             outliers=self._outliers.score(root, _share_error(pair.tokens)),
             tokens=self._tokens.score(_log(pair.tokens), 0.0),
             length=self._length.score(_log(pair.tokens) - _log(pair["sequences"]), 0.0),
@@ -196,6 +196,11 @@ class Track:
         se = finite(pair["k3/se"]) / k3
         known = 0.0 if math.isnan(se) else min(abs(se), LARGEST_RELATIVE_ERROR)
         return self._level.score(math.log(k3), known, step)
+
+    def _moved(self, k3: float) -> float:
+        """How far k3 is from its own median, nats: k1 estimates the same KL and may move as far."""
+        usual = self._seen.last(LENGTH, skip=SKIP)
+        return finite(k3 - math.exp(median(usual))) if usual.size and k3 > 0 else 0.0
 
     def _alike_for(self, pair: PairReport, run: Mapping[str, float]) -> float:
         """Updates up to this step in which both policies gave the very same numbers."""
@@ -224,7 +229,7 @@ class Track:
                 j = min(j, HABIT_GROWTH * max(reading.habit(name), HABIT_START))
             if not math.isnan(j):
                 self._habit[name].append(j)
-        if START in withheld:
+        if START in withheld and reading["k3/mean"] > 0:  # zeros enter no level
             self.restart()
         self._take_k3(finite(reading["k3/mean"]), reading.score, PAST in withheld)
 
@@ -307,13 +312,6 @@ def gap_error(pair: PairReport) -> float:
     if gap == 0:
         return 0.0
     return finite(gap / z) if z else math.nan
-
-
-def _explained(score: Score) -> float:
-    """How far k3 is from its level, nats: k1 estimates the same KL and may move as far."""
-    if math.isnan(score.level):
-        return 0.0
-    return math.exp(score.y) - math.exp(score.level)
 
 
 def _share_error(tokens: float) -> float:
