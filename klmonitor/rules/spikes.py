@@ -17,7 +17,7 @@ from klmonitor.rules.rule import (
     Rule,
     Thresholds,
 )
-from klmonitor.rules.track import PAST, Reading, finite
+from klmonitor.rules.track import JUMP, PAST, Reading, finite
 from klmonitor.rules.words import (
     LOOK_FIRST,
     READ_TOKENS,
@@ -197,6 +197,7 @@ SPIKE = Rule(
     means="the policy moved far from p in one update, or this batch holds unusual samples",
     action=LOOK_FIRST,
     source="docs/alerts.md#spike: robust z of log k3 against the median of the steps before",
+    withholds=(JUMP,),
     joins_story=True,
     cooldown=3,
 )
@@ -229,5 +230,6 @@ SURGE = Rule(
     ),
     action="stop or pause the run before the next checkpoint is overwritten; " + LOOK_FIRST,
     source="docs/alerts.md#surge: multiple of the largest k3 of the steps before",
+    withholds=(JUMP,),
     joins_story=True,
 )

@@ -28,7 +28,7 @@ import numpy as np
 from klmonitor.record.rows import as_float, finite_or_none
 from klmonitor.report import PairReport
 from klmonitor.rules.flat import LENGTH, SKIP, FlatLevel, FlatScore
-from klmonitor.rules.level import Level, Score
+from klmonitor.rules.level import NOW, Level, Score
 from klmonitor.rules.rounding import decimals, unit
 from klmonitor.rules.window import Floats, Window, median
 
@@ -36,6 +36,8 @@ HABIT_K1, HABIT_K3 = "habit of k1", "habit of k3"
 """What a track learns from a step, unless a rule that finds something there withholds it."""
 PAST = "past"
 """What a rule withholds that has told a new level: nothing is compared with the time before it."""
+JUMP = "jump"
+"""What a rule withholds that has told a jump: `PAST`, if the level stays high for seven steps."""
 START = "start"
 """What a rule withholds that has told a new start: all of log k3 is forgotten."""
 LARGE = 1e150
@@ -57,6 +59,8 @@ HABIT = 100
 HABIT_GROWTH, HABIT_START = 2.0, 4.0
 """A flagged |J| enters the habit at most as twice the habit so far (at least 4): a run that turns
 heavy-tailed is told once or twice, and a single huge token blinds nobody."""
+MOVED = 0.25
+"""Log k3 by which a level is another one, seven steps after a jump that was told."""
 GAPS = 5
 """Steps whose gap is judged together, the current one included: a sampler that is wrong is wrong
 in every batch, while a single heavy-tailed batch has a wild gap and a standard error too small."""
@@ -160,6 +164,7 @@ class Track:
         self._digits = Window(SEEN)
         self._latest = Window(LATEST)
         self._steps = 0
+        self._jump = 0
 
     def read(self, pair: PairReport, run: Mapping[str, float]) -> Reading:
         """One step against the past; changes nothing."""
@@ -200,7 +205,7 @@ class Track:
     def _moved(self, k3: float) -> float:
         """How far k3 is from its own median, nats: k1 estimates the same KL and may move as far."""
         usual = self._seen.last(LENGTH, skip=SKIP)
-        return finite(k3 - math.exp(median(usual))) if usual.size and k3 > 0 else 0.0
+        return finite(k3 - math.exp(median(usual))) if usual.size and k3 >= 0 else 0.0
 
     def _alike_for(self, pair: PairReport, run: Mapping[str, float]) -> float:
         """Updates up to this step in which both policies gave the very same numbers."""
@@ -231,7 +236,14 @@ class Track:
                 self._habit[name].append(j)
         if START in withheld and reading["k3/mean"] > 0:  # zeros enter no level
             self.restart()
-        self._take_k3(finite(reading["k3/mean"]), reading.score, PAST in withheld)
+        moved = PAST in withheld or self._stays(reading.score, JUMP in withheld)
+        self._take_k3(finite(reading["k3/mean"]), reading.score, moved)
+
+    def _stays(self, score: Score, jumps: bool) -> bool:
+        """Whether the level is another one since a jump that was told seven steps ago."""
+        before = self._jump
+        self._jump = NOW if jumps else max(before - 1, 0)
+        return before == 1 and not jumps and score.now - score.before > MOVED
 
     def _take_errors(self, reading: Reading) -> None:
         gap, error = finite(reading["gap"]), gap_error(reading.pair)
@@ -275,6 +287,7 @@ class Track:
             "gaps": [window.tolist() for window in self._gaps],
             "habit": {name: window.tolist() for name, window in self._habit.items()},
             "steps": self._steps,
+            "jump": self._jump,
             "age": self._age,
             "alike": finite_or_none(self._alike),
             "updates": finite_or_none(self._updates),
@@ -289,6 +302,7 @@ class Track:
         self._history = Window(HISTORY, state["history"])
         self._seen = Window(SEEN, state["seen"])
         self._steps = state["steps"]
+        self._jump = state.get("jump", 0)
         self._age = state.get("age", self._steps)
         self._first = list(state.get("first", ()))
         seen = self._seen.last(SEEN)
