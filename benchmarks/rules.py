@@ -18,20 +18,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
 
 from benchmarks import curves
-from klmonitor.report import Alert, PairReport, Report
-from klmonitor.rules import Rules, RuleSet
+from benchmarks.detectors import NONE_YET, Detector, Ours, detectors, false_alarms
+from benchmarks.realcurves import print_curves
+from klmonitor.report import PairReport, Report
+from klmonitor.rules import RuleSet
 from klmonitor.testing import (
     BATCHES,
     EVENTS,
@@ -54,160 +54,8 @@ WITHIN = {"spike": 5, "step": 100, "runaway": 100, "drift x2 in 50": 100, "drift
 EVENT_AT = 1200
 LEVEL_RULES = frozenset({"spike", "shift", "drift", "runaway"})
 
-Detector = Callable[[Report], Sequence[str]]
-"""A report -> the kinds of the alerts that it raises."""
-
-
-# --- detectors -------------------------------------------------------------------------------
-@dataclass
-class Ours:
-    """The rules of klmonitor."""
-
-    preset: Rules = "default"
-    rules: RuleSet = field(init=False)
-    alerts: tuple[Alert, ...] = ()
-    score: float = math.nan
-
-    def __post_init__(self) -> None:
-        self.rules = RuleSet(self.preset)
-
-    def __call__(self, report: Report) -> Sequence[str]:
-        """The kinds that open or get worse."""
-        judgement = self.rules.judge(report)
-        self.alerts = judgement.alerts
-        self.score = judgement.scores.get("policy_ref", math.nan)
-        return [alert.kind for alert in self.alerts]
-
-
-@dataclass
-class RollingZ:
-    """Mean and standard deviation of the last 100 values, the current one left out."""
-
-    past: deque[float] = field(default_factory=lambda: deque(maxlen=100))
-    quiet: int = 0
-
-    def __call__(self, report: Report) -> Sequence[str]:
-        """One kind, at most once in 100 steps."""
-        value = report.pairs["policy_ref"]["k3/mean"]
-        past = np.array(self.past)
-        self.past.append(value)
-        self.quiet -= 1
-        if past.size < 20 or self.quiet > 0 or not value > past.mean() + 3 * past.std():
-            return ()
-        self.quiet = 100
-        return ("z",)
-
-
-@dataclass
-class AbsoluteLevel:
-    """One alert whenever k3 has risen above a level."""
-
-    nats: float = 0.5
-    above: bool = False
-
-    def __call__(self, report: Report) -> Sequence[str]:
-        """One kind, when it goes above."""
-        before, self.above = self.above, report.pairs["policy_ref"]["k3/mean"] > self.nats
-        return ("level",) if self.above and not before else ()
-
-
-def rlwatch_detector() -> Callable[[], Detector] | None:
-    """A maker of rlwatch's KL detector behind its alert manager; None if not installed."""
-    try:
-        from rlwatch import alerts as rlwatch_alerts
-        from rlwatch.config import RLWatchConfig
-        from rlwatch.detectors import DetectorSuite
-    except ImportError:
-        return None
-    rlwatch_alerts._log_alert_console = lambda alert, run_id: None  # it prints every alert
-
-    @dataclass
-    class Rlwatch:
-        suite: object = field(default_factory=lambda: DetectorSuite(RLWatchConfig()))
-        manager: object = field(
-            default_factory=lambda: rlwatch_alerts.AlertManager(RLWatchConfig().alerts)
-        )
-
-        def __call__(self, report: Report) -> Sequence[str]:
-            """What its alert manager lets through."""
-            value = report.pairs["policy_ref"]["k3/mean"]
-            raised = self.suite.check_step(report.step, kl_divergence=value)
-            return [alert.detector for alert in raised if self.manager.send(alert)]
-
-    return Rlwatch
-
-
-def detectors() -> dict[str, Callable[[], Detector]]:
-    """All that are compared: name -> maker of a fresh one."""
-    makers: dict[str, Callable[[], Detector]] = {
-        "default": Ours,
-        "quiet": lambda: Ours("quiet"),
-        "sensitive": lambda: Ours("sensitive"),
-        "rolling z": RollingZ,
-        "level .5": AbsoluteLevel,
-    }
-    rival = rlwatch_detector()
-    if rival is not None:
-        makers["rlwatch 0.5.1"] = rival
-    return makers
-
 
 # --- measurements ----------------------------------------------------------------------------
-@dataclass(frozen=True)
-class FalseAlarms:
-    """Alerts on runs without an event.
-
-    Attributes:
-        alerts: kind -> count.
-        steps: steps judged.
-        early: alerts in the first 150 steps of a run.
-        runs: runs judged.
-    """
-
-    alerts: Counter[str]
-    steps: int
-    early: int
-    runs: int
-
-    def count(self, kinds: frozenset[str] | None = None) -> int:
-        """Alerts of these kinds, or of all."""
-        return sum(n for kind, n in self.alerts.items() if kinds is None or kind in kinds)
-
-    def rate(self, kinds: frozenset[str] | None = None) -> float:
-        """Alerts per 10,000 steps."""
-        return 1e4 * self.count(kinds) / self.steps
-
-    def bound(self, kinds: frozenset[str] | None = None) -> float:
-        """Upper end of the one-sided 95 % Poisson interval of `rate`."""
-        return 1e4 * float(chi2.ppf(0.95, 2 * (self.count(kinds) + 1))) / 2 / self.steps
-
-    def __add__(self, other: FalseAlarms) -> FalseAlarms:
-        return FalseAlarms(
-            self.alerts + other.alerts,
-            self.steps + other.steps,
-            self.early + other.early,
-            self.runs + other.runs,
-        )
-
-
-NONE_YET = FalseAlarms(Counter(), 0, 0, 0)
-
-
-def false_alarms(make: Callable[[], Detector], runs: Iterator[Iterator[Report]]) -> FalseAlarms:
-    """Count the alerts on runs without an event."""
-    alerts: Counter[str] = Counter()
-    steps = early = n = 0
-    for run in runs:
-        n += 1
-        detector = make()
-        for t, report in enumerate(run):
-            steps += 1
-            kinds = detector(report)
-            alerts.update(kinds)
-            early += len(kinds) * (t < 150)
-    return FalseAlarms(alerts, steps, early, n)
-
-
 def null_runs(family: str, series: int, seed: int, steps: int = 2000) -> Iterator[Iterator[Report]]:
     """Ordinary runs of a family."""
     for i in range(series):
@@ -326,97 +174,6 @@ def clean_batches(tokens: Pool, steps: int, seed: int, sequences: int = 32) -> I
             token_ids=np.zeros(shape, dtype=np.int64),
         )
         yield batch_report(batch, t)
-
-
-# --- real curves -----------------------------------------------------------------------------
-def print_curves(
-    makers: dict[str, Callable[[], Detector]], directory: Path, labels: Path, runs: int
-) -> None:
-    """Alerts on real curves, and on their residuals set on their own start-ups."""
-    found = curves.load(directory, labels)
-    steps = sum(len(curve.kl) for curve in found)
-    spikes = {(curve.name, at): f for curve in found for at, f in curve.spikes().items()}
-    print(f"{len(found)} curves, {steps:,} steps, {len(spikes)} spikes of 3x and more in hindsight")
-    for name, make in makers.items():
-        alerts, false, told = Counter[str](), Counter[str](), set()
-        for curve in found:
-            detector = make() if curve.per_token else without_norm(make())
-            for at, kind, severity, since in replayed(detector, curve):
-                alerts[kind] += 1
-                told.add((curve.name, at))
-                if not curve.happened(since):
-                    false[severity] += 1
-                    if isinstance(detector, Ours):
-                        print(f"  false: {curve.name} step {at}: {severity} {kind}")
-        shares = " ".join(
-            f"{sum(f >= x for k, f in spikes.items() if k in told)}/"
-            f"{sum(f >= x for f in spikes.values())} of {x}x"
-            for x in (8, 4, 3)
-        )
-        print(
-            f"{name:14s} {1e4 * alerts.total() / steps:5.1f} alerts per 10,000, false "
-            f"{dict(false)}; at the step: {shares}; {dict(alerts.most_common())}"
-        )
-    missed = [(k, f) for k, f in spikes.items() if f >= 4 and k not in ours_told(found)]
-    for (name, at), factor in missed:
-        print(f"  missed by default: {name} step {at}, {factor:.1f}x")
-    parts = curves.taken_apart(found)
-    of_all = np.array([curves.measured(one) for one in parts])
-    for title, column in zip(("spread", "q99.5", "AR(1)"), of_all.T, strict=True):
-        low, middle, high = np.quantile(column, (0.1, 0.5, 0.9))
-        print(f"residuals of log k3, {title}: {low:.2f} {middle:.2f} {high:.2f} (10, 50, 90 %)")
-    for name, make in makers.items():
-        print_bootstrapped(name, make, parts, runs)
-
-
-def replayed(detector: Detector, curve: curves.Curve) -> Iterator[tuple[int, str, str, int]]:
-    """Step, kind, severity of each alert, and the step at which its event began."""
-    for report in curve.reports():
-        kinds = detector(report)
-        if isinstance(detector, Ours):
-            for alert in detector.alerts:
-                since = alert.since if alert.phase == "worse" else alert.step
-                yield report.step, alert.kind, alert.severity, since
-        else:
-            yield from ((report.step, kind, "warn", report.step) for kind in kinds)
-
-
-def without_norm(detector: Detector) -> Detector:
-    """A detector for sums over a sequence, for which a norm per token means nothing."""
-    if isinstance(detector, Ours) and isinstance(detector.preset, str):
-        return Ours({"preset": detector.preset, "limit": False})
-    return detector
-
-
-def ours_told(found: Sequence[curves.Curve]) -> set[tuple[str, int]]:
-    """Curve and step of every alert of the default rules."""
-    return {(curve.name, at) for curve in found for at, *_ in replayed(Ours(), curve)}
-
-
-def print_bootstrapped(
-    name: str, make: Callable[[], Detector], parts: Sequence[curves.Parts], runs: int
-) -> None:
-    """False alarms and detections on bootstrapped residuals."""
-    calm = (curves.as_reports(curves.bootstrapped(parts, 400, seed)) for seed in range(runs))
-    rate = false_alarms(make, calm)
-    cells = [f"{event} {trial_share(make, parts, event, runs):.2f}" for event in curves.TRIALS]
-    print(
-        f"{name:14s} bootstrapped residuals: false {rate.rate():.1f} <= {rate.bound():.1f} per "
-        f"10,000 {dict(rate.alerts)}; {', '.join(cells)}"
-    )
-
-
-def trial_share(
-    make: Callable[[], Detector], parts: Sequence[curves.Parts], event: str, runs: int
-) -> float:
-    """Share of bootstrapped runs in which an event is told in time."""
-    trial, hits = curves.TRIALS[event], 0
-    for seed in range(runs):
-        k3 = curves.bootstrapped(parts, trial.at + trial.within, seed, trial)
-        detector = make()
-        raised = [report.step for report in curves.as_reports(k3) if detector(report)]
-        hits += any(at >= trial.at for at in raised)
-    return hits / runs
 
 
 # --- the report ------------------------------------------------------------------------------
