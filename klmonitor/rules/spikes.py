@@ -205,7 +205,7 @@ SHIFT = Rule(
     kind="shift",
     judge=shift,
     thresholds={
-        "z": 5.0,
+        "z": 4.5,
         "ratio": 1.3,
         "critical_ratio": 8.0,
         "critical_nats": 0.02,

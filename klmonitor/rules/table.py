@@ -45,7 +45,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "default": {},
     "quiet": {
         "spike": {"z": 7.0},
-        "shift": {"z": 6.0},
+        "shift": {"z": 5.5},
         "drift": {"z": 8.0},
         "dominance_k1": {"j": 8.0, "own": 2.0},
         "dominance_k3": {"j": 30.0, "own": 5.0},
@@ -54,7 +54,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     },
     "sensitive": {
         "spike": {"z": 4.0},
-        "shift": {"z": 4.0},
+        "shift": {"z": 3.8},
         "drift": {"z": 4.0},
         "dominance_k1": {"level": 1, "j": 2.0, "own": 1.0},
         "dominance_k3": {"level": 1, "j": 2.0, "own": 1.0},
