@@ -188,7 +188,7 @@ SPIKE = Rule(
     kind="spike",
     judge=spike,
     thresholds={
-        "z": 4.5,
+        "z": 4.4,
         "ratio": 1.8,
         "critical_ratio": 8.0,
         "critical_nats": 0.02,

@@ -111,8 +111,8 @@ def test_a_runaway_is_critical_within_sixty_steps():
     growing = [wobble(t, 0.01 * 2 ** (max(t - 150, 0) / 20)) for t in range(230)]
     alerts = judged(RuleSet(), growing)
     runaways = [alert for alert in alerts if "runaway" in alert.kinds]
-    assert runaways[-1].severity == "critical"
-    assert all(150 < alert.step < 215 for alert in runaways)
+    assert 150 < runaways[0].step < 215
+    assert {alert.severity for alert in runaways if alert.step < 215} == {"warn", "critical"}
     assert runaways[0].values["doubling_steps"] == pytest.approx(20, rel=0.3)
 
 

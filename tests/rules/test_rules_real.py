@@ -32,7 +32,7 @@ def share_told(at, within, event, **options):
 
 
 def test_runs_like_published_ones_are_quiet():
-    alerts = [a for seed in range(60) for a in backtest(real_curve(250, seed, wander=0.03))]
+    alerts = [a for seed in range(60) for a in backtest(real_curve(250, seed, wander=0.02))]
     assert len(alerts) <= 12  # 8 per 10,000 steps
     assert all(alert.severity != "critical" for alert in alerts)
 

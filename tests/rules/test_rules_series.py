@@ -35,7 +35,7 @@ def test_events_are_found():
     }
     assert at_once["spike x3"] >= 0.9
     assert at_once["spike x5"] >= 0.95
-    assert share["step x2"] >= 0.95
+    assert share["step x2"] >= 0.9
     assert share["drift x2 in 200"] >= 0.8
     assert share["runaway x2 in 20"] >= 0.95
 
