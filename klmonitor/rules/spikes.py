@@ -27,6 +27,7 @@ from klmonitor.rules.words import (
     name_tokens,
     nats,
     odd_tokens,
+    plain,
 )
 
 LOOK_BACK, LATEST = 20, 5
@@ -56,7 +57,7 @@ def _risen(reading: Reading, limits: Thresholds) -> Finding:
     much = score.ratio >= limits["critical_ratio"] and k3 >= limits["critical_nats"]
     critical = much and not by_tokens
     message = (
-        f"k3 rose to {nats(k3)} per token, {score.ratio:.3g}x the "
+        f"k3 rose to {nats(k3)} per token, {plain(score.ratio)}x the "
         f"{nats(expected)} expected from the last steps (z = {score.z:.1f})"
     )
     if by_tokens:
@@ -138,8 +139,8 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
     by_tokens = _carried(reading.pair, threshold)
     tokens = heaviest(reading.pair, "k3", dominating(reading.pair, "k3"))
     aside = (
-        f"{k3 / last:.3g}x the largest of the latest {latest.size} steps ({nats(last)}) and "
-        f"{k3 / before:.3g}x that of the {earlier.size} before them ({nats(before)})"
+        f"{plain(k3 / last)}x the largest of the latest {latest.size} steps ({nats(last)}) and "
+        f"{plain(k3 / before)}x that of the {earlier.size} before them ({nats(before)})"
     )
     message = f"k3 surged to {nats(k3)} per token, {aside}"
     if by_tokens:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from klmonitor.record.rows import as_float, finite_or_none
 from klmonitor.rules.episode import OPEN
 from klmonitor.rules.rule import Finding, Rule
-from klmonitor.rules.words import nats
+from klmonitor.rules.words import nats, plain
 
 SEVERITIES = ("info", "warn", "critical")
 
@@ -139,7 +139,7 @@ class Story:
     def _rising(self, k3: float) -> str:
         said = f"still rising: k3 is {nats(k3)} per token"
         if self.base > 0:
-            said += f", {k3 / self.base:.3g}x the {nats(self.base)} before step {self.since}"
+            said += f", {plain(k3 / self.base)}x the {nats(self.base)} before step {self.since}"
         return said
 
     def state_dict(self) -> dict[str, Any]:

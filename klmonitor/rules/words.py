@@ -31,9 +31,14 @@ RIGHT_TAIL = (
 """What a few odd tokens usually mean, by the sign of their d."""
 
 
+def plain(value: float) -> str:
+    """Three digits, without an exponent where the number has up to six."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
 def nats(value: float) -> str:
     """A KL per token."""
-    return f"{value:.3g} nats"
+    return f"{plain(value)} nats"
 
 
 def count(value: float, noun: str) -> str:
