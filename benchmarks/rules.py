@@ -1,11 +1,13 @@
 """False alarms and detections of the alert rules on simulated runs, with two rivals beside them.
 
     python benchmarks/rules.py                  # about 120,000 ordinary steps, 160 series per event
-    python benchmarks/rules.py --series 5 --events 40
+    python benchmarks/rules.py --runs 5 --events 40
+    python benchmarks/rules.py --series DIR     # real curves, see benchmarks/curves.py
 
 The series are those of `klmonitor.testing`; every number is seeded. Rivals get the same k3, one
-number a step: a rolling z-score (100 steps, z > 3, one alert per 100 steps), and rlwatch where it
-is installed (`pip install rlwatch==0.5.1`), its KL detector with its own cool-down and cap.
+number a step: a rolling z-score (100 steps, z > 3, one alert per 100 steps), an absolute level (0.5
+nats), and rlwatch where it is installed (`pip install rlwatch==0.5.1`), its KL detector with its
+own cool-down and cap.
 
 Reported: alerts per 10,000 steps on runs without an event, with the upper end of the one-sided 95 %
 Poisson interval; the share of events found (an alert within 5 steps of a spike, 100 of a step, a
@@ -17,14 +19,17 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
 
+from benchmarks import curves
+from benchmarks.detectors import NONE_YET, Detector, Ours, detectors, false_alarms
+from benchmarks.realcurves import print_curves
 from klmonitor.report import PairReport, Report
 from klmonitor.rules import RuleSet
 from klmonitor.testing import (
@@ -49,141 +54,8 @@ WITHIN = {"spike": 5, "step": 100, "runaway": 100, "drift x2 in 50": 100, "drift
 EVENT_AT = 1200
 LEVEL_RULES = frozenset({"spike", "shift", "drift", "runaway"})
 
-Detector = Callable[[Report], Sequence[str]]
-"""A report -> the kinds of the alerts that it raises."""
-
-
-# --- detectors -------------------------------------------------------------------------------
-@dataclass
-class Ours:
-    """The rules of klmonitor."""
-
-    preset: str = "default"
-    rules: RuleSet = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rules = RuleSet(self.preset)
-
-    def __call__(self, report: Report) -> Sequence[str]:
-        """The kinds that open or get worse."""
-        return [alert.kind for alert in self.rules.judge(report).alerts]
-
-
-@dataclass
-class RollingZ:
-    """Mean and standard deviation of the last 100 values, the current one left out."""
-
-    past: deque[float] = field(default_factory=lambda: deque(maxlen=100))
-    quiet: int = 0
-
-    def __call__(self, report: Report) -> Sequence[str]:
-        """One kind, at most once in 100 steps."""
-        value = report.pairs["policy_ref"]["k3/mean"]
-        past = np.array(self.past)
-        self.past.append(value)
-        self.quiet -= 1
-        if past.size < 20 or self.quiet > 0 or not value > past.mean() + 3 * past.std():
-            return ()
-        self.quiet = 100
-        return ("z",)
-
-
-def rlwatch_detector() -> Callable[[], Detector] | None:
-    """A maker of rlwatch's KL detector behind its alert manager; None if not installed."""
-    try:
-        from rlwatch import alerts as rlwatch_alerts
-        from rlwatch.config import RLWatchConfig
-        from rlwatch.detectors import DetectorSuite
-    except ImportError:
-        return None
-    rlwatch_alerts._log_alert_console = lambda alert, run_id: None  # it prints every alert
-
-    @dataclass
-    class Rlwatch:
-        suite: object = field(default_factory=lambda: DetectorSuite(RLWatchConfig()))
-        manager: object = field(
-            default_factory=lambda: rlwatch_alerts.AlertManager(RLWatchConfig().alerts)
-        )
-
-        def __call__(self, report: Report) -> Sequence[str]:
-            """What its alert manager lets through."""
-            value = report.pairs["policy_ref"]["k3/mean"]
-            raised = self.suite.check_step(report.step, kl_divergence=value)
-            return [alert.detector for alert in raised if self.manager.send(alert)]
-
-    return Rlwatch
-
-
-def detectors() -> dict[str, Callable[[], Detector]]:
-    """All that are compared: name -> maker of a fresh one."""
-    makers: dict[str, Callable[[], Detector]] = {
-        "default": Ours,
-        "quiet": lambda: Ours("quiet"),
-        "sensitive": lambda: Ours("sensitive"),
-        "rolling z": RollingZ,
-    }
-    rival = rlwatch_detector()
-    if rival is not None:
-        makers["rlwatch 0.5.1"] = rival
-    return makers
-
 
 # --- measurements ----------------------------------------------------------------------------
-@dataclass(frozen=True)
-class FalseAlarms:
-    """Alerts on runs without an event.
-
-    Attributes:
-        alerts: kind -> count.
-        steps: steps judged.
-        early: alerts in the first 150 steps of a run.
-        runs: runs judged.
-    """
-
-    alerts: Counter[str]
-    steps: int
-    early: int
-    runs: int
-
-    def count(self, kinds: frozenset[str] | None = None) -> int:
-        """Alerts of these kinds, or of all."""
-        return sum(n for kind, n in self.alerts.items() if kinds is None or kind in kinds)
-
-    def rate(self, kinds: frozenset[str] | None = None) -> float:
-        """Alerts per 10,000 steps."""
-        return 1e4 * self.count(kinds) / self.steps
-
-    def bound(self, kinds: frozenset[str] | None = None) -> float:
-        """Upper end of the one-sided 95 % Poisson interval of `rate`."""
-        return 1e4 * float(chi2.ppf(0.95, 2 * (self.count(kinds) + 1))) / 2 / self.steps
-
-    def __add__(self, other: FalseAlarms) -> FalseAlarms:
-        return FalseAlarms(
-            self.alerts + other.alerts,
-            self.steps + other.steps,
-            self.early + other.early,
-            self.runs + other.runs,
-        )
-
-
-NONE_YET = FalseAlarms(Counter(), 0, 0, 0)
-
-
-def false_alarms(make: Callable[[], Detector], runs: Iterator[Iterator[Report]]) -> FalseAlarms:
-    """Count the alerts on runs without an event."""
-    alerts: Counter[str] = Counter()
-    steps = early = n = 0
-    for run in runs:
-        n += 1
-        detector = make()
-        for t, report in enumerate(run):
-            steps += 1
-            kinds = detector(report)
-            alerts.update(kinds)
-            early += len(kinds) * (t < 150)
-    return FalseAlarms(alerts, steps, early, n)
-
-
 def null_runs(family: str, series: int, seed: int, steps: int = 2000) -> Iterator[Iterator[Report]]:
     """Ordinary runs of a family."""
     for i in range(series):
@@ -399,7 +271,9 @@ def print_cost(steps: int = 3000) -> None:
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--series", type=int, default=12, help="ordinary runs per family")
+    parser.add_argument("--series", type=Path, help="a directory of real curves; only these")
+    parser.add_argument("--labels", type=Path, default=curves.LABELS, help="what happened in them")
+    parser.add_argument("--runs", type=int, default=12, help="ordinary runs per family")
     parser.add_argument("--events", type=int, default=160, help="series per event")
     parser.add_argument("--seed", type=int, default=1000, help="first seed")
     parser.add_argument("--only", nargs="*", help="detectors to run, by name")
@@ -407,11 +281,14 @@ def main() -> None:
     makers = {
         name: make for name, make in detectors().items() if not args.only or name in args.only
     }
+    if args.series:
+        print_curves(makers, args.series, args.labels, args.events)
+        return
     print_cost()
     print_ramp(makers, args.events, args.seed)
-    print_false_alarms(makers, args.series, args.seed)
+    print_false_alarms(makers, args.runs, args.seed)
     print_detections(makers, args.events, args.seed + 10_000)
-    print_tokens(max(args.series // 4, 1), args.seed)
+    print_tokens(max(args.runs // 4, 1), args.seed)
     print_pathologies(3)
 
 

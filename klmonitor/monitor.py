@@ -277,7 +277,6 @@ class Monitor(Observer):
             step=step,  # type: ignore[arg-type]  # None: before the first result
             first_step=step or 0,
             phase=phase,
-            time=time.time(),
             pairs={},
             run_values=health.values,
             health=health,
@@ -362,8 +361,10 @@ class Monitor(Observer):
 
     def note(self, text: str) -> None:
         """Put a dated notice on the run's time line, beside its alerts; needs a run directory."""
-        notice = Notice(self._last_step or 0, str(text), time=time.time())
-        self._always["notes"](self._delivery.note, notice)
+        self._always["notes"](self._note, text)
+
+    def _note(self, text: str) -> None:
+        self._delivery.note(Notice(self._last_step or 0, str(text), time=time.time()))
 
     def _numbers(self, summary: Summary, phase: str, *, advance: bool) -> dict[str, PairReport]:
         step = StepSums(summary.arrays, summary.config.all_groups)

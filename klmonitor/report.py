@@ -162,7 +162,7 @@ class Alert:
 
     Attributes:
         step: the step given to `Monitor.step`.
-        kind: the rule's name, e.g. ``"spike"``.
+        kind: the rule's name, e.g. ``"spike"``; of several that tell one event the gravest.
         severity: ``"info"``, ``"warn"`` or ``"critical"``.
         pair: the pair it concerns, None if it concerns the run.
         message: one line: what happened, with numbers and units.
@@ -175,6 +175,7 @@ class Alert:
         tokens: the extreme tokens named, if any (positions and ids; never text).
         means: what this usually means.
         muted: whether it is a known condition that nobody was told of.
+        kinds: all rules that tell this event at this step, `kind` the first of them.
     """
 
     step: int
@@ -191,6 +192,10 @@ class Alert:
     tokens: tuple[ExtremeToken, ...] = ()
     means: str = ""
     muted: bool = False
+    kinds: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", tuple(self.kinds) or (self.kind,))
 
     @property
     def lines(self) -> list[tuple[str, str]]:

@@ -5,7 +5,8 @@
     on_alert={"runaway": ["checkpoint", "stop"], "surge": my_function}
 
 A key is ``kind:severity``, a kind, a severity or ``"*"``; the first of these that is in the table
-decides, so a more specific key overrules a more general one (give None to do nothing). An action
+decides (of an alert of several kinds any that is), so a more specific key overrules a more general
+one (give None to do nothing). An action
 alone stands for critical alerts, a function alone for all. A function takes the `Alert` and may
 return an action, several, or a table such as ``{"stop": True}``; it is called on every rank, with
 equal alerts, and must answer the same on each.
@@ -79,7 +80,8 @@ class Actions:
                 yield from guarded(_answer, action, alert) or ()
 
     def _chosen(self, alert: Alert) -> Sequence[Action]:
-        for key in (f"{alert.kind}:{alert.severity}", alert.kind, alert.severity, EVERY):
+        of_kinds = (*(f"{kind}:{alert.severity}" for kind in alert.kinds), *alert.kinds)
+        for key in (*of_kinds, alert.severity, EVERY):
             if key in self._table:
                 return self._table[key]
         return ()

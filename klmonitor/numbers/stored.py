@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 DEPTH = 8
 """Tables within tables."""
@@ -60,3 +65,37 @@ def count_of(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{where} is {value!r}, no count")
     return value
+
+
+def fields_like(default: DataclassInstance, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What is stored of a dataclass, each field of the kind that its default is.
+
+    Args:
+        default: an instance whose fields are bool, int (a count or a step), float or list of str.
+        state: field -> value; those that are missing are the default's.
+
+    Raises:
+        ValueError: a field is unknown or of another kind.
+    """
+    found, owner = asdict(default), type(default).__name__
+    for name, value in state.items():
+        if name not in found:
+            raise ValueError(f"a {owner} has no {name!r}")
+        found[name] = _like(found[name], value, f"{name} of a {owner}")
+    return found
+
+
+def _like(default: Any, value: Any, where: str) -> Any:
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{where} is {value!r}, neither true nor false")
+        return value
+    if isinstance(default, int):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{where} is {value!r}, no whole number")
+        return value
+    if isinstance(default, float):
+        return numbers_of([value], where, 1)[0]
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{where} is {value!r}, no list of names")
+    return list(value)

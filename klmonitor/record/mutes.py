@@ -30,9 +30,9 @@ class Mute:
     pair: str | None = None
     until_step: float = math.inf
 
-    def covers(self, alert: Alert) -> bool:
-        """Whether it holds for an alert."""
-        ours = self.kind == alert.kind and self.pair in (None, alert.pair)
+    def covers(self, kind: str, alert: Alert) -> bool:
+        """Whether it holds for one kind of what an alert tells."""
+        ours = self.kind == kind and self.pair in (None, alert.pair)
         return ours and alert.step <= self.until_step
 
 

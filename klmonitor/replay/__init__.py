@@ -44,8 +44,8 @@ def backtest(
 
     Example:
         >>> flat = [0.010, 0.011, 0.009] * 20
-        >>> [alert.kind for alert in backtest(flat + [0.2])]
-        ['spike', 'surge']
+        >>> [alert.kinds for alert in backtest(flat + [0.2])]
+        [('spike', 'surge')]
 
     Args:
         k3: (steps,) mean of k3, nats per token.

@@ -43,7 +43,7 @@ class Event:
     def concerns(self, alert: Alert) -> bool:
         """Whether an alert is about it."""
         opened = alert.since if alert.phase == "worse" else alert.step
-        return self.start <= opened <= self.end and self.kind in (None, alert.kind)
+        return self.start <= opened <= self.end and (self.kind is None or self.kind in alert.kinds)
 
     def within(self, run: str) -> bool:
         """Whether it belongs to a run."""

@@ -86,6 +86,7 @@ DOMINANCE_K1 = Rule(
     action=READ_TOKENS,
     source="docs/alerts.md#dominance: k1's variance and mean without its top tokens",
     withholds=(HABIT_K1,),
+    joins_story=True,
 )
 DOMINANCE_K3 = Rule(
     kind="dominance_k3",
@@ -95,4 +96,5 @@ DOMINANCE_K3 = Rule(
     action=READ_TOKENS,
     source="docs/alerts.md#dominance: k3's mean without its top tokens, and their distance",
     withholds=(HABIT_K3,),
+    joins_story=True,
 )

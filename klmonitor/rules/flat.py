@@ -2,25 +2,25 @@
 
     z = (x - median) / scale,    scale^2 = max(MAD^2 - median(se^2), floor^2) + se_t^2,
 
-median and MAD (x 1.4826) of the last 100 accepted values without the latest five.
+median and MAD (x 1.4826) of the last 100 values without the latest five. All of them enter, also
+those that were flagged: a burst moves no median, and what stays becomes the new baseline.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from klmonitor.rules.window import Floats, Window, median, robust_sd
 
 LENGTH, SKIP = 100, 5
-"""Accepted values that the baseline is made of, and the latest ones left out."""
+"""Values that the baseline is made of, and the latest ones left out."""
 WARM_UP = 30
 """Values that a baseline needs before it judges."""
 RELATIVE_FLOOR = 0.03
 """The smallest spread that is believed, as a share of the median."""
-SETTLE = 50
-"""Flagged values in a row after which they are the new baseline."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ class FlatLevel:
     def __init__(self) -> None:
         self._values = Window(LENGTH + SKIP)
         self._errors = Window(LENGTH)
-        self._waiting: list[float] = []
 
     def score(self, value: float, se: float, slack: float = 0.0) -> FlatScore:
         """Judge a value; changes nothing.
@@ -67,34 +66,18 @@ class FlatLevel:
         centre, z = standing(window, self._errors.last(LENGTH), value, se, slack)
         return FlatScore(value, se, centre, z)
 
-    def take(self, score: FlatScore, flagged: bool) -> None:
-        """Learn a value that has been judged, unless it was flagged or is nan."""
+    def take(self, score: FlatScore) -> None:
+        """Learn a value that has been judged, unless it is nan."""
         if math.isnan(score.value):
             return
-        if not flagged:
-            self._waiting.clear()
-            self._accept(score.value, score.se)
-            return
-        self._waiting.append(score.value)
-        if len(self._waiting) >= SETTLE:
-            for value in self._waiting:
-                self._accept(value, score.se)
-            self._waiting.clear()
-
-    def _accept(self, value: float, se: float) -> None:
-        self._values.append(value)
-        self._errors.append(se**2)
+        self._values.append(score.value)
+        self._errors.append(score.se**2)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything remembered, as lists of numbers."""
-        return {
-            "values": self._values.tolist(),
-            "errors": self._errors.tolist(),
-            "waiting": list(self._waiting),
-        }
+        return {"values": self._values.tolist(), "errors": self._errors.tolist()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave."""
-        self._values = Window(LENGTH + SKIP, state["values"])
-        self._errors = Window(LENGTH, state["errors"])
-        self._waiting = list(state["waiting"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` gave; from nothing where that is empty."""
+        self._values = Window(LENGTH + SKIP, state.get("values", ()))
+        self._errors = Window(LENGTH, state.get("errors", ()))

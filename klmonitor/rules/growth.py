@@ -1,77 +1,96 @@
-"""Slow rises that a trend-following level cannot see: drift over hundreds of steps, runaway.
+"""Slow rises that a level of the last steps cannot see: drift over hundreds of steps, runaway.
 
 Both compare with a flat past, and both must stay silent while a run starts up, where KL rises
-fast and then ever more slowly: growth counts only where it does not slow down.
+fast and then ever more slowly: growth counts only where it does not slow down, and only at a KL
+that is one.
 """
 
 from __future__ import annotations
 
 import math
 
-from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
-from klmonitor.rules.spikes import LOOK_FIRST
-from klmonitor.rules.track import Reading, finite
-from klmonitor.rules.window import Floats, median, robust_sd
-from klmonitor.rules.words import nats
+from klmonitor.rules.rounding import beyond_rounding
+from klmonitor.rules.rule import (
+    CRITICAL,
+    SIMMERING,
+    WARN,
+    Finding,
+    Rule,
+    Thresholds,
+)
+from klmonitor.rules.track import Reading
+from klmonitor.rules.window import median
+from klmonitor.rules.words import LOOK_FIRST, nats
 
-RECENT = 50
-"""Drift: accepted steps whose median is the level now."""
-PAST = (400, 200)
-"""Drift: the steps it is compared with, counted back from now."""
+DRIFT_FROM = 100
+"""Drift: steps since the last move that was told."""
+PAST_EIGHTHS = 4
+"""Drift: eighths of the steps that are the past."""
 FLOOR = 0.03
-"""The smallest spread of log k3 that is believed."""
+"""The smallest range of the level of log k3 that is believed."""
 LEAST_RATIO = 1.2
 """Drift: a smaller rise is calm, whatever its z."""
 BLOCK = 30
 """Runaway: steps between the levels that are compared; in each of two KL must double."""
 NOW = 5
 """Runaway: steps whose median is a level."""
+GOING_ON = 10
+"""Runaway: the latest steps, which must still be above as many before them."""
 
 
 def drift(reading: Reading, limits: Thresholds) -> Finding | None:
-    """The level of the last 50 steps is far above that of 200 to 400 steps ago (R3).
+    """The level of the last eighth of the steps is far above that of their older half (R3).
 
-    Thresholds: `z` and `rearm` in spreads of log k3 then, `ratio` and `critical_ratio` in
-    multiples of the level then.
+    Of at most 400 steps, since the last move that was told. The older half is four eighths, whose
+    medians tell how much the level of this run wanders by itself; the lowest is left out, since
+    it may be the start-up.
+    Thresholds: `z` and `rearm` in ranges of the medians of the three, `ratio` and `critical_ratio`
+    in multiples of their middle, `nats` the smallest level now that counts, `critical_nats` that is
+    critical.
     """
     history = reading.history
-    if history.size < PAST[0]:
+    if history.size < DRIFT_FROM:
         return None
-    before, rise, spread = risen(history[-PAST[0] : -PAST[1]], history[-RECENT:])
-    if rise < math.log(LEAST_RATIO):
+    eighth = history.size // 8
+    low, before, high = sorted(
+        median(history[i * eighth : (i + 1) * eighth]) for i in range(PAST_EIGHTHS)
+    )[1:]
+    now = median(history[-eighth:])
+    rise, k3 = now - before, math.exp(now)
+    if rise < math.log(LEAST_RATIO) or k3 < limits["nats"]:
         return None
-    z = rise / max(spread, FLOOR)
+    z = beyond_rounding(rise, k3, reading.unit) / max(high - low, FLOOR)
     if not (z > limits["z"] and rise > math.log(limits["ratio"])):
         return SIMMERING if z > limits["rearm"] else None
-    critical = rise >= math.log(limits["critical_ratio"])
+    critical = rise >= math.log(limits["critical_ratio"]) and k3 >= limits["critical_nats"]
+    oldest, youngest = history.size, history.size - PAST_EIGHTHS * eighth + 1
     return Finding(
         level=CRITICAL if critical else WARN,
         severity="critical" if critical else "warn",
         message=(
-            f"k3 has drifted up to {nats(math.exp(before + rise))} per token (median of "
-            f"{RECENT} steps), {math.exp(rise):.3g}x the {nats(math.exp(before))} of "
-            f"{PAST[1]} to {PAST[0]} steps ago (z = {z:.1f})"
+            f"k3 has drifted up to {nats(k3)} per token (median of {eighth} steps), "
+            f"{math.exp(rise):.3g}x the {nats(math.exp(before))} of {youngest} to {oldest} steps "
+            f"ago, where its level kept within {math.exp(high - low):.3g}x"
         ),
+        base=math.exp(before),
         values={
-            "k3": math.exp(before + rise),
+            "k3": k3,
             "before": math.exp(before),
             "ratio": math.exp(rise),
+            "within": math.exp(high - low),
             "z": z,
         },
     )
 
 
-def risen(past: Floats, recent: Floats) -> tuple[float, float, float]:
-    """The level of past steps, how far that of recent ones is above it, the past's spread."""
-    before = median(past)
-    return before, median(recent) - before, robust_sd(past, before)
-
-
 def runaway(reading: Reading, limits: Thresholds) -> Finding | None:
-    """KL has doubled twice, each time within 30 steps, and does not slow down.
+    """KL has doubled twice, each time within 30 steps, does not slow down and still grows.
 
     Thresholds: `gain`, log of the growth in each block of 30 steps; `slowing`, the least that the
-    second gain must be of the first; `steps`, how many are seen before it is judged.
+    second gain must be of the first; `scales` of a single step that both together must be;
+    `going_on`, the share of the average growth that the latest steps must still show; `steps`, how
+    many are seen before it is judged; `nats`, the smallest level now that counts; `critical_nats`,
+    that is critical.
     """
     seen = reading.seen
     if seen.size < 2 * BLOCK + NOW or reading.steps < limits["steps"]:
@@ -84,81 +103,83 @@ def runaway(reading: Reading, limits: Thresholds) -> Finding | None:
         for back in (0, BLOCK, 2 * BLOCK)
     )
     first, second = middle - old, now - middle
-    gain = limits["gain"]
-    if not (first > gain and second > gain and second > limits["slowing"] * first):
+    gain, k3 = limits["gain"], math.exp(now)
+    lately = beyond_rounding(
+        _middle(levels[-GOING_ON:]) - _middle(levels[-2 * GOING_ON : -GOING_ON]), k3, reading.unit
+    )
+    still = lately > limits["going_on"] * second * GOING_ON / BLOCK
+    grows = first > gain and second > gain and second > limits["slowing"] * first
+    clear = first + second > limits["scales"] * reading.score.scale
+    if not (grows and clear and still and k3 > limits["nats"]):
         return SIMMERING if second > gain else None
+    critical = k3 >= limits["critical_nats"]
+    doubling = 2 * BLOCK * math.log(2) / (first + second)
     return Finding(
-        level=CRITICAL,
-        severity="critical",
+        level=CRITICAL if critical else WARN,
+        severity="critical" if critical else "warn",
         message=(
             f"k3 runs away: {nats(math.exp(old))} per token, {nats(math.exp(middle))} and "
-            f"{nats(math.exp(now))} at {BLOCK} steps' distance, doubling every "
-            f"{2 * BLOCK * math.log(2) / (first + second):.0f} steps"
+            f"{nats(k3)} at {BLOCK} steps' distance, doubling every {doubling:.0f} steps"
         ),
+        base=math.exp(old),
         values={
-            "k3": math.exp(now),
+            "k3": k3,
+            "middle": math.exp(middle),
             "before": math.exp(old),
             "ratio": math.exp(now - old),
-            "doubling_steps": 2 * BLOCK * math.log(2) / (first + second),
+            "doubling_steps": doubling,
         },
     )
 
 
-def limit(reading: Reading, limits: Thresholds) -> Finding | None:
-    """k3 is above the user's own limit for this pair (R4).
+def _middle(values: list[float]) -> float:
+    ordered = sorted(values)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
-    Thresholds: pair -> nats per token.
-    """
-    most = limits.get(reading.pair.name, math.inf)
-    k3 = finite(reading["k3/mean"])
-    if not k3 > most:
-        return SIMMERING if k3 > LIMIT_REARM * most else None
-    return Finding(
-        level=CRITICAL,
-        severity="critical",
-        message=f"k3 = {nats(k3)} per token is above the limit of {nats(most)}",
-        values={"k3": k3, "limit": most},
-    )
-
-
-LIMIT_REARM = 0.8
-"""An episode above the limit ends below this share of it."""
 
 DRIFT = Rule(
     kind="drift",
     judge=drift,
-    thresholds={"z": 4.5, "ratio": 1.5, "critical_ratio": 8.0, "rearm": 3.0},
+    thresholds={
+        "z": 6.0,
+        "ratio": 1.5,
+        "critical_ratio": 8.0,
+        "rearm": 2.0,
+        "nats": 0.001,
+        "critical_nats": 0.05,
+    },
     means=(
         "the policy keeps moving away from p: the KL coefficient is too small for this "
         "reward, or the reward is being gamed"
     ),
     action=(
-        "compare samples of now and of 400 steps ago; if the reward has not risen with KL, raise "
+        "compare samples of now and of then; if the reward has not risen with KL, raise "
         "the KL coefficient or lower the learning rate"
     ),
-    source="docs/alerts.md#drift: median of 50 steps against that of 200 to 400 steps ago",
+    source="docs/alerts.md#drift: median of the last eighth of the steps against their older half",
     cooldown=200,
     calm_for=5,
+    joins_story=True,
+    lasting=True,
 )
 RUNAWAY = Rule(
     kind="runaway",
     judge=runaway,
-    thresholds={"gain": math.log(2), "slowing": 0.7, "steps": 80},
+    thresholds={
+        "gain": math.log(2),
+        "slowing": 0.7,
+        "scales": 3.0,
+        "going_on": 0.5,
+        "steps": 80,
+        "nats": 0.02,
+        "critical_nats": 0.05,
+    },
     means="a feedback loop: each update makes the next one larger",
     action="lower the learning rate or stop: exponential growth does not end by itself; "
     + LOOK_FIRST,
     source="docs/alerts.md#runaway: two doublings within 30 steps each",
     cooldown=100,
     calm_for=5,
-)
-LIMIT = Rule(
-    kind="limit",
-    judge=limit,
-    thresholds={},
-    means="the budget that you set is spent",
-    action=LOOK_FIRST,
-    source="docs/alerts.md#limit: set by you",
-    on=False,
-    per_pair=True,
-    calm_for=3,
+    joins_story=True,
+    lasting=True,
 )

@@ -6,8 +6,8 @@ import math
 
 from klmonitor.numbers.verdicts import GAP_SHARE, GAP_Z, UNRESOLVED
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
-from klmonitor.rules.track import LARGE, OUTLIER_LEVEL, Reading, gap_error
-from klmonitor.rules.words import heaviest, name_tokens, nats
+from klmonitor.rules.track import LARGE, Reading, gap_error
+from klmonitor.rules.words import heaviest, name_tokens, nats, plain
 
 
 def nonfinite(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -109,8 +109,8 @@ def outlier_rate(reading: Reading, limits: Thresholds) -> Finding | None:
         return SIMMERING if score.z > limits["rearm"] else None
     tokens = heaviest(pair, "k1", 3)
     message = (
-        f"{outliers:.0f} of {pair.tokens:.0f} tokens beyond |d| = 2 nats, {rate:.3g} per 10,000 "
-        f"where {usual:.3g} are usual (z = {score.z:.1f})"
+        f"{outliers:.0f} of {pair.tokens:.0f} tokens beyond |d| = 2 nats, {plain(rate)} per 10,000 "
+        f"where {plain(usual)} are usual (z = {score.z:.1f})"
     )
     if tokens:
         message += f"; {name_tokens(tokens)}"
@@ -174,5 +174,5 @@ OUTLIER_RATE = Rule(
     ),
     action="look at the outliers' positions: one sequence, one prompt, one kind of token?",
     source="docs/alerts.md#outlier-rate: robust z of the root of the share",
-    withholds=(OUTLIER_LEVEL,),
+    joins_story=True,
 )

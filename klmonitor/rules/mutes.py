@@ -21,11 +21,12 @@ KEYS = [(rule.kind, pair) for rule in RULES for pair in (None, *PAIR_INDEX)]
 
 
 def marked(alerts: Iterable[Alert], mutes: Sequence[Mute]) -> tuple[Alert, ...]:
-    """The alerts, those that a mute holds for marked as muted."""
-    return tuple(
-        replace(alert, muted=True) if any(mute.covers(alert) for mute in mutes) else alert
-        for alert in alerts
-    )
+    """The alerts, those marked as muted that tell nothing but what is muted."""
+
+    def muted(alert: Alert) -> bool:
+        return all(any(mute.covers(kind, alert) for mute in mutes) for kind in alert.kinds)
+
+    return tuple(replace(alert, muted=True) if muted(alert) else alert for alert in alerts)
 
 
 def encode(mutes: Iterable[Mute]) -> list[float]:

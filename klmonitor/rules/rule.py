@@ -6,6 +6,7 @@ settings, its alerts get episodes, hysteresis and a cool-down of their own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -29,6 +30,8 @@ class Finding:
         message: one line: what happened, with numbers and units, without the pair's name.
         believe: which estimator to believe, from a user's own rule; else the verdict says it.
         values: the numbers behind the message.
+        aside: the message where another finding of the same story tells it; empty: the message.
+        base: the k3 that this step's is compared with, nats; nan if it is with none.
         tokens: the tokens to look at.
         pair: the pair, where the finding knows it and the rule does not (a user's own rule).
         action: what to do first, where it is not the rule's.
@@ -40,6 +43,8 @@ class Finding:
     message: str = ""
     believe: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
+    aside: str = ""
+    base: float = math.nan
     tokens: tuple[ExtremeToken, ...] = ()
     pair: str | None = None
     action: str = ""
@@ -67,8 +72,11 @@ class Rule:
         source: where the rule and its thresholds come from.
         on: whether the presets switch it on.
         per_pair: its thresholds are named by pair instead.
-        withholds: what a track does not learn from a step at which it finds something
-            (`klmonitor.rules.track`).
+        withholds: what a track does not learn from a step at which it finds something, or what it
+            forgets (`klmonitor.rules.track`).
+        joins_story: whether it tells of the level of KL: all that do at one step of a pair are one
+            alert (`klmonitor.rules.story`).
+        lasting: a state rather than an event: it joins a story and never prolongs one.
     """
 
     kind: str
@@ -82,3 +90,5 @@ class Rule:
     on: bool = True
     per_pair: bool = False
     withholds: tuple[str, ...] = ()
+    joins_story: bool = False
+    lasting: bool = False

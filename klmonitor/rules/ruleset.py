@@ -8,8 +8,8 @@ alerts as the live run did, and a resumed run those that an uninterrupted one wo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from klmonitor.boundary import Boundary, HealthLog
@@ -21,12 +21,14 @@ from klmonitor.rules.own import judge_own, own_rule
 from klmonitor.rules.rule import Finding, Rule, Thresholds
 from klmonitor.rules.settings import Rules, parse_rules
 from klmonitor.rules.silence import NO_DATA, Silence
-from klmonitor.rules.spikes import SHIFT
+from klmonitor.rules.story import Found, Story, alone
 from klmonitor.rules.table import RULES
-from klmonitor.rules.track import Reading, Track, has_data
-from klmonitor.rules.words import nats
+from klmonitor.rules.telling import believing, ended, restrained, told
+from klmonitor.rules.track import Reading, Track, finite, has_data, to_reference
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+READS = (1, STATE_VERSION)
+"""Versions of a state that are read; the first had neither stories nor counts of tokens."""
 RUN = ""
 """In the place of a pair's name: what concerns the run."""
 
@@ -82,6 +84,7 @@ class RuleSet:
         self._tracks: dict[str, Track] = {}
         self._silence: dict[str, Silence] = {}
         self._episodes: dict[tuple[str, str], Episode] = {}
+        self._stories: dict[str, Story] = {}
 
     def fresh(self) -> RuleSet:
         """The same rules without any memory."""
@@ -100,29 +103,23 @@ class RuleSet:
         errors = 0
         present = {name: pair for name, pair in report.pairs.items() if has_data(pair)}
         for name, pair in present.items():
-            track = self._track(name)
-            reading, withheld = track.read(pair), set[str]()
-            of_pair: list[Alert] = []
-            for one in self._judges:
-                found = one.boundary(_found, one.judge, reading, one.limits)
-                if found is None:
-                    errors += 1
-                    continue
-                (finding,) = found
-                if finding is not None and finding.level:
-                    withheld.update(one.rule.withholds)
-                if finding is not None or (one.rule.kind, name) in self._episodes:
-                    of_pair += self._announce(report.step, one.rule, name, finding, pair)
+            track = self._track(name, report.run_values)
+            reading = track.read(pair, report.run_values)
+            findings, failed = self._findings(reading)
+            of_pair = self._announced(report.step, name, pair, findings)
             scores[name] = reading.score.z
-            track.take(reading, withheld)
+            track.take(
+                reading, {what for rule, one in findings if one.level for what in rule.withholds}
+            )
             open_kinds[name] = self._open_on(name)
             believe = verdict(pair.values, open_kinds[name]).text
-            said += (_believing(alert, believe) for alert in of_pair)
+            said += (believing(alert, believe) for alert in of_pair)
+            errors += failed
         silences = self._silent(self._silences, report.step, present)
         errors += silences is None
         said += silences or ()
         if INACTIVE.kind in self._limits:
-            said += self._announce(report.step, INACTIVE, RUN, inactive(report))
+            said += self._of_run(report.step, INACTIVE, RUN, inactive(report))
         said += self._own(report)
         return Judgement(
             alerts=tuple(alert for alert in said if alert.phase != END),
@@ -131,6 +128,42 @@ class RuleSet:
             open_kinds=open_kinds,
             errors=errors,
         )
+
+    def _findings(self, reading: Reading) -> tuple[list[tuple[Rule, Finding]], int]:
+        """What the rules find on a pair, calm ones left out; and how many of them failed."""
+        findings, failed = [], 0
+        for one in self._judges:
+            found = one.boundary(_found, one.judge, reading, one.limits)
+            if found is None:
+                failed += 1
+            elif found[0] is not None:
+                findings.append((one.rule, restrained(found[0], reading.pair)))
+        return findings, failed
+
+    def _announced(
+        self, step: int, name: str, pair: PairReport, findings: Sequence[tuple[Rule, Finding]]
+    ) -> list[Alert]:
+        """Advance the episodes of all kinds of a pair: what ended, and what there is to tell."""
+        by_kind = {rule.kind: finding for rule, finding in findings}
+        said: list[Alert] = []
+        of_story: list[Found] = []
+        for rule in (one.rule for one in self._judges):
+            finding = by_kind.get(rule.kind)
+            size = finite(pair["k3/mean"]) if finding and not math.isnan(finding.base) else 0.0
+            phase, episode = self._advance(step, rule, name, finding, size)
+            if episode is None:
+                continue
+            if phase == END:
+                said.append(ended(step, rule, name, episode.since, pair))
+            elif finding is not None and finding.level:
+                found = Found(rule, finding, phase, episode.since)
+                if rule.joins_story:
+                    of_story.append(found)
+                elif phase:
+                    said.append(told(step, name, alone(found)))
+        story = self._stories.setdefault(name, Story())
+        telling = story.take(step, finite(pair["k3/mean"]), of_story)
+        return [told(step, name, telling), *said] if telling else said
 
     def _open_on(self, pair: str) -> tuple[str, ...]:
         """Kinds of alert that are open on a pair."""
@@ -144,12 +177,12 @@ class RuleSet:
             return []
         said: list[Alert] = []
         if self._tracks and self._silence.pop(RUN, None) is not None:
-            said += self._announce(step, NO_DATA, RUN, None)
+            said += self._of_run(step, NO_DATA, RUN, None)
         for name in self._tracks or (RUN,):
             silence = self._silence.setdefault(name, Silence())
             silence.advance(name in present)
             finding = silence.find(self._limits[NO_DATA.kind])
-            said += self._announce(step, NO_DATA, name, finding)
+            said += self._of_run(step, NO_DATA, name, finding)
         return said
 
     def _own(self, report: Report) -> list[Alert]:
@@ -157,38 +190,41 @@ class RuleSet:
         said: list[Alert] = []
         for rule, function in self._functions:
             finding = judge_own(function, report)
-            said += self._announce(report.step, rule, RUN, finding)
+            said += self._of_run(report.step, rule, RUN, finding)
         return said
 
-    def _track(self, name: str) -> Track:
-        if name not in self._tracks:
-            shift = self._limits.get(SHIFT.kind, SHIFT.thresholds)
-            self._tracks[name] = Track(shift["z"], shift["rearm"])
-        return self._tracks[name]
+    def _track(self, name: str, run: Mapping[str, float]) -> Track:
+        track = self._tracks.get(name)
+        if track is None:
+            track = self._tracks[name] = Track()
+        if run.get("run/reference_sync") == 1 and to_reference(name):
+            track.restart()
+        return track
 
-    def _announce(
-        self,
-        step: int,
-        rule: Rule,
-        pair: str,
-        finding: Finding | None,
-        numbers: PairReport | None = None,
+    def _of_run(
+        self, step: int, rule: Rule, pair: str, finding: Finding | None
     ) -> tuple[Alert, ...]:
-        """Advance the episode of one kind of one pair, and say what there is to say."""
+        """What there is to say of a kind that is not found in what a step measured."""
+        phase, episode = self._advance(step, rule, pair, finding, 0.0)
+        if episode is None or phase is None:
+            return ()
+        if phase == END or finding is None:
+            return (ended(step, rule, pair, episode.since),)
+        return (told(step, pair, alone(Found(rule, finding, phase, episode.since))),)
+
+    def _advance(
+        self, step: int, rule: Rule, pair: str, finding: Finding | None, size: float
+    ) -> tuple[str | None, Episode | None]:
+        """Advance the episode of one kind of one pair; None where there is none yet."""
         key = (rule.kind, pair)
         episode = self._episodes.get(key)
         if episode is None:
             if finding is None or not finding.level:
-                return ()
+                return None, None
             episode = self._episodes[key] = Episode()
         level = None if finding is None else finding.level
         cooldown = self._limits.get(rule.kind, {}).get("cooldown", rule.cooldown)
-        phase = episode.advance(step, level, cooldown, rule.calm_for)
-        if phase == END:
-            return (_end(step, rule, pair, episode, numbers),)
-        if phase is None or finding is None:
-            return ()
-        return (_alert(step, rule, pair, finding, phase, episode.since),)
+        return episode.advance(step, level, cooldown, rule.calm_for, size), episode
 
     def state_dict(self) -> dict[str, Any]:
         """Baselines and episodes as lists and numbers, ready for JSON."""
@@ -200,6 +236,9 @@ class RuleSet:
                 {"kind": kind, "pair": pair, **episode.state_dict()}
                 for (kind, pair), episode in self._episodes.items()
             ],
+            "stories": [
+                {"pair": name, **story.state_dict()} for name, story in self._stories.items()
+            ],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -208,19 +247,23 @@ class RuleSet:
         Raises:
             ValueError: the state was written by another version of the rules.
         """
-        if state.get("version") != STATE_VERSION:
+        if state.get("version") not in READS:
             raise ValueError(
                 f"state of the rules has version {state.get('version')!r}, this is "
                 f"{STATE_VERSION}: start with a fresh RuleSet"
             )
         self._tracks = {}
         for name, body in state["tracks"].items():
-            self._track(name).load_state_dict(body)
-        self._silence = {name: Silence(**body) for name, body in state["silence"].items()}
+            self._track(name, {}).load_state_dict(body)
+        self._silence = {name: Silence.from_state(body) for name, body in state["silence"].items()}
         self._episodes = {}
         for row in state["episodes"]:
             fields = {key: value for key, value in row.items() if key not in ("kind", "pair")}
-            self._episodes[row["kind"], row["pair"]] = Episode(**fields)
+            self._episodes[row["kind"], row["pair"]] = Episode.from_state(fields)
+        self._stories = {}
+        for row in state.get("stories", ()):
+            fields = {key: value for key, value in row.items() if key != "pair"}
+            self._stories[row["pair"]] = Story.from_state(fields)
 
 
 class _Guarded(NamedTuple):
@@ -241,45 +284,3 @@ def _found(
 ) -> tuple[Finding | None]:
     """What a rule finds, told apart from the None of a boundary."""
     return (judge(reading, limits),)
-
-
-def _believing(alert: Alert, believe: str) -> Alert:
-    return alert if alert.phase == END or alert.believe else replace(alert, believe=believe)
-
-
-def _named(pair: str, message: str) -> str:
-    return f"{pair}: {message}" if pair else message
-
-
-def _alert(step: int, rule: Rule, pair: str, finding: Finding, phase: str, since: int) -> Alert:
-    return Alert(
-        step=step,
-        kind=rule.kind,
-        severity=finding.severity,
-        pair=finding.pair or pair or None,
-        message=_named(pair, finding.message),
-        believe=finding.believe,
-        action=finding.action or rule.action,
-        means=finding.means or rule.means,
-        source=rule.source,
-        phase=phase,
-        since=since,
-        values={key: value for key, value in finding.values.items() if not math.isnan(value)},
-        tokens=tuple(token.with_text(None) for token in finding.tokens),
-    )
-
-
-def _end(step: int, rule: Rule, pair: str, episode: Episode, numbers: PairReport | None) -> Alert:
-    message = f"{rule.kind} over; it was open since step {episode.since}"
-    if numbers is not None and not math.isnan(numbers["k3/mean"]):
-        message += f"; k3 is now {nats(numbers['k3/mean'])} per token"
-    return Alert(
-        step=step,
-        kind=rule.kind,
-        severity="info",
-        pair=pair or None,
-        message=_named(pair, message),
-        source=rule.source,
-        phase=END,
-        since=episode.since,
-    )

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
-from klmonitor.rules.track import K1_LEVEL, SIGNED, Reading
+from klmonitor.rules.track import SIGNED, Reading
 from klmonitor.rules.words import dominating, heaviest, name_tokens, nats
 
 AUTOCORRELATION = 2.0
@@ -82,7 +82,7 @@ K1_EXCURSION = Rule(
     means=("a group of tokens that p and q see very differently, or a batch unlike the others"),
     action="look at the tokens of largest |d| of this step, and whether the batch was a usual one",
     source="docs/alerts.md#k1: robust z of k1, two-sided",
-    withholds=(K1_LEVEL,),
+    joins_story=True,
 )
 K1_NEGATIVE = Rule(
     kind="k1_negative",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from klmonitor.numbers.stored import fields_like
 from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
 
 
@@ -46,6 +48,11 @@ class Silence:
     def state_dict(self) -> dict[str, Any]:
         """All fields."""
         return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Silence:
+        """Continue from what `state_dict` gave, or refuse it (ValueError)."""
+        return cls(**fields_like(cls(), state))
 
 
 NO_DATA = Rule(

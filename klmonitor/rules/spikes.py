@@ -1,7 +1,7 @@
 """Sudden rises of k3: one step far above its level, a level that has moved, a surge at start-up.
 
-All three look at log k3, where one threshold serves every noise regime, and are one-sided: KL
-that falls is no emergency.
+All three look at log k3, where one threshold serves every noise regime, and are one-sided: what
+falls is told by the rules of `klmonitor.rules.falls`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,17 @@ from __future__ import annotations
 import math
 
 from klmonitor.report import PairReport
-from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
-from klmonitor.rules.track import K3_LEVEL, Reading, finite
+from klmonitor.rules.rule import (
+    CRITICAL,
+    SIMMERING,
+    WARN,
+    Finding,
+    Rule,
+    Thresholds,
+)
+from klmonitor.rules.track import JUMP, PAST, Reading, finite
 from klmonitor.rules.words import (
+    LOOK_FIRST,
     READ_TOKENS,
     count,
     dominating,
@@ -19,19 +27,20 @@ from klmonitor.rules.words import (
     name_tokens,
     nats,
     odd_tokens,
+    plain,
 )
 
-LOOK_BACK, SKIP = 20, 5
-"""A surge is measured against this many earlier steps, without the latest few."""
+LOOK_BACK, LATEST = 20, 5
+"""A surge is measured against this many earlier steps, the latest few of them apart."""
 SURGE_FROM = 10
 """Earlier steps that a surge needs."""
 
 
 def spike(reading: Reading, limits: Thresholds) -> Finding | None:
-    """k3 of this step is above its trend-following level (R1).
+    """k3 of this step is above its level (R1).
 
     Thresholds: `z` in scales of log k3, `ratio` and `critical_ratio` in multiples of the level,
-    `rearm` in scales.
+    `critical_nats` the smallest k3 that is critical, `rearm` in scales.
     """
     score = reading.score
     if score.z > limits["z"] and score.ratio > limits["ratio"]:
@@ -41,28 +50,30 @@ def spike(reading: Reading, limits: Thresholds) -> Finding | None:
 
 def _risen(reading: Reading, limits: Thresholds) -> Finding:
     pair, score = reading.pair, reading.score
-    expected = math.exp(score.level)
+    k3, expected = pair["k3/mean"], math.exp(score.level)
     tokens = heaviest(pair, "k3", dominating(pair, "k3"))
     rest = pair["k3/mean_without_top"]
     by_tokens = _carried(pair, limits["ratio"] * expected)
-    critical = score.ratio >= limits["critical_ratio"] and not by_tokens
+    much = score.ratio >= limits["critical_ratio"] and k3 >= limits["critical_nats"]
+    critical = much and not by_tokens
     message = (
-        f"k3 rose to {nats(pair['k3/mean'])} per token, {score.ratio:.3g}x the "
+        f"k3 rose to {nats(k3)} per token, {plain(score.ratio)}x the "
         f"{nats(expected)} expected from the last steps (z = {score.z:.1f})"
     )
     if by_tokens:
         message += (
-            f"; without {count(len(tokens), 'token')} it is {nats(rest)}, no spike: "
-            f"{name_tokens(tokens)}"
+            f"; without {count(dominating(pair, 'k3'), 'token')} it is {nats(rest)}, no spike"
         )
+        message += f": {name_tokens(tokens)}" if tokens else ""
     elif tokens:
         message += f"; heaviest in k3: {name_tokens(tokens[:1])}"
     return Finding(
         level=CRITICAL if critical else WARN,
         severity="critical" if critical else "warn",
         message=message,
+        base=expected,
         values={
-            "k3": pair["k3/mean"],
+            "k3": k3,
             "expected": expected,
             "ratio": score.ratio,
             "z": score.z,
@@ -75,62 +86,81 @@ def _risen(reading: Reading, limits: Thresholds) -> Finding:
 
 
 def shift(reading: Reading, limits: Thresholds) -> Finding | None:
-    """The level itself has moved: the median of the last five z is high (R2).
+    """The level itself has moved: the median of seven steps against that of 25 before (R2).
 
-    Thresholds: `z` and `rearm` in scales of log k3, `critical_ratio` in multiples of the level.
+    Thresholds: `z` and `rearm` in scales of what medians of seven do in this run; `ratio` and
+    `critical_ratio` in multiples of the level before, `critical_nats` the smallest level now that
+    is critical.
     """
     score = reading.score
-    if not score.z_recent > limits["z"]:
-        return SIMMERING if score.z_recent > limits["rearm"] else None
-    expected = math.exp(score.level)
-    critical = score.ratio >= limits["critical_ratio"]
+    if not (score.z_moved > limits["z"] and score.moved > limits["ratio"]):
+        return SIMMERING if score.z_moved > limits["rearm"] else None
+    now, before = math.exp(score.now), math.exp(score.before)
+    critical = score.moved >= limits["critical_ratio"] and now >= limits["critical_nats"]
     return Finding(
         level=CRITICAL if critical else WARN,
         severity="critical" if critical else "warn",
         message=(
-            f"k3 stays high: {nats(reading['k3/mean'])} per token now, {score.ratio:.3g}x the "
-            f"{nats(expected)} expected; median z of the last five steps {score.z_recent:.1f}"
+            f"the level of k3 has moved to {nats(now)} per token (median of seven steps), "
+            f"{score.moved:.3g}x the {nats(before)} of the 25 steps before them "
+            f"(z = {score.z_moved:.1f})"
         ),
+        base=before,
         values={
-            "k3": reading["k3/mean"],
-            "expected": expected,
-            "ratio": score.ratio,
-            "z_recent": score.z_recent,
+            "k3": now,
+            "expected": before,
+            "ratio": score.moved,
+            "z_moved": score.z_moved,
         },
     )
 
 
 def surge(reading: Reading, limits: Thresholds) -> Finding | None:
-    """k3 is many times the largest of the steps before, also where no baseline exists yet.
+    """k3 is many times all that came before, also where no level exists yet.
 
-    Thresholds: `ratio` in multiples of that largest, `nats` the smallest k3 that counts.
+    Thresholds: `ratio` in multiples of the largest of the steps before the latest five; `latest`
+    in multiples of the largest of these, which keeps an ordinary start-up out; `nats`, the smallest
+    k3 that counts; `critical_nats`, the k3 from which it is critical though it took two steps;
+    `rearm`, a share of the threshold.
     """
     k3 = finite(reading["k3/mean"])
-    earlier = reading.history[-LOOK_BACK:][:-SKIP]
     if reading.steps < SURGE_FROM or not k3 > limits["nats"]:
         return None
-    if not reading.history.size:
+    seen = reading.seen[-LOOK_BACK:]
+    if not seen.size:
         return _from_nothing(reading, k3)
+    earlier, latest = seen[:-LATEST], seen[-LATEST:]
     if not earlier.size:
         return None
-    largest = math.exp(max(earlier.tolist()))
-    threshold = limits["ratio"] * largest
+    before, last = (math.exp(float(part.max())) for part in (earlier, latest))
+    threshold = max(limits["ratio"] * before, limits["latest"] * last)
     if not k3 > threshold:
         return SIMMERING if k3 > limits["rearm"] * threshold else None
     by_tokens = _carried(reading.pair, threshold)
     tokens = heaviest(reading.pair, "k3", dominating(reading.pair, "k3"))
-    message = (
-        f"k3 surged to {nats(k3)} per token, {k3 / largest:.3g}x the largest of the "
-        f"{earlier.size} steps before ({nats(largest)})"
+    aside = (
+        f"{plain(k3 / last)}x the largest of the latest {latest.size} steps ({nats(last)}) and "
+        f"{plain(k3 / before)}x that of the {earlier.size} before them ({nats(before)})"
     )
+    message = f"k3 surged to {nats(k3)} per token, {aside}"
     if by_tokens:
         rest = reading["k3/mean_without_top"]
-        message += f"; without {count(len(tokens), 'token')} it is {nats(rest)}, no surge"
+        named = count(dominating(reading.pair, "k3"), "token")
+        message += f"; without {named} it is {nats(rest)}, no surge"
+    much = k3 > limits["ratio"] * last or k3 >= limits["critical_nats"]
+    critical = much and not by_tokens
     return Finding(
-        level=WARN if by_tokens else CRITICAL,
-        severity="warn" if by_tokens else "critical",
+        level=CRITICAL if critical else WARN,
+        severity="critical" if critical else "warn",
         message=message,
-        values={"k3": k3, "largest_before": largest, "ratio": k3 / largest},
+        aside=aside,
+        base=last,
+        values={
+            "k3": k3,
+            "largest_before": before,
+            "largest_latest": last,
+            "ratio": k3 / before,
+        },
         tokens=tokens,
         action=READ_TOKENS if by_tokens else "",
         means=odd_tokens(tokens) if by_tokens else "",
@@ -155,42 +185,52 @@ def _carried(pair: PairReport, threshold: float) -> bool:
     return pair["dominance/k3/level"] >= 1 and pair["k3/mean_without_top"] <= threshold
 
 
-LOOK_FIRST = (
-    "look at this step's samples and reward: was there a jump of the learning rate, a bad batch, "
-    "a stale or mismatched sampler? If it persists, lower the learning rate, raise the KL "
-    "coefficient, or go back to the checkpoint before it"
-)
-
 SPIKE = Rule(
     kind="spike",
     judge=spike,
-    thresholds={"z": 4.7, "ratio": 1.5, "critical_ratio": 8.0, "rearm": 2.0},
-    means=("the policy moved far from p in one update, or this batch holds unusual samples"),
+    thresholds={
+        "z": 4.4,
+        "ratio": 1.8,
+        "critical_ratio": 8.0,
+        "critical_nats": 0.02,
+        "rearm": 2.0,
+    },
+    means="the policy moved far from p in one update, or this batch holds unusual samples",
     action=LOOK_FIRST,
-    source="docs/alerts.md#spike: robust z of log k3 against a trend-following median",
-    withholds=(K3_LEVEL,),
-    cooldown=20,
+    source="docs/alerts.md#spike: robust z of log k3 against the median of the steps before",
+    withholds=(JUMP,),
+    joins_story=True,
+    cooldown=3,
 )
 SHIFT = Rule(
     kind="shift",
     judge=shift,
-    thresholds={"z": 3.3, "critical_ratio": 8.0, "rearm": 2.0},
+    thresholds={
+        "z": 4.5,
+        "ratio": 1.3,
+        "critical_ratio": 8.0,
+        "critical_nats": 0.02,
+        "rearm": 2.0,
+    },
     means=(
         "an update that was too large and was not taken back, or a change of data, "
         "temperature or sampler"
     ),
     action=LOOK_FIRST,
-    source="docs/alerts.md#shift: median of five robust z of log k3",
+    source="docs/alerts.md#shift: medians of seven steps against their own past",
+    withholds=(PAST,),
+    joins_story=True,
 )
 SURGE = Rule(
     kind="surge",
     judge=surge,
-    thresholds={"ratio": 10.0, "nats": 0.05, "rearm": 0.5},
+    thresholds={"ratio": 10.0, "latest": 3.0, "nats": 0.05, "critical_nats": 0.5, "rearm": 0.5},
     means=(
         "an update broke the policy: a jump of the learning rate, an exploding "
         "gradient, a wrong checkpoint"
     ),
     action="stop or pause the run before the next checkpoint is overwritten; " + LOOK_FIRST,
     source="docs/alerts.md#surge: multiple of the largest k3 of the steps before",
-    withholds=(K3_LEVEL,),
+    withholds=(JUMP,),
+    joins_story=True,
 )

@@ -1,7 +1,19 @@
 """What is remembered of one pair from step to step, and what one step looks like against it.
 
 Everything here survives a checkpoint (`state_dict`) and has a fixed size: a step costs the same
-after a million steps as after a hundred.
+after a million steps as after a hundred. Steps are those at which the pair had data: a pair that is
+seen in every tenth batch has its baseline in its own time.
+
+Values of the run that are read where a report has them (`Report.run_values`); absent ones are
+unknown:
+
+    run/learning_rate    the learning rate of the update that follows this step's numbers
+    run/beta             the coefficient of the KL penalty
+    run/step_of_run      optimizer steps before this step's numbers, 0 before the first of a run
+                         that is not resumed (a resumed run never says 0)
+    run/updates          optimizer steps so far, where a step of the report is not one
+    run/reference_sync   1 at the first step whose numbers are against a reference that was set
+                         anew on purpose
 """
 
 from __future__ import annotations
@@ -11,22 +23,36 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from klmonitor.report import PairReport
-from klmonitor.rules.flat import FlatLevel, FlatScore
-from klmonitor.rules.trend import Score, TrendLevel
-from klmonitor.rules.window import Floats, Window
+import numpy as np
 
-K3_LEVEL, K1_LEVEL, OUTLIER_LEVEL = "level of k3", "level of k1", "level of outliers"
+from klmonitor.numbers.stored import count_of, numbers_of
+from klmonitor.record.rows import as_float, finite_or_none
+from klmonitor.report import PairReport
+from klmonitor.rules.flat import LENGTH, SKIP, FlatLevel, FlatScore
+from klmonitor.rules.level import NOW, Level, Score
+from klmonitor.rules.rounding import decimals, unit
+from klmonitor.rules.window import Floats, Window, median
+
 HABIT_K1, HABIT_K3 = "habit of k1", "habit of k3"
 """What a track learns from a step, unless a rule that finds something there withholds it."""
+PAST = "past"
+"""What a rule withholds that has told a new level: nothing is compared with the time before it."""
+JUMP = "jump"
+"""What a rule withholds that has told a jump: `PAST`, if the level stays high for seven steps."""
+START = "start"
+"""What a rule withholds that has told a new start: all of log k3 is forgotten."""
 LARGE = 1e150
 """Nats beyond which a number is no better than an infinity: its square is none of float64's."""
 LARGEST_RELATIVE_ERROR = 1e3
 """A standard error beyond this many times its mean says no more than that."""
-ACCEPTED = 450
-"""Accepted steps of log k3, what drift looks back on."""
+HISTORY = 400
+"""Steps of log k3 that drift looks back on."""
 SEEN = 100
-"""Steps of log k3 as they were, what runaway looks back on."""
+"""Steps of log k3 that runaway and surge look back on, and whose digits tell the rounding."""
+LATEST = 40
+"""Steps of k3, zeros among them, that the absolute norm and a fall look back on."""
+FIRST = 3
+"""Steps of k3 that a pair began with."""
 SIGNED = 50
 """Steps of k1 whose sign is judged together."""
 HABIT = 100
@@ -34,6 +60,8 @@ HABIT = 100
 HABIT_GROWTH, HABIT_START = 2.0, 4.0
 """A flagged |J| enters the habit at most as twice the habit so far (at least 4): a run that turns
 heavy-tailed is told once or twice, and a single huge token blinds nobody."""
+MOVED = 0.25
+"""Log k3 by which a level is another one, seven steps after a jump that was told."""
 GAPS = 5
 """Steps whose gap is judged together, the current one included: a sampler that is wrong is wrong
 in every batch, while a single heavy-tailed batch has a wild gap and a standard error too small."""
@@ -51,36 +79,62 @@ def has_data(pair: PairReport) -> bool:
     return pair["tokens"] != 0 or pair["nonfinite"] > 0
 
 
+def to_reference(pair: str) -> bool:
+    """Whether a pair is a KL to the reference."""
+    return pair.endswith("_ref")
+
+
 @dataclass(frozen=True)
 class Reading:
     """One pair at one step, with what came before it.
 
     Attributes:
         pair: this step's numbers.
-        score: log k3 against the trend-following level.
+        run: values of the run at this step, see this module.
+        score: log k3 against its level.
+        unit: what k3 is rounded to, nats.
         k1: k1's mean against its flat level.
         outliers: square root of the share of outliers against its flat level.
-        history: accepted log k3 of earlier steps, oldest first.
-        seen: log k3 of earlier steps, also of those that were flagged.
+        tokens: log of the number of tokens against its flat level.
+        length: log of the mean length of a sequence, tokens, against its flat level.
+        history: log k3 of earlier steps since the last move that was told, oldest first.
+        seen: log k3 of earlier steps.
+        latest: k3 of the last earlier steps, zeros among them.
+        first: k3 of the first steps of this pair.
         signs: earlier k1 means and their squared standard errors.
         gaps: k3 - k1 of earlier steps at which q drew the tokens, and squared standard errors.
         habits: estimator -> |J| of dominance in the last steps, this one not yet among them.
-        steps: steps of this pair seen before this one.
+        steps: steps of this pair before this one, since its (new) start.
+        age: and since it was first seen.
+        alike: updates since both policies began to give the very same numbers, up to this step;
+            nan if they do not now.
     """
 
     pair: PairReport
+    run: Mapping[str, float]
     score: Score
+    unit: float
     k1: FlatScore
     outliers: FlatScore
+    tokens: FlatScore
+    length: FlatScore
     history: Floats
     seen: Floats
+    latest: Floats
+    first: Floats
     signs: tuple[Floats, Floats]
     gaps: tuple[Floats, Floats]
     habits: Mapping[str, Window]
     steps: int
+    age: int
+    alike: float
 
     def __getitem__(self, metric: str) -> float:
         return self.pair[metric]
+
+    def of_run(self, name: str) -> float:
+        """A value of the run, nan if it is unknown."""
+        return self.run.get(f"run/{name}", math.nan)
 
     def habit(self, estimator: str) -> float:
         """The largest |J| of dominance in the last steps, 0 at first."""
@@ -88,106 +142,186 @@ class Reading:
 
 
 class Track:
-    """The memory of one pair.
+    """The memory of one pair."""
 
-    Args:
-        shift_z: median of five z at which the level of log k3 counts as shifted.
-        rearm_z: and below which it no longer does.
-    """
-
-    def __init__(self, shift_z: float, rearm_z: float) -> None:
-        self._trend = TrendLevel(shift_z, rearm_z)
-        self._k1 = FlatLevel()
+    def __init__(self) -> None:
         self._outliers = FlatLevel()
-        self._history = Window(ACCEPTED)
-        self._seen = Window(SEEN)
+        self._tokens = FlatLevel()
+        self._length = FlatLevel()
         self._signs = (Window(SIGNED), Window(SIGNED))
         self._gaps = (Window(GAPS - 1), Window(GAPS - 1))
         self._habit = {name: Window(HABIT) for name in ("k1", "k3")}
-        self._steps = 0
+        self._first: list[float] = []
+        self._age = 0
+        self._alike = self._updates = math.nan
+        self.restart()
 
-    def read(self, pair: PairReport) -> Reading:
+    def restart(self) -> None:
+        """Forget the level of KL: the reference is another one from here on."""
+        self._level = Level()
+        self._k1 = FlatLevel()
+        self._history = Window(HISTORY)
+        self._seen = Window(SEEN)
+        self._digits = Window(SEEN)
+        self._latest = Window(LATEST)
+        self._steps = 0
+        self._jump = 0
+
+    def read(self, pair: PairReport, run: Mapping[str, float]) -> Reading:
         """One step against the past; changes nothing."""
-        score = self._score(pair)
+        k3 = finite(pair["k3/mean"])
+        digits = self._digits.last(SEEN).max(initial=0)
+        step = unit(max(digits, decimals(k3))) if math.isfinite(k3) else 0.0
+        score = self._score(pair, k3, step)
         share = finite(pair["outliers/rate"]) / 1e4
         root = math.sqrt(share) if share >= 0 else math.nan
         return Reading(
             pair=pair,
+            run=run,
             score=score,
-            k1=self._k1.score(finite(pair["k1/mean"]), finite(pair["k1/se"]), _explained(score)),
+            unit=step,
+            k1=self._k1.score(finite(pair["k1/mean"]), finite(pair["k1/se"]), self._moved(k3)),
             outliers=self._outliers.score(root, _share_error(pair.tokens)),
-            history=self._history.last(ACCEPTED),
+            tokens=self._tokens.score(_log(pair.tokens), 0.0),
+            length=self._length.score(_log(pair.tokens) - _log(pair["sequences"]), 0.0),
+            history=self._history.last(HISTORY),
             seen=self._seen.last(SEEN),
+            latest=self._latest.last(LATEST),
+            first=np.array(self._first),
             signs=(self._signs[0].last(SIGNED), self._signs[1].last(SIGNED)),
             gaps=(self._gaps[0].last(GAPS), self._gaps[1].last(GAPS)),
             habits=self._habit,
             steps=self._steps,
+            age=self._age,
+            alike=self._alike_for(pair, run),
         )
 
-    def _score(self, pair: PairReport) -> Score:
-        k3 = finite(pair["k3/mean"])
+    def _score(self, pair: PairReport, k3: float, step: float) -> Score:
         if not k3 > 0:
             return Score()
         se = finite(pair["k3/se"]) / k3
         known = 0.0 if math.isnan(se) else min(abs(se), LARGEST_RELATIVE_ERROR)
-        return self._trend.score(math.log(k3), known)
+        return self._level.score(math.log(k3), known, step)
+
+    def _moved(self, k3: float) -> float:
+        """How far k3 is from its own median, nats: k1 estimates the same KL and may move as far."""
+        usual = self._seen.last(LENGTH, skip=SKIP)
+        return finite(k3 - math.exp(median(usual))) if usual.size and k3 >= 0 else 0.0
+
+    def _alike_for(self, pair: PairReport, run: Mapping[str, float]) -> float:
+        """Updates up to this step in which both policies gave the very same numbers."""
+        zero = pair.tokens > 0 and pair["k3/mean"] == 0 == pair["k1/mean"]
+        if not (pair["identical"] == 1 or zero):
+            return math.nan
+        if math.isnan(self._alike):
+            return 0.0
+        updates = run.get("run/updates", math.nan) - self._updates
+        moving = run.get("run/learning_rate", math.nan) != 0
+        return self._alike + moving * (1.0 if math.isnan(updates) else updates)
 
     def take(self, reading: Reading, withheld: Container[str]) -> None:
         """Learn from a step: what a rule withholds stays out, so does what is not a number."""
-        self._steps += 1
-        self._k1.take(reading.k1, K1_LEVEL in withheld)
-        self._outliers.take(reading.outliers, OUTLIER_LEVEL in withheld)
-        gap, error = finite(reading["gap"]), gap_error(reading.pair)
-        if reading["on_policy"] == 1 and not math.isnan(error):
-            self._gaps[0].append(gap)
-            self._gaps[1].append(error**2)
+        self._age += 1
+        self._k1.take(reading.k1)
+        self._outliers.take(reading.outliers)
+        self._tokens.take(reading.tokens)
+        self._length.take(reading.length)
+        self._alike = reading.alike
+        self._updates = reading.of_run("updates")
+        self._take_errors(reading)
         for name, habit in (("k1", HABIT_K1), ("k3", HABIT_K3)):
-            window = self._habit[name]
             j = abs(finite(reading[f"dominance/{name}/j"]))
             if habit in withheld:
                 j = min(j, HABIT_GROWTH * max(reading.habit(name), HABIT_START))
             if not math.isnan(j):
-                window.append(j)
+                self._habit[name].append(j)
+        if START in withheld and reading["k3/mean"] > 0:  # zeros enter no level
+            self.restart()
+        moved = PAST in withheld or self._stays(reading.score, JUMP in withheld)
+        self._take_k3(finite(reading["k3/mean"]), reading.score, moved)
+
+    def _stays(self, score: Score, jumps: bool) -> bool:
+        """Whether the level is another one since a jump that was told seven steps ago."""
+        before = self._jump
+        self._jump = NOW if jumps else max(before - 1, 0)
+        return before == 1 and not jumps and score.now - score.before > MOVED
+
+    def _take_errors(self, reading: Reading) -> None:
+        gap, error = finite(reading["gap"]), gap_error(reading.pair)
+        if reading["on_policy"] == 1 and not math.isnan(error):
+            self._gaps[0].append(gap)
+            self._gaps[1].append(error**2)
         if not math.isnan(reading.k1.value):
             self._signs[0].append(reading.k1.value)
             self._signs[1].append(reading.k1.se**2)
-        if math.isnan(reading.score.y):
-            self._trend.skip()
+
+    def _take_k3(self, k3: float, score: Score, moved: bool) -> None:
+        self._steps += 1
+        if math.isnan(k3):
             return
-        self._seen.append(reading.score.y)
-        accepted = self._trend.take(reading.score, K3_LEVEL in withheld)
-        if accepted.moved:
-            self._history.shift(accepted.moved)
-        for y in accepted.values:
-            self._history.append(y)
+        self._latest.append(k3)
+        if len(self._first) < FIRST:
+            self._first.append(k3)
+        if math.isnan(score.y):
+            return
+        self._digits.append(decimals(k3))
+        self._seen.append(score.y)
+        if moved:
+            self._history = Window(HISTORY)
+        self._history.append(score.y)
+        self._level.take(score)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything remembered, as numbers and lists."""
         return {
-            "trend": self._trend.state_dict(),
+            "level": self._level.state_dict(),
             "k1": self._k1.state_dict(),
             "outliers": self._outliers.state_dict(),
+            "tokens": self._tokens.state_dict(),
+            "length": self._length.state_dict(),
             "history": self._history.tolist(),
             "seen": self._seen.tolist(),
+            "digits": self._digits.tolist(),
+            "latest": self._latest.tolist(),
+            "first": list(self._first),
             "signs": [window.tolist() for window in self._signs],
             "gaps": [window.tolist() for window in self._gaps],
             "habit": {name: window.tolist() for name, window in self._habit.items()},
             "steps": self._steps,
+            "jump": self._jump,
+            "age": self._age,
+            "alike": finite_or_none(self._alike),
+            "updates": finite_or_none(self._updates),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave."""
-        self._trend.load_state_dict(state["trend"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` gave, of this version or the first."""
         self._k1.load_state_dict(state["k1"])
         self._outliers.load_state_dict(state["outliers"])
-        self._history = Window(ACCEPTED, state["history"])
+        self._tokens.load_state_dict(state.get("tokens", {}))
+        self._length.load_state_dict(state.get("length", {}))
+        self._history = Window(HISTORY, state["history"])
         self._seen = Window(SEEN, state["seen"])
+        self._steps = count_of(state["steps"], "steps of a pair")
+        self._jump = count_of(state.get("jump", 0), "jump of a pair")
+        self._age = count_of(state.get("age", self._steps), "age of a pair")
+        self._first = numbers_of(state.get("first", ()), "first k3 of a pair")
+        seen = self._seen.last(SEEN)
+        self._latest = Window(LATEST, state.get("latest", np.exp(seen).tolist()))
+        self._digits = Window(SEEN, state.get("digits", ()))
         first, second = state["signs"]
         self._signs = (Window(SIGNED, first), Window(SIGNED, second))
         first, second = state["gaps"]
         self._gaps = (Window(GAPS - 1, first), Window(GAPS - 1, second))
-        self._habit = {name: Window(HABIT, j) for name, j in state["habit"].items()}
-        self._steps = state["steps"]
+        self._habit = {name: Window(HABIT, state["habit"][name]) for name in self._habit}
+        self._alike, self._updates = (
+            numbers_of([as_float(state.get(name))], f"{name} of a pair")[0]
+            for name in ("alike", "updates")
+        )
+        if "level" in state:
+            self._level.load_state_dict(state["level"])
+        else:
+            self._level.relive(seen)
 
 
 def gap_error(pair: PairReport) -> float:
@@ -198,13 +332,11 @@ def gap_error(pair: PairReport) -> float:
     return finite(gap / z) if z else math.nan
 
 
-def _explained(score: Score) -> float:
-    """How far k3 is from its level, nats: k1 estimates the same KL and may move as far."""
-    if math.isnan(score.level):
-        return 0.0
-    return math.exp(score.y) - math.exp(score.level)
-
-
 def _share_error(tokens: float) -> float:
     """Standard error of the square root of a share of N tokens, 1 / (2 sqrt N), clustered."""
     return finite(math.sqrt(CLUSTERING / (4 * tokens))) if tokens > 0 else math.nan
+
+
+def _log(number: float) -> float:
+    """The logarithm of a number of things, nan of none."""
+    return math.log(number) if 0 < number < LARGE else math.nan

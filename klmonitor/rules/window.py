@@ -12,6 +12,8 @@ from klmonitor.numbers.stored import numbers_of
 
 Floats = NDArray[np.float64]
 
+NORMAL_THIRD = 1.9
+"""About the third largest of a hundred values of a standard normal sample."""
 NORMAL_MAD = 1.4826
 """The median absolute deviation of a normal sample times this is its standard deviation."""
 
@@ -55,10 +57,6 @@ class Window:
         start = max(stop - self._count, stop - skip - count)
         return self._buffer[start : max(start, stop - skip)]
 
-    def shift(self, by: float) -> None:
-        """Add a number to all that are remembered."""
-        self._buffer += by
-
     def tolist(self) -> list[float]:
         """All numbers, oldest first."""
         return [float(value) for value in self.last(self._size)]
@@ -72,6 +70,18 @@ def median(values: Floats) -> float:
     ordered = np.sort(values)
     upper = float(ordered[middle])
     return upper if values.size % 2 else 0.5 * (upper + float(ordered[middle - 1]))
+
+
+def spread_of(values: Floats, centre: float) -> float:
+    """The standard deviation of a normal sample that is as wide; nan of nothing.
+
+    The larger of what the median of the deviations and what the third largest value say: a run
+    whose values often lie far above needs a larger one to be news, and two odd ones change nothing.
+    """
+    if not values.size:
+        return math.nan
+    third = float(np.sort(values)[-min(values.size, 3)]) - centre
+    return max(robust_sd(values, centre), third / NORMAL_THIRD)
 
 
 def robust_sd(values: Floats, centre: float) -> float:

@@ -14,6 +14,12 @@ READ_TOKENS = (
     "means without them for this step"
 )
 """What to do first about a few odd tokens."""
+LOOK_FIRST = (
+    "look at this step's samples and reward: was there a jump of the learning rate, a bad batch, "
+    "a stale or mismatched sampler? If it persists, lower the learning rate, raise the KL "
+    "coefficient, or go back to the checkpoint before it"
+)
+"""What to do first about a KL that rose."""
 LEFT_TAIL = (
     "p finds a few sampled tokens nearly impossible: padding or tool output behind the mask, a "
     "special token, another tokenizer or number format"
@@ -25,9 +31,14 @@ RIGHT_TAIL = (
 """What a few odd tokens usually mean, by the sign of their d."""
 
 
+def plain(value: float) -> str:
+    """Three digits, without an exponent where the number has up to six."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
 def nats(value: float) -> str:
     """A KL per token."""
-    return f"{value:.3g} nats"
+    return f"{plain(value)} nats"
 
 
 def count(value: float, noun: str) -> str:

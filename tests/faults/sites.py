@@ -46,7 +46,7 @@ SITES = (
     "klmonitor.rules.ruleset:Track.read",
     "klmonitor.rules.ruleset:Track.take",
     "klmonitor.rules.ruleset:verdict",
-    "klmonitor.rules.ruleset:RuleSet._announce",
+    "klmonitor.rules.ruleset:RuleSet._announced",
     "klmonitor.numbers.assemble:extreme_tokens",
     # what leaves it
     "klmonitor.sinks.delivery:Delivery._write",

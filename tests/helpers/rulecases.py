@@ -42,6 +42,11 @@ def judged(rules, k3, start=0, **values):
     ]
 
 
+def kinds(alerts):
+    """All kinds that tell of something."""
+    return {kind for alert in alerts for kind in alert.kinds}
+
+
 def found(alerts):
     """(kind, step) of each alert."""
     return [(alert.kind, alert.step) for alert in alerts]

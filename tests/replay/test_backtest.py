@@ -55,12 +55,10 @@ def test_an_excursion_of_k1_is_found_in_both_directions(sign):
 
 def test_rules_can_be_changed():
     k3 = noisy()
-    k3[250] *= 1.7
+    k3[250] *= 1.9
     assert backtest(k3, rules={"preset": "quiet", "spike": {"ratio": 2}}) == []
-    assert [a.kind for a in backtest(k3, rules={"limit": {"policy_ref": 0.003}})] == [
-        "spike",
-        "limit",
-    ]
+    (alert,) = backtest(k3, rules={"limit": {"policy_ref": 0.003}})
+    assert alert.kinds == ("limit", "spike")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +85,8 @@ def test_a_record_replays_the_alerts_of_the_live_run(tmp_path):
         writer.tokens(step, one.extremes)
         live += rules.judge(one).alerts
     writer.close()
-    assert {alert.kind for alert in live} >= {"spike", "nonfinite", "dominance_k3"}
+    kinds = {kind for alert in live for kind in alert.kinds}
+    assert kinds >= {"spike", "nonfinite", "dominance_k3"}
     replayed = replay(read_run(tmp_path).reports)
     assert [alert_to_row(alert) for alert in replayed] == [alert_to_row(alert) for alert in live]
 
@@ -97,4 +96,4 @@ def test_a_jump_from_exactly_zero_is_found():
     alerts = backtest([0.0] * 100 + [1.0] * 30)
     assert ("surge", 100) in {(alert.kind, alert.step) for alert in alerts}
     assert backtest([0.0] * 100 + [0.01] * 30) == []
-    assert backtest([0.0] * 5 + [1.0] * 4) == []
+    assert backtest([0.0] * 5 + [0.4] * 4) == []

@@ -63,9 +63,15 @@ def test_the_last_word_on_a_kind_and_pair_counts():
 
 def test_a_mute_in_the_settings_is_replayed_and_counts_for_nothing():
     table = {"limit": {"policy_ref": 0.1}, "mute": [{"kind": "limit", "until_step": 20}]}
-    alerts = [a for a in backtest([0.2] + [0.01] * 99 + [0.2], rules=table) if a.kind == "limit"]
+    alerts = [a for a in backtest([0.2] + [0.01] * 99 + [0.2], rules=table) if "limit" in a.kinds]
     assert [(alert.step, alert.muted) for alert in alerts] == [(0, True), (100, False)]
     assert score(Recorded("a", []), alerts).false == (alerts[1],)
+
+
+def test_an_alert_is_muted_where_all_that_it_tells_is():
+    alert = make_alert(7, kind="spike", kinds=("spike", "limit"))
+    for mutes, muted in ((["limit"], False), (["spike"], False), (["spike", "limit"], True)):
+        assert marked([alert], [Mute(kind) for kind in mutes])[0].muted is muted
 
 
 def test_a_record_says_what_was_muted():

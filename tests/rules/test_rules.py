@@ -11,7 +11,7 @@ from klmonitor.record.rows import alert_from_row, alert_to_row
 from klmonitor.report import Alert, PairReport, Report
 from klmonitor.rules import RuleSet
 from klmonitor.testing import BATCHES, batch_report, kl_series, reports, spike, token_batch
-from tests.helpers.rulecases import found, judged, ordinary, report, token, wobble
+from tests.helpers.rulecases import found, judged, kinds, ordinary, report, token, wobble
 
 K1_BY_ONE_TOKEN = {
     "k1__mean": 0.17,
@@ -48,29 +48,22 @@ def test_a_spike_that_is_one_token_is_a_warning_and_says_so():
         dominance__k3__j=900.0,
         dominance__k3__tokens=1.0,
     )
-    by_kind = {alert.kind: alert for alert in rules.judge(carried).alerts}
-    assert set(by_kind) >= {"spike", "surge", "dominance_k3"}
-    assert {alert.severity for alert in by_kind.values()} == {"warn"}
-    assert "without 1 token it is 0.011 nats, no spike" in by_kind["spike"].message
-    assert by_kind["spike"].believe.startswith("k1")
-    assert {alert.means.split()[0] for alert in by_kind.values()} == {"q"}
+    (alert,) = rules.judge(carried).alerts
+    assert alert.kind == "spike"
+    assert set(alert.kinds) == {"spike", "surge", "dominance_k3"}
+    assert alert.severity == "warn"
+    assert "without 1 token it is 0.011 nats, no spike" in alert.message
+    assert alert.believe.startswith("k1")
+    assert alert.means.startswith("q ")
 
 
-def test_flagged_steps_stay_out_of_the_baseline():
-    rules = RuleSet()
-    judged(rules, [*ordinary(100), 0.1, 0.1, 0.1, *ordinary(60, 103)])
-    history = np.exp(rules.state_dict()["tracks"]["policy_ref"]["history"])
-    assert history.size > 155
-    assert history.max() < 0.02
-
-
-def test_a_level_that_doubles_is_a_shift_and_then_the_new_baseline():
+def test_a_level_that_doubles_is_told_and_is_then_the_level():
     rules = RuleSet()
     alerts = judged(rules, [*ordinary(120), *ordinary(200, 120, level=0.02)])
-    assert {alert.kind for alert in alerts} <= {"spike", "shift"}
-    assert [alert.step < 126 for alert in alerts if alert.kind == "shift"] == [True]
+    assert kinds(alerts) <= {"spike", "shift"}
+    assert {alert.since if alert.phase == "worse" else alert.step for alert in alerts} == {120}
     again = judged(rules, ordinary(50, 320, level=0.04), start=320)
-    assert "shift" in {alert.kind for alert in again}
+    assert {alert.since if alert.phase == "worse" else alert.step for alert in again} == {320}
 
 
 def test_a_surge_is_found_before_there_is_a_baseline():
@@ -101,9 +94,9 @@ def test_the_score_is_the_spike_rules_own_z():
     rules = RuleSet()
     series = list(reports(kl_series("flat", spike(10), steps=60, at=50)))
     scores = [rules.judge(one).scores["policy_ref"] for one in series]
-    assert all(math.isnan(z) for z in scores[:20])
+    assert all(math.isnan(z) for z in scores[:15])
     assert scores[50] > 5
-    assert max(scores[20:50]) < 5
+    assert max(scores[15:50]) < 4.8
 
 
 # --- drift, runaway, limit -------------------------------------------------------------------
@@ -117,13 +110,13 @@ def test_a_drift_of_two_in_two_hundred_steps_is_found():
 def test_a_runaway_is_critical_within_sixty_steps():
     growing = [wobble(t, 0.01 * 2 ** (max(t - 150, 0) / 20)) for t in range(230)]
     alerts = judged(RuleSet(), growing)
-    (runaway,) = [alert for alert in alerts if alert.kind == "runaway"]
-    assert runaway.severity == "critical"
-    assert 150 < runaway.step < 215
-    assert runaway.values["doubling_steps"] == pytest.approx(20, rel=0.3)
+    runaways = [alert for alert in alerts if "runaway" in alert.kinds]
+    assert 150 < runaways[0].step < 215
+    assert {alert.severity for alert in runaways if alert.step < 215} == {"warn", "critical"}
+    assert runaways[0].values["doubling_steps"] == pytest.approx(20, rel=0.3)
 
 
-def test_a_limit_is_off_until_it_is_set_and_holds_for_its_pair_only():
+def test_a_limit_of_ones_own_holds_for_its_pair_only():
     high = [0.2] * 5
     assert judged(RuleSet(), high) == []
     rules = RuleSet({"limit": {"policy_ref": 0.1}})
@@ -192,10 +185,10 @@ def test_dominance_names_the_token_and_the_other_estimator():
 
 def test_where_both_are_dominated_neither_is_believed():
     both = {**K1_BY_ONE_TOKEN, "dominance__k3__level": 2.0, "dominance__k3__j": 40.0}
-    alerts = RuleSet().judge(report(5, extremes=[token(-40.0)], **both)).alerts
-    assert {alert.kind for alert in alerts} == {"dominance_k1", "dominance_k3"}
-    assert all(alert.believe.startswith("neither") for alert in alerts)
-    assert all(alert.means.startswith("p finds") for alert in alerts)
+    (alert,) = RuleSet().judge(report(5, extremes=[token(-40.0)], **both)).alerts
+    assert alert.kinds == ("dominance_k1", "dominance_k3")
+    assert alert.believe.startswith("neither")
+    assert alert.means.startswith("p finds")
 
 
 def test_dominance_that_is_the_runs_own_habit_is_not_news():
@@ -221,9 +214,9 @@ def test_a_non_finite_step_fires_and_hides_no_later_spike(value):
     assert found(after) == [("spike", 151)]
 
 
-def test_fifty_exact_zeros_hide_no_later_spike():
+def test_fifty_exact_zeros_are_told_and_hide_no_later_spike():
     alerts = judged(RuleSet(), [*ordinary(100), *([0.0] * 50), 0.1], k1__mean=0.01)
-    assert found(alerts) == [("spike", 150)]
+    assert found(alerts) == [("fall", 101), ("spike", 150)]
 
 
 def test_few_non_finite_tokens_warn_and_many_are_critical():
@@ -360,18 +353,23 @@ def test_an_episode_opens_gets_worse_and_ends_once():
     ]
 
 
-def test_a_warning_cools_down_but_never_holds_a_critical_back():
+def test_a_warning_never_holds_a_later_one_back():
     series = [*ordinary(100), 0.03, *ordinary(9, 101), 0.03, *ordinary(9, 111), 0.15]
     alerts = [alert for alert in judged(RuleSet(), series) if alert.kind == "spike"]
-    assert [(alert.step, alert.severity) for alert in alerts] == [(100, "warn"), (120, "critical")]
+    assert [(alert.step, alert.severity) for alert in alerts] == [
+        (100, "warn"),
+        (110, "warn"),
+        (120, "critical"),
+    ]
 
 
 def test_the_same_kind_opens_again_after_its_cool_down():
     series = [*ordinary(100), 0.03, *ordinary(60, 101), 0.03]
     alerts = [alert for alert in judged(RuleSet(), series) if alert.kind == "spike"]
     assert [alert.step for alert in alerts] == [100, 161]
-    eager = judged(RuleSet({"spike": {"cooldown": 5}}), [*ordinary(100), 0.03, *ordinary(9), 0.03])
-    assert len([alert for alert in eager if alert.kind == "spike"]) == 2
+    series = [*ordinary(100), 0.03, *ordinary(30, 101), 0.029]
+    calm = judged(RuleSet({"spike": {"cooldown": 50}}), series)
+    assert [alert.step for alert in calm if alert.kind == "spike"] == [100]
 
 
 def test_nine_thousand_noisy_steps_use_up_no_allowance():
@@ -381,7 +379,8 @@ def test_nine_thousand_noisy_steps_use_up_no_allowance():
     before = judged(rules, noisy)
     assert before  # it does raise alerts
     after = judged(rules, [*[0.01] * 20, 0.4, math.nan], start=9000)
-    assert {("spike", 9020), ("nonfinite", 9021)} <= set(found(after))
+    assert [alert.step for alert in after if "spike" in alert.kinds] == [9020]
+    assert ("nonfinite", 9021) in found(after)
 
 
 # --- laws ------------------------------------------------------------------------------------
@@ -453,4 +452,4 @@ EXPECTED = {
 def test_each_bad_batch_raises_its_alert(name):
     batch = token_batch(name, sequences=64, length=128, vocabulary=128, seed=3)
     alerts = RuleSet().judge(batch_report(batch)).alerts
-    assert {alert.kind for alert in alerts} == EXPECTED[name]
+    assert kinds(alerts) == EXPECTED[name]

@@ -12,11 +12,11 @@ except ImportError:  # Python 3.10
     tomllib = None
 
 
-def test_presets_differ_and_turn_everything_on_but_the_limit():
+def test_presets_differ_and_turn_everything_on():
     parsed = {name: parse_rules(name).thresholds for name in PRESETS}
     assert set(parsed) == {"default", "quiet", "sensitive"}
     for thresholds in parsed.values():
-        assert set(thresholds) == {rule.kind for rule in RULES} - {"limit"}
+        assert set(thresholds) == {rule.kind for rule in RULES}
     z = {name: thresholds["spike"]["z"] for name, thresholds in parsed.items()}
     assert z["sensitive"] < z["default"] < z["quiet"]
 

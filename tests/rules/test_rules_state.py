@@ -1,4 +1,6 @@
 import json
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +89,24 @@ def test_a_state_of_another_version_is_refused():
     state = {**RuleSet().state_dict(), "version": 99}
     with pytest.raises(ValueError, match=r"version 99.*fresh RuleSet"):
         RuleSet().load_state_dict(state)
+
+
+def test_a_state_of_the_first_version_goes_on_with_its_levels():
+    state = json.loads((Path(__file__).parents[1] / "data/v1/state.json").read_text())["rules"]
+    rules = resumed(state)
+    k3 = math.exp(state["tracks"]["policy_ref"]["seen"][-1])
+    judgement = rules.judge(report(61, k3__mean=20 * k3, k1__mean=20 * k3))
+    assert judgement.scores["policy_ref"] > 4.5
+    assert "spike" in judgement.alerts[0].kinds
+    assert resumed(rules.state_dict()).state_dict() == rules.state_dict()
+
+
+def test_a_story_survives_a_checkpoint():
+    rules = RuleSet()
+    judged(rules, [*ordinary(100), 0.05])
+    (alert,) = judged(resumed(rules.state_dict()), [0.2], start=101)
+    assert (alert.phase, alert.since) == ("worse", 100)
+    assert "still rising" in alert.message
 
 
 def test_thresholds_are_the_new_sets_own():

@@ -80,7 +80,7 @@ def watch_some_steps(run_dir, steps=range(7), **options):
     monitor = Monitor(
         run_dir,
         sinks=["wandb", "tensorboard"],
-        rules={"preset": "quiet", "gap": False, "own": odd},
+        rules={"preset": "quiet", "gap": False, "limit": False, "own": odd},
         annotate=annotate,
         **options,
     )

@@ -1,0 +1,89 @@
+"""Findings as alerts: their words, and what a critical one needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from klmonitor.report import Alert, PairReport
+from klmonitor.rules.episode import END, OPEN, WORSE
+from klmonitor.rules.rule import WARN, Finding, Rule
+from klmonitor.rules.story import Telling
+from klmonitor.rules.words import count, nats
+
+LEAST_TOKENS, LEAST_SEQUENCES, LEAST_CLUSTERS = 64, 4, 2
+"""What a critical alert rests on at least, where it is known: what fewer tokens, sequences or
+clusters (prompts, where they are known) say may be their accident."""
+
+
+def restrained(finding: Finding, pair: PairReport) -> Finding:
+    """A finding that is not critical where too few tokens say so."""
+    tokens = pair["tokens"] + max(pair["nonfinite"], 0.0)
+    few = (
+        tokens < LEAST_TOKENS
+        or pair["sequences"] < LEAST_SEQUENCES
+        or pair["clusters"] < LEAST_CLUSTERS
+    )
+    if not few or finding.severity != "critical":
+        return finding
+    words = [
+        count(number, noun)
+        for number, noun in (
+            (tokens, "token"),
+            (pair["sequences"], "sequence"),
+            (pair["clusters"], "cluster"),
+        )
+        if not math.isnan(number)
+    ]
+    message = f"{finding.message}; a warning only, since it rests on {', '.join(words)}"
+    return replace(finding, level=WARN, severity="warn", message=message)
+
+
+def told(step: int, pair: str, telling: Telling) -> Alert:
+    """The alert of what there is to tell of a pair, or of the run."""
+    rule, finding = telling.parts[0].rule, telling.parts[0].finding
+    values = {k: v for one in reversed(telling.parts) for k, v in one.finding.values.items()}
+    tokens = next((one.finding.tokens for one in telling.parts if one.finding.tokens), ())
+    begun = telling.continues
+    return Alert(
+        step=step,
+        kind=rule.kind,
+        kinds=tuple(one.rule.kind for one in telling.parts),
+        severity=telling.severity,
+        pair=finding.pair or pair or None,
+        message=_named(pair, telling.message),
+        believe=finding.believe,
+        action=finding.action or rule.action,
+        means=finding.means or rule.means,
+        source=rule.source,
+        phase=OPEN if begun is None else WORSE,
+        since=step if begun is None else begun,
+        values={key: value for key, value in values.items() if not math.isnan(value)},
+        tokens=tuple(token.with_text(None) for token in tokens),
+    )
+
+
+def ended(step: int, rule: Rule, pair: str, since: int, numbers: PairReport | None = None) -> Alert:
+    """The end of an episode, for the record."""
+    message = f"{rule.kind} over; it was open since step {since}"
+    if numbers is not None and not math.isnan(numbers["k3/mean"]):
+        message += f"; k3 is now {nats(numbers['k3/mean'])} per token"
+    return Alert(
+        step=step,
+        kind=rule.kind,
+        severity="info",
+        pair=pair or None,
+        message=_named(pair, message),
+        source=rule.source,
+        phase=END,
+        since=since,
+    )
+
+
+def believing(alert: Alert, believe: str) -> Alert:
+    """An alert with which estimator to believe, unless it says so or is an end."""
+    return alert if alert.phase == END or alert.believe else replace(alert, believe=believe)
+
+
+def _named(pair: str, message: str) -> str:
+    return f"{pair}: {message}" if pair else message
