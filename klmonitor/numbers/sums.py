@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from klmonitor.numbers.buckets import MIDDLES, edge_index
 from klmonitor.numbers.clusters import Array, Clustered, positive, ratio, token_sum
-from klmonitor.numbers.dominance import LISTED, Dominance, dominance_k1, dominance_k3
+from klmonitor.numbers.dominance import MOST, dominance_k1, dominance_k3
+from klmonitor.numbers.without import Dominance
 from klmonitor.pairs import PAIRS, POLICY_INDEX
 from klmonitor.summary.fields import (
     CENTRE,
@@ -235,15 +236,27 @@ class StepSums:
             strict=True,
         )  # fmt: skip
         for i, (n, var_k1, var_k3, absolute) in enumerate(numbers):
-            keys = self.tokens[i, :, :LISTED, KEY].tolist()
+            keys = self.tokens[i, :, :MOST, KEY].tolist()
             if any(math.isnan(tail[0]) for tail in keys):  # a part came without its tokens
                 n = math.nan
             left, right = ([key for key in tail if key > 0] for tail in keys)
-            k1.append(dominance_k1(n, means["k1"][i], var_k1, absolute, left, right))
+            next_d = self._next_d(i, len(left), len(right)) if n > 0 else ()
+            k1.append(dominance_k1(n, means["k1"][i], var_k1, absolute, left, right, next_d))
             k3.append(
-                dominance_k3(n, means["k3"][i], var_k3, left, right, core["n"][i], core["k3"][i])
+                dominance_k3(
+                    n, means["k3"][i], var_k3, left, right, core["n"][i], core["k3"][i], next_d
+                )
             )
         return {"k1": Dominances.of(k1), "k3": Dominances.of(k3)}
+
+    def _next_d(self, pair: int, left: int, right: int) -> tuple[float, float]:
+        """D of the first token of each tail after so many, to 0.8 %; infinite: unknown."""
+        upto = self.cumulative[pair]
+        if math.isnan(upto[-1]):
+            return -math.inf, math.inf  # a part came without its histogram
+        places = upto.searchsorted((left + 0.5, upto[-1] - right - 0.5))
+        low, high = MIDDLES[np.minimum(places, len(MIDDLES) - 1)].tolist()
+        return min(low, 0.0), max(high, 0.0)
 
     @cached_property
     def top_sequence_share(self) -> Array:
