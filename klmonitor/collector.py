@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.pairs import POLICIES
 from klmonitor.summary.batch import TensorLike
-from klmonitor.summary.intake import Group, Intake, PromptIds
+from klmonitor.summary.extras import Version
+from klmonitor.summary.intake import Group, Intake, Known, PromptIds
 from klmonitor.summary.parts import pack
 
 
@@ -59,6 +60,9 @@ class Collector:
         sequence_ids: TensorLike | None = None,
         group: Group = None,
         phase: str = "train",
+        entropy: TensorLike | None = None,
+        version: Version = None,
+        current_version: int | None = None,
         **log_probs: TensorLike | None,
     ) -> None:
         """Add one micro-batch; arguments and errors as for `Monitor.observe`."""
@@ -70,11 +74,12 @@ class Collector:
             "cu_seqlens": cu_seqlens,
             "sequence_ids": sequence_ids,
         }
+        known = Known(entropy, version, current_version)
         if not self._set_up:
             self._set_up = True
-            self._intake.add(log_probs, layout, prompt_ids, group, phase, 0)
+            self._intake.add(log_probs, layout, prompt_ids, group, phase, 0, known)
         else:
-            self._boundary(self._intake.add, log_probs, layout, prompt_ids, group, phase, 0)
+            self._boundary(self._intake.add, log_probs, layout, prompt_ids, group, phase, 0, known)
 
     def take(self, phase: str = "train") -> bytes:
         """What was observed since the last time, for `Monitor.add_part`; kilobytes a pair.

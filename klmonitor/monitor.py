@@ -23,6 +23,7 @@ from typing import Any, Literal
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.notify import Notify
 from klmonitor.numbers.assemble import ExtraValues, pair_reports
+from klmonitor.numbers.causes import Causes
 from klmonitor.numbers.explain import judged
 from klmonitor.numbers.running import Running
 from klmonitor.numbers.sums import StepSums
@@ -35,7 +36,8 @@ from klmonitor.sinks.delivery import Delivery
 from klmonitor.sinks.table import SinkOptions, make_sinks
 from klmonitor.sinks.tokentable import Annotate
 from klmonitor.summary.batch import TensorLike
-from klmonitor.summary.intake import Group, Intake, PromptIds
+from klmonitor.summary.extras import Version
+from klmonitor.summary.intake import Group, Intake, Known, PromptIds
 from klmonitor.summary.logged import LoggedSteps
 from klmonitor.summary.parts import unpack
 from klmonitor.summary.reduce import HostCopy, Ranks, agree, default_ranks, rank_of, reduce_over
@@ -114,6 +116,7 @@ class Monitor:
         self._intake = Intake(groups, pairs, prompts)
         self._rules = RuleSet(load_rules(rules), self.log)
         self._running = Running(half_life)
+        self._causes = Causes()
         self._group = process_group
         self._extra_values = extra_values
         self._workers: list[str] = []
@@ -175,6 +178,9 @@ class Monitor:
         sequence_ids: TensorLike | None = None,
         group: Group = None,
         phase: str = "train",
+        entropy: TensorLike | None = None,
+        version: Version = None,
+        current_version: int | None = None,
         **log_probs: TensorLike | None,
     ) -> None:
         """Add one micro-batch; never synchronises with the device.
@@ -190,6 +196,10 @@ class Monitor:
             group: the micro-batch's group, or one name a sequence, or int64 [B] indices into the
                 declared groups (any other index: ``other``).
             phase: ``"train"`` or ``"eval"``; the two are never mixed.
+            entropy: nats, of every token's position over the whole vocabulary, same layout: of
+                `old` where it is given, else of `policy`, under the temperature of its log-probs.
+            version: the number of weight updates in the weights that sampled, one integer or [B].
+            current_version: the trainer's; None: the largest version seen.
 
         Raises:
             ValueError: at the first call: shapes, masks or layouts do not fit.
@@ -203,10 +213,11 @@ class Monitor:
             "cu_seqlens": cu_seqlens,
             "sequence_ids": sequence_ids,
         }
+        known = Known(entropy, version, current_version)
         if self._observed:
-            self._observe(self._add, log_probs, layout, prompt_ids, group, phase)
+            self._observe(self._add, log_probs, layout, prompt_ids, group, phase, known)
         else:  # setup
-            self._add(log_probs, layout, prompt_ids, group, phase)
+            self._add(log_probs, layout, prompt_ids, group, phase, known)
             self._observed = True
 
     def _add(
@@ -216,8 +227,10 @@ class Monitor:
         prompt_ids: PromptIds | None,
         group: Group,
         phase: str,
+        known: Known,
     ) -> None:
-        self._intake.add(log_probs, layout, prompt_ids, group, phase, rank_of(self._ranks()))
+        rank = rank_of(self._ranks())
+        self._intake.add(log_probs, layout, prompt_ids, group, phase, rank, known)
 
     def add_part(self, part: bytes) -> None:
         """Add what a worker's `Collector.take` gave, before `step` on the driver.
@@ -314,7 +327,8 @@ class Monitor:
             self._running.advance(step)
         elif phase == "train":  # running numbers are training's
             self._running.read(step)
-        return pair_reports(step, self._extra_values, self._workers)
+        found = pair_reports(step, self._extra_values, self._workers)
+        return self._causes.name(step, found, advance=advance)
 
     def take_logged(self) -> Report | None:
         """One report over all training steps since the last call, as if they were one step.

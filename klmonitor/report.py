@@ -173,6 +173,7 @@ class Alert:
         values: the numbers behind the message.
         tokens: the extreme tokens named, if any (positions and ids; never text).
         means: what this usually means.
+        cause: why the pair's policies disagree, in words, where it is known.
     """
 
     step: int
@@ -188,6 +189,7 @@ class Alert:
     values: Mapping[str, float] = field(default_factory=dict)
     tokens: tuple[ExtremeToken, ...] = ()
     means: str = ""
+    cause: str = ""
 
     @property
     def lines(self) -> list[tuple[str, str]]:
@@ -195,6 +197,7 @@ class Alert:
         worse = f"step {self.since}, and got worse" if self.phase == "worse" else ""
         labelled = (
             ("since", worse),
+            ("cause", self.cause),
             ("usually", self.means),
             ("believe", self.believe),
             ("do first", self.action),
@@ -226,6 +229,21 @@ class Verdict:
         return {"k1": 1.0, "k3": 3.0}.get(self.estimator or "", math.nan)
 
 
+@dataclass(frozen=True)
+class Cause:
+    """Why two policies disagree (`klmonitor.numbers.causes`).
+
+    Attributes:
+        name: short and stable, such as ``"shift"``; empty: nothing is known to be wrong.
+        text: the same in words, with its numbers.
+        impossible: a policy's log-probs cannot be log-probs of these tokens: no estimate holds.
+    """
+
+    name: str = ""
+    text: str = ""
+    impossible: bool = False
+
+
 def _nothing(pair: PairReport) -> Sequence[str]:
     return ()
 
@@ -243,6 +261,7 @@ class PairReport:
         verdict: which estimator to believe.
         open_kinds: kinds of alert that are open on the pair after this step.
         words: says of the pair what there is to know beside the verdict, a sentence an item.
+        cause: why the two policies disagree, where it is known.
     """
 
     name: str
@@ -252,6 +271,7 @@ class PairReport:
     verdict: Verdict = Verdict()
     open_kinds: tuple[str, ...] = ()
     words: Callable[[PairReport], Sequence[str]] = field(default=_nothing, repr=False)
+    cause: Cause = Cause()
 
     def __getitem__(self, metric: str) -> float:
         """The value of a metric, nan if this step has none."""
@@ -262,7 +282,7 @@ class PairReport:
         return replace(self, values={**self.values, metric: value})
 
     def explain(self, step: int) -> str:
-        """A headline, at most four reasons, and which estimator to believe."""
+        """A headline, the cause, at most four reasons, and which estimator to believe."""
         q, p = self.name.split("_")
         numbers = ", ".join(f"{name} {self._mean(name)}" for name in ("k1", "k2", "k3"))
         head = (
@@ -270,7 +290,8 @@ class PairReport:
             f"{self['sequences']:,.0f} sequences: {numbers} nats/token"
         )
         believe = self.verdict.text or "neither: too little is known of this step to choose"
-        return "\n  ".join([head, *self.words(self), f"believe {believe}"])
+        cause = [f"cause: {self.cause.text}"] if self.cause.text else []
+        return "\n  ".join([head, *cause, *self.words(self), f"believe {believe}"])
 
     def _mean(self, name: str) -> str:
         estimate = self.estimate(name)

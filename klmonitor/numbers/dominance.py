@@ -8,10 +8,10 @@ without them:
     A = sqrt(j) ln(w_j / w_(j+1))                           how far they stand apart from the rest
 
 **Few.** What a person means: few tokens hold half of it, they stand apart, and they pull. With the
-weights w = k3 or, since k1 cancels, w = d^2, o is the j <= 16 tokens of largest weight that hold half
-of sum k3 or of sum (k1 - mean)^2, have |J| >= 3, and of these the ones of largest A: `APART`.
+weights w = k3 or, since k1 cancels, w = d^2, o is the j <= 16 tokens of largest weight that hold
+half of sum k3 or of sum (k1 - mean)^2, have |J| >= 3, and of these those of largest A (`APART`).
 
-**Far.** What few tokens do short of half. k1: the m tokens of largest |d|, m = clip(N / 400, 1, 10);
+**Far.** What tokens do short of half. k1: the m tokens of largest |d|, m = clip(N / 400, 1, 10);
 V and |J| decide. k3, which is skewed even in clean data, so that its J is always positive and its V
 always large: the k <= m tokens, m = clip(log_4(N / 64), 1, 5), that maximise
 
@@ -61,7 +61,7 @@ HALF, FEW_J = 0.5, 3.0
 """Few tokens hold this share of the weights and pull the mean by so many errors of the rest."""
 ODD = 2.0
 """Nats: tokens of a larger |d| (a ratio of 7.4) need a smaller distance to be odd."""
-APART = {WARN: (1.5, 3.0), SEVERE: (3.0, 6.0)}
+APART = {WARN: (1.0, 3.0), SEVERE: (3.0, 6.0)}
 """Level -> smallest A of few tokens of |d| >= `ODD`, and of others."""
 
 FEWEST_TOKENS = 64

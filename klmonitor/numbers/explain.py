@@ -29,7 +29,7 @@ def with_verdict(pair: PairReport, open_kinds: Collection[str] = ()) -> PairRepo
     """
     return replace(
         pair,
-        verdict=verdict(pair.values, open_kinds),
+        verdict=verdict(pair.values, open_kinds, pair.cause),
         open_kinds=tuple(sorted(open_kinds)),
         words=findings,
     )
@@ -43,7 +43,7 @@ def judged(pair: PairReport, open_kinds: Collection[str] = ()) -> PairReport:
 
 def findings(pair: PairReport) -> list[str]:
     """What there is to know of a pair beside the verdict, the weightiest first."""
-    if pair.tokens == 0 or pair["identical"] == 1:
+    if pair.cause.impossible or pair.tokens == 0 or pair["identical"] == 1:
         return [line for line in [_nonfinite(pair)] if line]
     found = (
         _nonfinite(pair),

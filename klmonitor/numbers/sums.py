@@ -55,6 +55,7 @@ class StepSums:
         tokens: [P, 2, top, TOKEN_FIELDS], the extreme tokens of both tails, largest first.
         sequences: [P, top, SEQUENCE_FIELDS], those of largest |S1|.
         q, p: [P, POLICY_COUNTS] of the pairs' policies.
+        signatures: [P, SIGNATURES] sums over whole sequences, of `fields.SAMPLED` tokens at most.
         running: [P, N_RUNNING] running sums (`numbers.running`), this step's tokens among them
             where they belong there; zeros: there are none.
     """
@@ -73,6 +74,7 @@ class StepSums:
         self.sequences = arrays["sequences"][chosen]
         self.q = arrays["policies"][[POLICY_INDEX[pair.q] for pair in pairs]]
         self.p = arrays["policies"][[POLICY_INDEX[pair.p] for pair in pairs]]
+        self.signatures = arrays["signatures"][chosen]
         self.running: Array = np.zeros((len(pairs), N_RUNNING))
 
     def column(self, name: str) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
-from klmonitor.report import Verdict
+from klmonitor.report import Cause, Verdict
 
 Numbers = Mapping[str, float]
 """A pair's metrics by name, without ``kl/{pair}/``; absent ones are unknown."""
@@ -25,13 +25,21 @@ EVEN = 0.5
 """The weight of r - 1 at which k1 and k3 are equally noisy (``cv/lambda``)."""
 
 
-def verdict(numbers: Numbers, open_kinds: Collection[str] = frozenset()) -> Verdict:
+NO_CAUSE = Cause()
+
+
+def verdict(
+    numbers: Numbers, open_kinds: Collection[str] = frozenset(), cause: Cause = NO_CAUSE
+) -> Verdict:
     """Which estimator of a pair to believe at a step.
 
     Args:
         numbers: the pair's metrics.
         open_kinds: kinds of alert that are open on the pair, this step's among them.
+        cause: why its policies disagree, where it is known.
     """
+    if cause.impossible:
+        return Verdict(None, f"neither: {cause.text}")
     said = _unknown(numbers) or _not_drawn(numbers, open_kinds)
     if said:
         return Verdict(None, said)

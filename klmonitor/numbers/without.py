@@ -38,6 +38,7 @@ class Dominance(NamedTuple):
 
 
 def unknown(level: float) -> Dominance:
+    """A level without numbers."""
     nan = math.nan
     return Dominance(level, nan, nan, nan, nan, nan, nan)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.numbers.verdicts import verdict
-from klmonitor.report import Alert, PairReport, Report
+from klmonitor.report import Alert, Cause, PairReport, Report
 from klmonitor.rules.episode import END, Episode
 from klmonitor.rules.own import judge_own, own_rule
 from klmonitor.rules.rule import Finding, Rule, Thresholds
@@ -26,6 +26,8 @@ from klmonitor.rules.track import Reading, Track, has_data
 from klmonitor.rules.words import nats
 
 STATE_VERSION = 1
+WHATEVER_COMES = ("impossible", "nonfinite")
+"""Rules that are asked about input that cannot be; the others would judge its numbers."""
 RUN = ""
 """In the place of a pair's name: what concerns the run."""
 
@@ -98,6 +100,8 @@ class RuleSet:
             reading, withheld = track.read(pair), set[str]()
             of_pair: list[Alert] = []
             for one in self._judges:
+                if pair.cause.impossible and one.rule.kind not in WHATEVER_COMES:
+                    continue
                 found = one.boundary(_found, one.judge, reading, one.limits)
                 if found is None:
                     errors += 1
@@ -108,10 +112,11 @@ class RuleSet:
                 if finding is not None or (one.rule.kind, name) in self._episodes:
                     of_pair += self._announce(report.step, one.rule, name, finding, pair)
             scores[name] = reading.score.z
-            track.take(reading, withheld)
+            if not pair.cause.impossible:
+                track.take(reading, withheld)
             open_kinds[name] = self._open_on(name)
-            believe = verdict(pair.values, open_kinds[name]).text
-            said += (_believing(alert, believe) for alert in of_pair)
+            believe = verdict(pair.values, open_kinds[name], pair.cause).text
+            said += (_believing(alert, believe, pair.cause) for alert in of_pair)
         silences = self._silent(self._silences, report.step, present)
         errors += silences is None
         said += silences or ()
@@ -235,8 +240,12 @@ def _found(
     return (judge(reading, limits),)
 
 
-def _believing(alert: Alert, believe: str) -> Alert:
-    return alert if alert.phase == END or alert.believe else replace(alert, believe=believe)
+def _believing(alert: Alert, believe: str, cause: Cause) -> Alert:
+    """An alert with the verdict, and the cause where it does not say that itself."""
+    if alert.phase == END:
+        return alert
+    why = "" if cause.text in alert.message else cause.text
+    return replace(alert, believe=alert.believe or believe, cause=why)
 
 
 def _named(pair: str, message: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from klmonitor.rules.causes import CAUSE, IMPOSSIBLE
 from klmonitor.rules.dominance import DOMINANCE_K1, DOMINANCE_K3
 from klmonitor.rules.growth import DRIFT, LIMIT, RUNAWAY
 from klmonitor.rules.integrity import GAP, LOW_PRECISION, NONFINITE, OUTLIER_RATE
@@ -13,6 +14,7 @@ from klmonitor.rules.silence import NO_DATA
 from klmonitor.rules.spikes import SHIFT, SPIKE, SURGE
 
 RULES: tuple[Rule, ...] = (
+    IMPOSSIBLE,
     NONFINITE,
     SPIKE,
     SURGE,
@@ -27,6 +29,7 @@ RULES: tuple[Rule, ...] = (
     K1_NEGATIVE,
     OUTLIER_RATE,
     LOW_PRECISION,
+    CAUSE,
     NO_DATA,
 )
 

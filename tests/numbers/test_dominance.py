@@ -73,7 +73,7 @@ def plain_few(d, estimator):
         apart = np.sqrt(k) * np.log(w[order[k - 1]] / w[order[k]])
         j = (x.mean() - rest.mean()) / (rest.std(ddof=1) / np.sqrt(len(x)))
         odd = abs(d[order[k - 1]]) >= 2
-        level = sum(apart >= least for least in ((1.5, 3.0) if odd else (3.0, 6.0)))
+        level = sum(apart >= least for least in ((1.0, 3.0) if odd else (3.0, 6.0)))
         if level and squares[top].sum() >= squares.sum() / 2 and abs(j) >= 3:
             best = max(best, (level, apart, k))
     return best[0], best[2]

@@ -1,0 +1,394 @@
+"""Why do trainer and engine disagree? A table of rules on signatures, each with measured rates.
+
+A rule looks at `Evidence`: the signatures of the last steps together (`summary.signatures`), the
+step's metrics, and what carries the estimate. The first that holds names the cause. Thresholds are
+far from what a clean engine does and far inside what the fault does (docs/causes.md has both, and
+the confusion matrix of `benchmarks/causes.py`, from which each rule's rates come).
+
+    surprise = mean(-log p(x) - H)            0 if the trainer's policy sampled
+    slope    of d on (log q + log p) / 2      0 if both have one temperature; 2 (T-1) / (T+1) at most
+    kept     = mean(e^d) = 1 + gap            the mass that a cut sampler keeps, renormalised
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from klmonitor.numbers.carriers import carriers
+from klmonitor.numbers.clusters import Array
+from klmonitor.numbers.impossible import impossible
+from klmonitor.numbers.signatures import Signatures
+from klmonitor.numbers.sums import StepSums
+from klmonitor.report import Cause, PairReport
+from klmonitor.summary.fields import LAGS, SIGNATURE
+
+STEPS = 5
+"""Steps whose signatures are judged together."""
+FEWEST_TOKENS = 512
+"""With fewer no cause but impossible input is named."""
+Z = 8.0
+"""Errors from which a signature is not chance: it is judged at every step of a run."""
+MEANS = ("d", "gap", "surprise", "slope", "shift", "who", "first", "last", "middle", *LAGS)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one pair.
+
+    Attributes:
+        q, p: names of its policies.
+        signs: signatures by name; means also as ``{name}_z`` and ``{name}_se``.
+        numbers: the step's metrics.
+        carriers: what carries the estimate: "4 of 32 sequences, ..."; empty: nothing does.
+    """
+
+    q: str
+    p: str
+    signs: Mapping[str, float]
+    numbers: Mapping[str, float]
+    carriers: str = ""
+
+    def __getitem__(self, name: str) -> float:
+        return self.signs.get(name, math.nan)
+
+    def significant(self, name: str, least: float) -> bool:
+        """Whether a mean is at least so far from 0, and that is no chance."""
+        return abs(self[name]) >= least and abs(self[f"{name}_z"]) >= Z
+
+    @property
+    def mismatch(self) -> bool:
+        """Whether this is trainer against engine, which should be the same policy."""
+        return self.q == "rollout"
+
+
+@dataclass(frozen=True)
+class CauseRule:
+    """One cause.
+
+    Attributes:
+        name: as in `report.Cause`.
+        holds: whether it is the cause, as far as one can see.
+        text: what to say.
+        found: measured share of its cases in which it is named within five steps.
+        wrong: measured share of the other cases in which it is.
+    """
+
+    name: str
+    holds: Callable[[Evidence], bool]
+    text: Callable[[Evidence], str]
+    found: float = 1.0
+    wrong: float = 0.0
+
+
+class Causes:
+    """The causes of a run's steps: remembers the signatures of the last `STEPS` of them."""
+
+    def __init__(self) -> None:
+        """Nothing seen."""
+        self._steps: deque[dict[str, Array]] = deque(maxlen=STEPS)
+
+    def name(
+        self, step: StepSums, pairs: Mapping[str, PairReport], *, advance: bool
+    ) -> dict[str, PairReport]:
+        """The pairs' reports with their causes.
+
+        Args:
+            step: the sums behind them.
+            pairs: the reports.
+            advance: whether the step is one of the series (evaluation is not).
+        """
+        mine = dict(zip(step.pairs, step.signatures, strict=True))
+        if advance:
+            self._steps.append(mine)
+        steps = list(self._steps) if advance else [mine]
+        found = {}
+        for i, (name, pair) in enumerate(pairs.items()):
+            why = impossible(step, i, pair.extremes) if _suspect(step, i) else Cause()
+            if not why.name:
+                pooled = np.sum([one[name] for one in steps if name in one], axis=0)
+                evidence = evidence_of(
+                    Signatures(pooled[None]), 0, name, pair.values, carriers(step, i)
+                )
+                why = cause(evidence)
+            found[name] = replace(pair, cause=why)
+        return found
+
+
+def _suspect(step: StepSums, i: int) -> bool:
+    """Whether any count of what cannot be is not 0 (the extreme tokens are looked at then)."""
+    counts = [step.signatures[i, SIGNATURE[name]] for name in _IMPOSSIBLE]
+    return bool(np.any(counts)) or step.policy_count("positive")[i] > 0
+
+
+_IMPOSSIBLE = ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")
+
+
+def evidence_of(
+    signatures: Signatures, place: int, pair: str, numbers: Mapping[str, float], carriers: str
+) -> Evidence:
+    """The evidence on one pair.
+
+    Args:
+        signatures: of all pairs, over the last steps.
+        place: the pair's.
+        pair: its name.
+        numbers: its metrics.
+        carriers: what carries its estimate.
+    """
+    signs: dict[str, float] = {}
+    with np.errstate(all="ignore"):
+        for name in MEANS:
+            mean = signatures.mean(name)
+            signs |= {
+                name: float(mean.value[place]),
+                f"{name}_se": float(mean.se[place]),
+                f"{name}_z": float(mean.z[place]),
+            }
+        for name in ("qp", "before", "after"):
+            signs[name] = float(signatures.correlation(name)[place])
+        for name in ("up", "down"):
+            signs[name] = float(signatures.share(name)[place])
+        signs["entropy"] = float(signatures.entropy[place])
+        for name in ("tokens", "sure", "sure_other"):
+            signs[name] = float(signatures.sum(name)[place])
+    q, p = pair.split("_")
+    return Evidence(q, p, signs, numbers, carriers)
+
+
+def cause(evidence: Evidence) -> Cause:
+    """The first cause of the table that holds."""
+    if not evidence["tokens"] >= FEWEST_TOKENS:
+        return Cause()
+    for rule in RULES:
+        if rule.holds(evidence):
+            return Cause(rule.name, rule.text(evidence))
+    return Cause()
+
+
+# --- what holds --------------------------------------------------------------------------------
+def _shift(e: Evidence) -> bool:
+    return e.significant("shift", 0.1) and abs(e["before"] - e["after"]) > 0.1 and not e["qp"] > 0.9
+
+
+def _end_off(end: str) -> Callable[[Evidence], bool]:
+    def holds(e: Evidence) -> bool:
+        beyond = e[end] - e["middle"]
+        return e.mismatch and e[end] > 8 * e["middle"] and beyond > max(0.1, 5 * e[f"{end}_se"])
+
+    return holds
+
+
+def _other_tokens(e: Evidence) -> bool:
+    """Some tokens are hardly possible to the trainer, the others fit."""
+    n, far, near = (
+        e.numbers.get(k, math.nan) for k in ("tokens", "log_ratio/le_-2", "log_ratio/ge_2")
+    )
+    return (
+        e.mismatch
+        and far >= max(0.005 * n, 5)
+        and far > 10 * near
+        and e["gap"] < -0.003
+        and e["gap_z"] < -Z
+        and e.numbers.get("log_ratio/p50", math.nan) > -0.05
+    )
+
+
+def _argmax(e: Evidence) -> bool:
+    """q is never the lower one, and not by the little that a cut leaves."""
+    n, far = (e.numbers.get(k, math.nan) for k in ("tokens", "log_ratio/le_-2"))
+    return e.mismatch and e["up"] == 0 and far >= max(0.005 * n, 5) and not _bounded(e)
+
+
+def _bounded(e: Evidence) -> bool:
+    return e.numbers.get("log_ratio/min", math.nan) > -2
+
+
+def _reference(e: Evidence) -> bool:
+    return e.mismatch and e["who"] < 0 and e["who_z"] < -Z
+
+
+def _cut(e: Evidence) -> bool:
+    return e.mismatch and e["gap"] < -0.01 and e["gap_z"] < -Z and e["down"] > 3 * e["up"]
+
+
+def _temperature(e: Evidence) -> bool:
+    return e.mismatch and e.significant("slope", 0.025)
+
+
+def _surprised(e: Evidence) -> bool:
+    return e.significant("surprise", max(0.05 * e["entropy"], 0.01))
+
+
+def _sure_cut(e: Evidence) -> bool:
+    return _surprised(e) and e["surprise"] < 0 and e["sure"] >= 40 and e["sure_other"] == 0
+
+
+def _sure_colder(e: Evidence) -> bool:
+    return _surprised(e) and e["surprise"] < 0 and e["sure"] >= 40 and e["sure_other"] >= 3
+
+
+def _stale(e: Evidence) -> bool:
+    fresh, old = e["lag0"], _oldest(e)
+    error = math.hypot(e["lag0_se"], e[f"{old}_se"]) if old else math.nan
+    return e.mismatch and bool(old) and e[old] > 2 * fresh and e[old] - fresh > 5 * error
+
+
+def _oldest(e: Evidence) -> str:
+    """The largest lag that was seen."""
+    return next((name for name in reversed(LAGS[1:]) if not math.isnan(e[name])), "")
+
+
+def _coarse_or_stale(e: Evidence) -> bool:
+    return e.mismatch and e["gap"] - e["d"] > COARSE
+
+
+COARSE = 0.02
+"""Nats of k3 that noise of .1 on an engine's logits, more than 16 bits make, does not reach."""
+
+
+def _not_q(e: Evidence) -> bool:
+    return e.mismatch and e.significant("gap", 0.01)
+
+
+# --- what to say -------------------------------------------------------------------------------
+def _says_shift(e: Evidence) -> str:
+    by = "one position later" if e["before"] > e["after"] else "one position earlier"
+    return (
+        f"the tensors are shifted by one position: {e.q}'s log-probs go with {e.p}'s {by} "
+        f"(correlation now {e['qp']:.2f}, with the position before {e['before']:.2f}, with the "
+        f"position after {e['after']:.2f})"
+    )
+
+
+def _says_end(end: str) -> Callable[[Evidence], str]:
+    why = {
+        "first": "a chat template, a double BOS, or the prompt's last position",
+        "last": "an EOS that one side adds or scores otherwise",
+    }[end]
+    return lambda e: (
+        f"the {end} token of every sequence is off: mean |d| {e[end]:.3g} there, "
+        f"{e['middle']:.3g} nats elsewhere ({why})"
+    )
+
+
+def _says_sequences(e: Evidence) -> str:
+    why = ": whole sequences of another prompt, template or tokenisation on one side"
+    return e.carriers + (why if e.mismatch else "")
+
+
+def _says_temperature(e: Evidence) -> str:
+    colder, warmer = (e.q, e.p) if e["slope"] < 0 else (e.p, e.q)
+    return (
+        f"sampled and scored at different temperatures: the log-probs of {colder} are sharper than "
+        f"those of {warmer} (slope {e['slope']:+.3f} of d, {e['slope_z']:.0f} errors; T about "
+        f"{_temperature_of(e):.2g} of one in the other's units)"
+    )
+
+
+def _temperature_of(e: Evidence) -> float:
+    slope = e["slope"] / 0.5  # contexts' own constants halve it (docs/causes.md)
+    return (2 + slope) / (2 - slope) if abs(slope) < 2 else math.nan
+
+
+def _says_cut(e: Evidence) -> str:
+    kept = 1 + e["gap"]
+    return (
+        f"{e.q} samples from a cut vocabulary (top-p, top-k, min-p) and scores it renormalised, "
+        f"{e.p} the whole: the kept mass is {kept:.2g} +- {e['gap_se']:.1g}"
+    )
+
+
+def _says_surprise(what: str) -> Callable[[Evidence], str]:
+    return lambda e: (
+        f"{what}: the tokens are {abs(e['surprise']):.2g} nats "
+        f"{'less' if e['surprise'] < 0 else 'more'} surprising than the trainer's entropy of "
+        f"{e['entropy']:.2g} ({e['surprise_z']:+.0f} errors), though both report the same log-probs"
+    )
+
+
+def _says_stale(e: Evidence) -> str:
+    old = _oldest(e)
+    lag = old.removeprefix("lag") + (" or more" if old == LAGS[-1] else "")
+    return (
+        f"stale weights: k3 is {e['lag0']:.2g} +- {e['lag0_se']:.1g} nats at lag 0 (the engine's "
+        f"floor) and {e[old]:.2g} +- {e[f'{old}_se']:.1g} at a lag of {lag}"
+    )
+
+
+def _says(text: str) -> Callable[[Evidence], str]:
+    return lambda e: text.format(q=e.q, p=e.p, k3=e["gap"] - e["d"], gap=e["gap"], z=e["gap_z"])
+
+
+RULES: tuple[CauseRule, ...] = (
+    CauseRule(
+        "identical",
+        lambda e: e.mismatch and e.numbers.get("identical") == 1,
+        _says("{q} and {p} are bit-equal: bit-equal engines, or the trainer's own log-probs were "
+              "passed as the engine's"),
+    ),
+    CauseRule("shift", _shift, _says_shift),
+    CauseRule("first token", _end_off("first"), _says_end("first")),
+    CauseRule("last token", _end_off("last"), _says_end("last")),
+    CauseRule("sequences", lambda e: bool(e.carriers), _says_sequences),
+    CauseRule(
+        "argmax",
+        _argmax,
+        _says("{q} is never the lower one: it reports the log-prob of the likeliest token, not of "
+              "the sampled one"),
+    ),
+    CauseRule(
+        "other tokens",
+        _other_tokens,
+        _says("the engine and the trainer do not score the same tokens: a few per cent are nearly "
+              "impossible to {p}, the others fit (tokenised again, or ids replaced)"),
+    ),
+    CauseRule(
+        "reference",
+        _reference,
+        lambda e: (
+            f"{e.q} serves the reference, or a policy near it: its log-probs are nearer to ref's "
+            f"than to {e.p}'s ({e['who_z']:.0f} errors): weights never arrive, or an adapter is off"
+        ),
+    ),
+    CauseRule("cut", _cut, _says_cut),
+    CauseRule("temperature", _temperature, _says_temperature),
+    CauseRule(
+        "cut, scored raw",
+        _sure_cut,
+        _says_surprise("sampled from a cut vocabulary (top-p, top-k, min-p), scored raw"),
+    ),
+    CauseRule(
+        "colder, scored raw",
+        _sure_colder,
+        _says_surprise("sampled at a lower temperature than scored"),
+    ),
+    CauseRule(
+        "narrower, scored raw",
+        lambda e: _surprised(e) and e["surprise"] < 0,
+        _says_surprise("sampled at a lower temperature or from a cut vocabulary, scored raw"),
+    ),
+    CauseRule(
+        "warmer, scored raw",
+        _surprised,
+        _says_surprise("sampled at a higher temperature than scored"),
+    ),
+    CauseRule("stale", _stale, _says_stale),
+    CauseRule(
+        "coarse or stale",
+        _coarse_or_stale,
+        _says("a coarse engine or stale weights (k3 {k3:.2g} nats): pass version= to tell them "
+              "apart"),
+    ),
+    CauseRule(
+        "unknown",
+        _not_q,
+        _says("unknown: the tokens were not drawn from {q} (gap {gap:+.2g}, {z:+.0f} errors), and "
+              "no known cause fits"),
+    ),
+)  # fmt: skip
+"""In the order in which they are asked: what corrupts the others' evidence comes first."""

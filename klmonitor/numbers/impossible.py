@@ -1,0 +1,81 @@
+"""Input that cannot be: numbers that are no log-probs of these tokens, whatever the policies are.
+
+Told before anything else. The counts are of the step; what one of them looks like, and where, comes
+from the extreme tokens, among which such numbers are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from klmonitor.numbers.sums import StepSums
+from klmonitor.report import Cause, ExtremeToken
+from klmonitor.summary.fields import (
+    PLACEHOLDER,
+    POLICY_COUNTS,
+    POSITIVE_TOLERANCE,
+    SENTINEL,
+    SIGNATURE,
+)
+
+FEWEST = 3
+"""Zeros that are called placeholders: a peaked model gives one here and there."""
+_POSITIVE = POLICY_COUNTS.index("positive")
+
+
+def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
+    """What cannot be in pair i's log-probs; nameless: nothing.
+
+    Args:
+        step: the sums.
+        i: the pair's place in them.
+        tokens: its extreme tokens.
+    """
+    q, p = step.pairs[i].split("_")
+    policies = ((q, "q", step.q, "log_q", "log_p", p), (p, "p", step.p, "log_p", "log_q", q))
+    tokens = list(tokens)
+
+    def count(name: str) -> float:
+        return float(step.signatures[i, SIGNATURE[name]])
+
+    for policy, letter, counts, mine, theirs, other in policies:
+        if (n := float(counts[i, _POSITIVE])) > 0:
+            where = _example(tokens, mine, lambda x, _: x > POSITIVE_TOLERANCE, theirs)
+            return _cause(
+                f"{policy}'s log-probs are above 0 for {n:,.0f} tokens{where}: not log-probs, but "
+                "probabilities, negative log-likelihoods, raw logits or a placeholder"
+            )
+        if (n := count(f"huge_{letter}")) > 0:
+            where = _example(tokens, mine, lambda x, _: abs(x) >= SENTINEL, theirs)
+            return _cause(
+                f"{policy}'s log-probs are beyond +-{SENTINEL:,.0f} for {n:,.0f} tokens that "
+                f"count{where}: a sentinel that the mask lets through"
+            )
+        if (n := count(f"zero_{letter}")) >= FEWEST:
+            where = _example(tokens, mine, lambda x, y: x == 0 and y < PLACEHOLDER, theirs)
+            return _cause(
+                f"{policy}'s log-probs are exactly 0 for {n:,.0f} tokens that {other} does not "
+                f"find certain{where}: a placeholder, no score"
+            )
+    if count("padded_rows") >= max(0.5 * count("rows"), 1):
+        return _cause(
+            f"{count('padded'):,.0f} tokens at the ends of {count('padded_rows'):,.0f} of "
+            f"{count('rows'):,.0f} sequences have one and the same value under all policies: "
+            "padding is being counted; forgot the mask?"
+        )
+    return Cause()
+
+
+def _cause(text: str) -> Cause:
+    return Cause("impossible", text, impossible=True)
+
+
+def _example(
+    tokens: list[ExtremeToken], mine: str, is_one: Callable[[float, float], bool], theirs: str
+) -> str:
+    for token in tokens:
+        value = getattr(token, mine)
+        if not math.isnan(value) and is_one(value, getattr(token, theirs)):
+            return f" ({value:.4g} at {token.where})"
+    return ""

@@ -1,0 +1,83 @@
+"""The signatures of causes on the host: sums of `summary.signatures` as means with their errors."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from klmonitor.numbers.clusters import Array, positive, ratio
+from klmonitor.summary.fields import LAGS, PROBABILITIES, RATIO_SUMS, SIGNATURE
+
+BINS = len(PROBABILITIES) + 1
+
+
+class Mean(NamedTuple):
+    """A ratio of sums over sequences.
+
+    Attributes:
+        value: [P] the ratio; nan: nothing counted.
+        se: [P] its standard error, clustered by sequence; nan for fewer than two.
+    """
+
+    value: Array
+    se: Array
+
+    @property
+    def z(self) -> Array:
+        """[P] in errors; infinite where there is no error."""
+        found: Array = self.value / self.se
+        return found
+
+
+class Signatures:
+    """Of the pairs of a step, or of some steps together.
+
+    Args:
+        sums: [P, SIGNATURES], added over batches, ranks, or steps.
+    """
+
+    def __init__(self, sums: Array) -> None:
+        self.sums = sums
+
+    def sum(self, name: str) -> Array:
+        """[P] one of `fields.SIGNATURES`."""
+        found: Array = self.sums[:, SIGNATURE[name]]
+        return found
+
+    def mean(self, name: str) -> Mean:
+        """One of `fields.SIGNATURE_RATIOS`.
+
+        SE^2 = S/(S-1) sum_i (a_i - m b_i)^2 / (sum b)^2 over the S sequences (Cochran, Sampling
+        Techniques, section 6.3).
+        """
+        a, b, aa, ab, bb = (self.sum(f"{name}/{what}") for what in RATIO_SUMS)
+        value, count = ratio(a, b), self.sum("sequences")
+        squares = positive(aa - 2 * value * ab + value * value * bb)
+        se = np.where(count >= 2, np.sqrt(count / (count - 1) * squares), np.nan) / b
+        return Mean(value, np.where(b > 0, se, np.nan))
+
+    def share(self, name: str, of: str = "tokens") -> Array:
+        """[P] a count as a share of another."""
+        return ratio(self.sum(name), self.sum(of))
+
+    def correlation(self, name: str) -> Array:
+        """[P] of log q and log p within sequences: ``qp``, or ``before``, ``after`` one position.
+
+        ``before`` is of log q(t) with log p(t - 1).
+        """
+        return ratio(self.sum(name), np.sqrt(self.sum("qq") * self.sum("pp")))
+
+    @cached_property
+    def entropy(self) -> Array:
+        """[P] mean entropy of the trainer's policy, nats."""
+        return ratio(self.sum("entropy"), self.sum("entropic"))
+
+    def by_lag(self) -> tuple[Mean, ...]:
+        """k3 of the sequences of each of `fields.LAGS`, nats per token."""
+        return tuple(self.mean(name) for name in LAGS)
+
+    def mean_abs(self, probability_bin: int) -> Array:
+        """[P] mean |d| of the tokens of a bin of q(x), nats."""
+        return ratio(self.sum(f"abs_{probability_bin}"), self.sum(f"n_{probability_bin}"))

@@ -1,0 +1,313 @@
+"""What tells why two policies disagree: sums over whole sequences that no single token shows.
+
+One function for every device, in plain torch, on at most `fields.SAMPLED` tokens a step; beside
+the passes over all tokens, not in them. Formulas and what each is for: docs/causes.md. All pairs of
+a batch are computed at once, [P, R, C] for R rows of C tokens, in float32 (a signature is good to
+1e-5 of its terms), sums over sequences in float64; nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from klmonitor.pairs import PAIR_INDEX, Pair
+from klmonitor.summary.batch import TokenBatch
+from klmonitor.summary.extras import Extras
+from klmonitor.summary.fields import (
+    ASIDE,
+    CLAMP,
+    LAGS,
+    PLACEHOLDER,
+    PROBABILITIES,
+    SAMPLED,
+    SENTINEL,
+    SEQUENCE_RATIO,
+    SIGNATURE_RATIOS,
+    SIGNATURE_SUMS,
+    SURE,
+)
+from klmonitor.summary.state import Summary
+
+LARGEST_SEQUENCE = 300.0
+"""Nats: a sequence's log-ratio is clamped to it, so that the square of its ratio stays finite."""
+LARGEST_FLOAT = 80.0
+"""Nats: beyond it e^d is no float32 any more."""
+SHORTEST_PADDING = 4
+"""Tokens of one value at the end of a row that are called padding."""
+RARE = 0.05
+"""Share of the other tokens that may have the padding's value."""
+
+
+Sums: TypeAlias = "dict[str, Tensor]"
+"""By name of `fields.SIGNATURE_SUMS`: [P], or one for all pairs."""
+Ratios: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
+"""By name of `fields.SIGNATURE_RATIOS`: numerator and denominator of each sequence, [P, S]."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The sequences of the tokens that were taken, [R, C].
+
+    Attributes:
+        count: sequences, S.
+        columns: int64 [C], 0 to C - 1.
+        segments: int64 [C], the sequence of each token of packed input (R = 1); None: S = R.
+    """
+
+    count: int
+    columns: Tensor
+    segments: Tensor | None
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sums over each sequence, [..., R, C] -> [..., S] float64, in an order that is fixed."""
+        if self.segments is None:
+            return x.sum(-1).double()
+        upto = torch.nn.functional.pad(x.double().cumsum(-1), (1, 0)).squeeze(-2)
+        edges = torch.searchsorted(
+            self.segments, torch.arange(self.count + 1, device=self.segments.device)
+        )
+        return upto[..., edges[1:]] - upto[..., edges[:-1]]
+
+    def most(self, x: Tensor) -> Tensor:
+        """Largest of each sequence, but at least -1: [..., R, C] -> [..., S]."""
+        if self.segments is None:
+            return x.amax(-1).clamp(min=-1)
+        x = x.squeeze(-2)
+        found = x.new_full((*x.shape[:-1], self.count), -1)
+        return found.scatter_reduce_(-1, self.segments.expand_as(x), x, "amax")
+
+    def spread(self, y: Tensor) -> Tensor:
+        """What each token has of its sequence: [..., S] -> [..., R, C] or what broadcasts to it."""
+        if self.segments is None:
+            return y.unsqueeze(-1)
+        return y[..., self.segments].unsqueeze(-2)
+
+    def at(self, x: Tensor, place: Tensor) -> Tensor:
+        """[..., S] float64, the value at a column of each sequence's row; 0 at a negative place."""
+        place, x = place.expand(*x.shape[:-2], self.count), x.expand(*x.shape)
+        if self.segments is None:
+            found = x.gather(-1, place.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        else:
+            found = x.squeeze(-2).gather(-1, place.clamp(min=0))
+        return torch.where(place >= 0, found.double(), 0.0)
+
+    def together(self) -> Tensor | None:
+        """[C - 1] whether a token and the next are of one sequence; None: always."""
+        return None if self.segments is None else self.segments[1:] == self.segments[:-1]
+
+
+def add(
+    state: Summary, batch: TokenBatch, pairs: Sequence[Pair], extras: Extras, taken: int
+) -> int:
+    """Add the signatures of a batch's first rows to a state, in place.
+
+    Args:
+        state: on the batch's device.
+        batch: checked log-probs; the pairs' policies are in it.
+        pairs: which pairs.
+        extras: what else is known.
+        taken: tokens that were taken of this step already.
+
+    Returns:
+        How many there are now.
+    """
+    rows, columns = batch.shape
+    if batch.segments is None:
+        rows = min(rows, (SAMPLED - taken) // max(columns, 1))
+    else:  # packed: one row, whose last sequence may have to go
+        columns = min(columns, SAMPLED - taken)
+    if rows <= 0 or columns <= 0:
+        return taken
+    for pair, sums in zip(pairs, signatures(batch, pairs, extras, rows, columns), strict=True):
+        state.signatures[PAIR_INDEX[pair.name]] += sums
+    return taken + rows * columns
+
+
+def signatures(
+    batch: TokenBatch, pairs: Sequence[Pair], extras: Extras, rows: int, columns: int
+) -> Tensor:
+    """[P, SIGNATURES] sums over the first rows (or packed columns) of a batch."""
+    log_probs = {name: x[:rows, :columns] for name, x in batch.log_probs.items()}
+    like = next(iter(log_probs.values()))
+    segments = None if batch.segments is None else batch.segments[:columns]
+    at = Rows(
+        rows if segments is None else batch.n_sequences,
+        torch.arange(columns, device=like.device),
+        segments,
+    )
+    mask = torch.ones_like(like, dtype=torch.bool)
+    if batch.mask is not None:
+        mask = batch.mask[:rows, :columns]
+    if batch.segments is not None and columns < batch.shape[1]:
+        cut = batch.segments[columns]
+        mask = mask & (segments != cut)
+    q = torch.stack([log_probs[pair.q] for pair in pairs]).float()
+    p = torch.stack([log_probs[pair.p] for pair in pairs]).float()
+    found, usable = _impossible(q, p, mask)
+    found |= _padding(log_probs, mask, at)
+    q, p = (torch.where(usable, x, 0.0) for x in (q, p))
+    d = p - q
+    tokens = at.total(usable)
+    found |= _of_sequences(d, tokens, at) | _by_probability(q, d, usable)
+    products, ratios = _within(q, p, usable, tokens, at)
+    found |= products
+    ratios |= _ends(d, usable, tokens, at)
+    ratios["d"] = (at.total(d), tokens)
+    ratios["gap"] = (at.total(torch.expm1(d.clamp(max=LARGEST_FLOAT))), tokens)
+    if extras.entropy is not None:
+        trainer = log_probs["old" if "old" in log_probs else "policy"].float()
+        entropy = extras.entropy[:rows, :columns].float()
+        known = usable & entropy.isfinite() & (trainer.abs() < SENTINEL)
+        surprise = torch.where(known, -trainer - entropy, 0.0)
+        ratios["surprise"] = (at.total(surprise), at.total(known))
+        found |= _of_entropies(trainer, entropy, known)
+    if "ref" in log_probs:
+        ref = log_probs["ref"].float()
+        known = usable & (ref.abs() < SENTINEL)
+        nearer = torch.where(known, (q - ref).square() - d.square(), 0.0)
+        ratios["who"] = (at.total(nearer), at.total(known))
+    if extras.lag is not None:
+        ratios |= _by_lag(extras.lag[: at.count], d, tokens, at)
+    return _in_order(found, ratios, tokens)
+
+
+def _impossible(q: Tensor, p: Tensor, mask: Tensor) -> tuple[Sums, Tensor]:
+    """Counts of what is no log-prob, and the tokens that are left: [P, R, C]."""
+    huge_q, huge_p = mask & (q.abs() >= SENTINEL), mask & (p.abs() >= SENTINEL)
+    usable = mask & (p - q).isfinite() & ~huge_q & ~huge_p
+    counted = {
+        "zero_q": usable & (q == 0) & (p < PLACEHOLDER),
+        "zero_p": usable & (p == 0) & (q < PLACEHOLDER),
+        "huge_q": huge_q,
+        "huge_p": huge_p,
+    }
+    return {name: which.sum((-2, -1)) for name, which in counted.items()}, usable
+
+
+def _of_sequences(d: Tensor, tokens: Tensor, at: Rows) -> Sums:
+    """Counts of sides; the sequences' ratios exp(sum d); their largest token k3."""
+    seen, of_sequence, far = tokens > 0, at.total(d), math.log(SEQUENCE_RATIO)
+    ratio = of_sequence.clamp(-LARGEST_SEQUENCE, LARGEST_SEQUENCE)
+    ratio = torch.where(seen, ratio, -math.inf)
+    ends = torch.stack([-at.most(-d).double(), at.most(d).double()])  # k3 is convex
+    k3 = torch.expm1(ends.clamp(max=CLAMP)) - ends
+    return {
+        "tokens": tokens.sum(-1),
+        "sequences": seen.sum(-1),
+        "up": (d > ASIDE).sum((-2, -1)),
+        "down": (d < -ASIDE).sum((-2, -1)),
+        "ratio_above": (of_sequence > far).sum(-1),
+        "ratio_below": (of_sequence < -far).sum(-1),
+        "ratio": ratio.exp().sum(-1),
+        "ratio2": (2 * ratio).exp().sum(-1),
+        "largest": torch.where(seen, k3.amax(0), 0.0).sum(-1),
+    }
+
+
+def _by_probability(q: Tensor, d: Tensor, usable: Tensor) -> Sums:
+    """Mean |d| by bins of q(x), beside 1 - q(x) (arXiv 2512.23087: mismatch grows as 1 - p)."""
+    probability = q.clamp(max=0.0).exp()
+    counted = usable.float()
+    features = torch.stack([counted, d.abs(), counted - probability * counted], -1).flatten(1, 2)
+    above = [probability >= edge for edge in PROBABILITIES]
+    weights = torch.stack([counted, *(which * counted for which in above)], 1).flatten(2)
+    upward = (weights @ features).double()  # [P, bins, 3]: from each edge on
+    inside = upward - torch.nn.functional.pad(upward[:, 1:], (0, 0, 0, 1))
+    return {
+        f"{name}_{i}": inside[:, i, k]
+        for k, name in enumerate(("n", "abs", "left"))
+        for i in range(len(PROBABILITIES) + 1)
+    }
+
+
+def _within(q: Tensor, p: Tensor, usable: Tensor, tokens: Tensor, at: Rows) -> tuple[Sums, Ratios]:
+    """Products of log q and log p less their means in the sequence, now and one position on."""
+    size = tokens.clamp(min=1)
+    q, p = (torch.where(usable, x - at.spread((at.total(x) / size).float()), 0.0) for x in (q, p))
+    before, after = q[..., 1:] * p[..., :-1], q[..., :-1] * p[..., 1:]
+    together = at.together()
+    if together is not None:
+        before, after = (torch.where(together, x, 0.0) for x in (before, after))
+    crossed = torch.nn.functional.pad(before - after, (1, 0))
+    qq, pp, qp = (at.total(x) for x in (q * q, p * p, q * p))
+    sums = {"qq": qq, "pp": pp, "qp": qp}
+    found = {name: x.sum(-1) for name, x in sums.items()}
+    found |= {"before": before.sum((-2, -1)), "after": after.sum((-2, -1))}
+    ratios = {
+        "shift": (at.total(crossed), (qq + pp) / 2),
+        "slope": ((pp - qq) / 2, (qq + pp + 2 * qp) / 4),
+    }
+    return found, ratios
+
+
+def _ends(d: Tensor, usable: Tensor, tokens: Tensor, at: Rows) -> Ratios:
+    """|d| of the first and the last token of each sequence, and of the others."""
+    size, end = d.abs(), at.columns.numel() - 1
+    last = at.most(torch.where(usable, at.columns, -1))
+    first = end - at.most(torch.where(usable, end - at.columns, -1))
+    first = torch.where(tokens > 0, first, -1)
+    last = torch.where(tokens > 1, last, -1)
+    of_first, of_last = at.at(size, first), at.at(size, last)
+    return {
+        "first": (of_first, (first >= 0).double()),
+        "last": (of_last, (last >= 0).double()),
+        "middle": (at.total(size) - of_first - of_last, (tokens - 2).clamp(min=0)),
+    }
+
+
+def _of_entropies(trainer: Tensor, entropy: Tensor, known: Tensor) -> Sums:
+    """Their sum; and where one token is nearly sure, how often another should come, and did."""
+    probability, sure = trainer.exp(), known & (entropy <= SURE)
+    likeliest = probability >= 0.5
+    return {
+        "entropic": known.sum((-2, -1)),
+        "entropy": torch.where(known, entropy, 0.0).sum((-2, -1)),
+        "sure": torch.where(sure & likeliest, 1 - probability, 0.0).sum((-2, -1)),
+        "sure_other": (sure & ~likeliest).sum((-2, -1)),
+    }
+
+
+def _by_lag(lag: Tensor, d: Tensor, tokens: Tensor, at: Rows) -> Ratios:
+    """k3 of the sequences of each lag."""
+    d = d.double()
+    k3 = at.total(torch.expm1(d.clamp(max=CLAMP)) - d)
+    bounded = lag.clamp(0, len(LAGS) - 1)
+    of_lags = {name: bounded == i for i, name in enumerate(LAGS)}
+    return {
+        name: (torch.where(which, k3, 0.0), torch.where(which, tokens, 0.0))
+        for name, which in of_lags.items()
+    }
+
+
+def _padding(log_probs: Mapping[str, Tensor], mask: Tensor, at: Rows) -> Sums:
+    """Stretches of one value under all policies that reach the row's end, in what is counted."""
+    last = at.most(torch.where(mask, at.columns, -1))
+    same = mask
+    for x in log_probs.values():
+        same = same & (x == at.spread(at.at(x, last).to(x.dtype)))
+    broken = at.most(torch.where(mask & ~same, at.columns, -1))
+    run = same & (at.columns > at.spread(broken))
+    lengths, alike, counted = at.total(run), at.total(same), at.total(mask)
+    padded = (lengths >= SHORTEST_PADDING) & (alike - lengths <= RARE * (counted - lengths))
+    return {
+        "padded": torch.where(padded, lengths, 0.0).sum(),
+        "padded_rows": padded.sum(),
+        "rows": (last >= 0).sum(),
+    }
+
+
+def _in_order(found: Sums, ratios: Ratios, like: Tensor) -> Tensor:
+    """[P, SIGNATURES]; what was not computed is 0."""
+    zero = like.new_zeros(like.shape[0])
+    sums = [found.get(name, zero).double().expand_as(zero) for name in SIGNATURE_SUMS]
+    nothing = like.new_zeros(1), like.new_zeros(1)
+    pairs = [ratios.get(name, nothing) for name in SIGNATURE_RATIOS]
+    a, b = (torch.stack([pair[i].expand_as(like) for pair in pairs]) for i in (0, 1))  # [K, P, S]
+    products = torch.stack([x.sum(-1) for x in (a, b, a * a, a * b, b * b)], -1)  # [K, P, 5]
+    return torch.cat([torch.stack(sums, -1), products.transpose(0, 1).flatten(1)], -1)
