@@ -216,7 +216,7 @@ class Verdict:
     """Which estimator to believe at a step (`klmonitor.numbers.verdicts`).
 
     Attributes:
-        estimator: ``"k1"`` or ``"k3"``; None: neither, or too little is known.
+        estimator: ``"k1"``, ``"k3"`` or ``"cv"``; None: neither, or too little is known.
         text: the same in words, with the reason; empty if too little is known.
     """
 
@@ -225,8 +225,8 @@ class Verdict:
 
     @property
     def best(self) -> float:
-        """As the metric ``best``: 1 or 3; nan: neither."""
-        return {"k1": 1.0, "k3": 3.0}.get(self.estimator or "", math.nan)
+        """As the metric ``best``: 1, 3, or 0 for cv; nan: neither."""
+        return {"k1": 1.0, "k3": 3.0, "cv": 0.0}.get(self.estimator or "", math.nan)
 
 
 @dataclass(frozen=True)

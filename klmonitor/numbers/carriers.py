@@ -1,6 +1,6 @@
-"""Which sequences or prompts carry a pair's estimate, as dominance says which tokens do.
+"""Which sequences or prompts carry a pair's estimate, as dominance says for tokens.
 
-The same question as for few tokens (`numbers.dominance`): the fewest that hold half of sum k3, or of
+The question asked of few tokens (`numbers.dominance`): the fewest that hold half of sum k3, or of
 the spread of k1 over sequences, that stand apart from the next and pull the mean by errors of the
 rest. Only the sixteen sequences of largest |S1| are known one by one; of prompts all are.
 """
@@ -44,86 +44,118 @@ class Few:
     share: float
 
 
-def few(
-    t: Array, s: Array, totals: tuple[float, float, float, float, float], name: str
-) -> Few | None:
+@dataclass(frozen=True)
+class Totals:
+    """Over all clusters, also those that are not known one by one.
+
+    Attributes:
+        count: B.
+        t, s: sum T and sum S.
+        tt, ts, ss: sums over clusters of T T, T S and S S.
+    """
+
+    count: float
+    t: float
+    s: float
+    tt: float
+    ts: float
+    ss: float
+
+    def about(self, mean: float) -> float:
+        """Sum (S - mean T)^2."""
+        return max(self.ss - 2 * mean * self.ts + mean * mean * self.tt, 0.0)
+
+    def without(self, t: Array, s: Array) -> Totals:
+        """Of the others."""
+        return Totals(
+            self.count - len(t),
+            self.t - float(t.sum()),
+            self.s - float(s.sum()),
+            self.tt - float((t * t).sum()),
+            self.ts - float((t * s).sum()),
+            self.ss - float((s * s).sum()),
+        )
+
+
+def few(t: Array, s: Array, totals: Totals, name: str) -> Few | None:
     """The few of some clusters that carry ``"k1"`` or ``"k3"``; None: none do.
 
     Args:
         t: [n] tokens of those known one by one.
         s: [n] their sums of the estimator, nats.
-        totals: over all: clusters B, sum T, sum S, and sum of T T, T S, S S as (B, T, S, ..)
-            where the last two are given as sum (S - m T)^2 about the mean and sum T^2.
+        totals: over all.
         name: of the estimator.
     """
-    count, tokens, total, spread, squares_t = totals
-    most = min(int(count // MOST_SHARE), len(t) - 1)
-    if most < 1 or not tokens > 0:
+    most = min(int(totals.count // MOST_SHARE), len(t) - 1)
+    if most < 1 or not totals.t > 0:
         return None
-    mean = total / tokens
-    off = s - mean * t
-    weights, whole = (off * off, spread) if name == "k1" else (s, total)
+    mean = totals.s / totals.t
+    weights = (s - mean * t) ** 2 if name == "k1" else s
+    whole = totals.about(mean) if name == "k1" else totals.s
     order = np.argsort(-weights)
-    if not whole > 0 or not weights[order[:most]].sum() >= HALF * whole:
-        return None
-    best: tuple[float, Few] | None = None
+    held = weights[order].cumsum() / whole if whole > 0 else np.zeros(len(t))
+    best, found = APART, None
     for j in range(1, most + 1):
-        chosen, following = order[:j], order[j]
-        share = float(weights[chosen].sum() / whole)
-        if share < HALF or not weights[order[j - 1]] > 0:
+        chosen, last, following = order[:j], weights[order[j - 1]], weights[order[j]]
+        if held[j - 1] < HALF or not last > 0:
             continue
-        nothing = not weights[following] > 0
-        apart = (
-            math.inf
-            if nothing
-            else math.sqrt(j) * math.log(weights[order[j - 1]] / weights[following])
-        )
-        rest_t, rest_s = tokens - t[chosen].sum(), total - s[chosen].sum()
-        rest_mean = rest_s / rest_t
-        # sum over the rest of (S - m T)^2 about its own mean, from that about the common one
-        left = spread - (off[chosen] ** 2).sum()
-        squares = left - 2 * (rest_mean - mean) * (rest_s - mean * rest_t)
-        squares += (rest_mean - mean) ** 2 * (squares_t - (t[chosen] ** 2).sum())
-        error = math.sqrt(max(squares, 0.0)) / rest_t
-        if apart >= APART and abs(mean - rest_mean) >= PULL * error:
-            found = apart, Few(tuple(chosen.tolist()), min(share, 1.0))
-            best = found if best is None or apart > best[0] else best
-    return None if best is None else best[1]
+        apart = math.sqrt(j) * math.log(last / following) if following > 0 else math.inf
+        rest = totals.without(t[chosen], s[chosen])
+        rest_mean = rest.s / rest.t
+        error = math.sqrt(rest.about(rest_mean)) / rest.t
+        if apart > best and abs(mean - rest_mean) >= PULL * error:
+            best, found = apart, Few(tuple(chosen.tolist()), min(float(held[j - 1]), 1.0))
+    return found
 
 
-def carriers(step: StepSums, i: int) -> str:
-    """What carries pair i's estimate: "4 of 32 sequences, all of one prompt, ..."; empty: nothing."""
+@dataclass(frozen=True)
+class Carriers:
+    """What carries a pair's estimate.
+
+    Attributes:
+        text: "4 of 32 sequences, all of one prompt, hold ..."; empty: nothing does.
+        tokens: of these sequences or prompts.
+    """
+
+    text: str = ""
+    tokens: float = 0.0
+
+
+def carriers(step: StepSums, i: int) -> Carriers:
+    """What carries pair i of a step."""
     if not step.k3[i] > SMALLEST * step.n[i]:
-        return ""
+        return Carriers()
     known = step.sequences[i][step.sequences[i][:, KEY] > 0]
-    dominated = {name: step.dominance[name].level[i] >= 1 for name in ("k1", "k3")}
     for name in ("k3", "k1"):
-        of_prompts = _prompts(step, i, name)
+        by_tokens = _by_tokens(step, i, name)
         found = few(known[:, _FIELD["t"]], known[:, _FIELD[name]], _totals(step, i, name), name)
-        if found is not None and not (dominated[name] and len(found.places) == 1):
-            rows = known[list(found.places)]
-            return _said(step, i, name, found, rows)
-        if of_prompts is not None and not dominated[name]:
-            count = step.clustered.prompts[i]
-            return (
-                f"{len(of_prompts.places)} of {count:.0f} prompts hold {of_prompts.share:.0%} of "
-                f"{_WHOLE[name]}"
-            )
-    return ""
+        if found is not None and not (by_tokens and len(found.places) == 1):
+            return _said(step, i, name, found, known[list(found.places)])
+        of_prompts = _prompts(step, i, name)
+        if of_prompts is not None and not by_tokens:
+            count, some = step.clustered.prompts[i], len(of_prompts.places)
+            text = f"{some} of {count:.0f} prompts hold {of_prompts.share:.0%} of {_WHOLE[name]}"
+            tokens = _buckets(step, i)[list(of_prompts.places), 0].sum()
+            return Carriers(text, float(tokens))
+    return Carriers()
+
+
+def _by_tokens(step: StepSums, i: int, name: str) -> bool:
+    """Whether a few tokens carry it already."""
+    found = step.dominance[name]
+    share = found.v if name == "k1" else found.top_share
+    return bool(found.level[i] >= 1 and share[i] >= HALF)
 
 
 _WHOLE = {"k1": "the spread of k1", "k3": "sum k3"}
 
 
-def _totals(step: StepSums, i: int, name: str) -> tuple[float, float, float, float, float]:
-    """Of all sequences, as `few` wants them."""
-    tokens, total = float(step.n[i]), float(step.k3[i] if name == "k3" else -step.d[i])
-    mean = total / tokens
-    tt = float(step.column("t.t")[i])
-    spread = float(
-        step.column(f"{name}.{name}")[i] - 2 * mean * step.column(f"t.{name}")[i] + mean * mean * tt
-    )
-    return float(step.column("sequences")[i]), tokens, total, max(spread, 0.0), tt
+def _totals(step: StepSums, i: int, name: str) -> Totals:
+    """Of all sequences."""
+    total = step.k3[i] if name == "k3" else -step.d[i]
+    columns = ("t.t", f"t.{name}", f"{name}.{name}")
+    products = (float(step.column(column)[i]) for column in columns)
+    return Totals(float(step.column("sequences")[i]), float(step.n[i]), float(total), *products)
 
 
 def _buckets(step: StepSums, i: int) -> Array:
@@ -138,20 +170,19 @@ def _prompts(step: StepSums, i: int, name: str) -> Few | None:
     if not len(rows):
         return None
     t, s = rows[:, 0], rows[:, _SUMS[name]]
-    mean = s.sum() / t.sum()
-    spread = float(((s - mean * t) ** 2).sum())
-    totals = (float(len(t)), float(t.sum()), float(s.sum()), spread, float((t * t).sum()))
-    return few(t, s, totals, name)
+    products = (float((t * t).sum()), float((t * s).sum()), float((s * s).sum()))
+    return few(t, s, Totals(float(len(t)), float(t.sum()), float(s.sum()), *products), name)
 
 
-def _said(step: StepSums, i: int, name: str, found: Few, rows: Array) -> str:
+def _said(step: StepSums, i: int, name: str, found: Few, rows: Array) -> Carriers:
     count = step.column("sequences")[i]
     one = _one_prompt(_buckets(step, i), rows)
     verb = "holds" if len(rows) == 1 else "hold"
-    return (
+    text = (
         f"{len(rows)} of {count:.0f} sequences{', all of one prompt,' if one else ''} {verb} "
         f"{found.share:.0%} of {_WHOLE[name]} ({_places(rows.tolist())})"
     )
+    return Carriers(text, float(rows[:, _FIELD["t"]].sum()))
 
 
 def _one_prompt(prompts: Array, rows: Array) -> bool:

@@ -6,7 +6,7 @@ far from what a clean engine does and far inside what the fault does (docs/cause
 the confusion matrix of `benchmarks/causes.py`, from which each rule's rates come).
 
     surprise = mean(-log p(x) - H)            0 if the trainer's policy sampled
-    slope    of d on (log q + log p) / 2      0 if both have one temperature; 2 (T-1) / (T+1) at most
+    slope    of d on (log q + log p) / 2      0 at one temperature; at most 2 (T - 1) / (T + 1)
     kept     = mean(e^d) = 1 + gap            the mass that a cut sampler keeps, renormalised
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from klmonitor.numbers.carriers import carriers
+from klmonitor.numbers.carriers import Carriers, carriers
 from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.impossible import impossible
 from klmonitor.numbers.signatures import Signatures
@@ -33,7 +33,19 @@ FEWEST_TOKENS = 512
 """With fewer no cause but impossible input is named."""
 Z = 8.0
 """Errors from which a signature is not chance: it is judged at every step of a run."""
-MEANS = ("d", "gap", "surprise", "slope", "shift", "who", "first", "last", "middle", *LAGS)
+MEANS = (
+    "d",
+    "gap",
+    "surprise",
+    "slope",
+    "shift",
+    "context",
+    "who",
+    "first",
+    "last",
+    "middle",
+    *LAGS,
+)
 
 
 @dataclass(frozen=True)
@@ -44,14 +56,14 @@ class Evidence:
         q, p: names of its policies.
         signs: signatures by name; means also as ``{name}_z`` and ``{name}_se``.
         numbers: the step's metrics.
-        carriers: what carries the estimate: "4 of 32 sequences, ..."; empty: nothing does.
+        carriers: the sequences or prompts that carry the estimate.
     """
 
     q: str
     p: str
     signs: Mapping[str, float]
     numbers: Mapping[str, float]
-    carriers: str = ""
+    carriers: Carriers
 
     def __getitem__(self, name: str) -> float:
         return self.signs.get(name, math.nan)
@@ -129,7 +141,7 @@ _IMPOSSIBLE = ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")
 
 
 def evidence_of(
-    signatures: Signatures, place: int, pair: str, numbers: Mapping[str, float], carriers: str
+    signatures: Signatures, place: int, pair: str, numbers: Mapping[str, float], carriers: Carriers
 ) -> Evidence:
     """The evidence on one pair.
 
@@ -175,6 +187,11 @@ def _shift(e: Evidence) -> bool:
     return e.significant("shift", 0.1) and abs(e["before"] - e["after"]) > 0.1 and not e["qp"] > 0.9
 
 
+def _other_context(e: Evidence) -> bool:
+    """Log-probs of the tokens after the neighbour's prefix: they bend with the neighbour's."""
+    return abs(e["context_z"]) >= Z and abs(e["gap_z"]) >= Z and abs(e["gap"]) > 0.05
+
+
 def _end_off(end: str) -> Callable[[Evidence], bool]:
     def holds(e: Evidence) -> bool:
         beyond = e[end] - e["middle"]
@@ -184,7 +201,7 @@ def _end_off(end: str) -> Callable[[Evidence], bool]:
 
 
 def _other_tokens(e: Evidence) -> bool:
-    """Some tokens are hardly possible to the trainer, the others fit."""
+    """Some tokens, here and there, are hardly possible to the trainer, the others fit."""
     n, far, near = (
         e.numbers.get(k, math.nan) for k in ("tokens", "log_ratio/le_-2", "log_ratio/ge_2")
     )
@@ -192,6 +209,7 @@ def _other_tokens(e: Evidence) -> bool:
         e.mismatch
         and far >= max(0.005 * n, 5)
         and far > 10 * near
+        and not far > 0.2 * e.carriers.tokens > 0
         and e["gap"] < -0.003
         and e["gap_z"] < -Z
         and e.numbers.get("log_ratio/p50", math.nan) > -0.05
@@ -199,13 +217,10 @@ def _other_tokens(e: Evidence) -> bool:
 
 
 def _argmax(e: Evidence) -> bool:
-    """q is never the lower one, and not by the little that a cut leaves."""
+    """Q is never the lower one, and by more than a cut leaves."""
     n, far = (e.numbers.get(k, math.nan) for k in ("tokens", "log_ratio/le_-2"))
-    return e.mismatch and e["up"] == 0 and far >= max(0.005 * n, 5) and not _bounded(e)
-
-
-def _bounded(e: Evidence) -> bool:
-    return e.numbers.get("log_ratio/min", math.nan) > -2
+    many = e["down"] > 0.05 and far >= max(0.005 * n, 5)
+    return e.mismatch and e["up"] == 0 and many and e["gap_z"] < -Z
 
 
 def _reference(e: Evidence) -> bool:
@@ -217,7 +232,8 @@ def _cut(e: Evidence) -> bool:
 
 
 def _temperature(e: Evidence) -> bool:
-    return e.mismatch and e.significant("slope", 0.025)
+    most = e["up"] + e["down"] > 0.1  # not the slope of a few odd tokens
+    return e.mismatch and most and e.significant("slope", 0.025)
 
 
 def _surprised(e: Evidence) -> bool:
@@ -225,11 +241,12 @@ def _surprised(e: Evidence) -> bool:
 
 
 def _sure_cut(e: Evidence) -> bool:
-    return _surprised(e) and e["surprise"] < 0 and e["sure"] >= 40 and e["sure_other"] == 0
+    return _surprised(e) and e["surprise"] < 0 and e["sure"] >= SURE and e["sure_other"] == 0
 
 
 def _sure_colder(e: Evidence) -> bool:
-    return _surprised(e) and e["surprise"] < 0 and e["sure"] >= 40 and e["sure_other"] >= 3
+    likely = e["sure_other"] >= 0.03 * e["sure"]
+    return _surprised(e) and e["surprise"] < 0 and e["sure"] >= SURE and likely
 
 
 def _stale(e: Evidence) -> bool:
@@ -247,6 +264,8 @@ def _coarse_or_stale(e: Evidence) -> bool:
     return e.mismatch and e["gap"] - e["d"] > COARSE
 
 
+SURE = 100.0
+"""Tokens beside the nearly sure ones that should have come: enough to tell none from few."""
 COARSE = 0.02
 """Nats of k3 that noise of .1 on an engine's logits, more than 16 bits make, does not reach."""
 
@@ -265,6 +284,14 @@ def _says_shift(e: Evidence) -> str:
     )
 
 
+def _says_context(e: Evidence) -> str:
+    where = "before" if e["context"] < 0 else "after"
+    return (
+        f"the tensors are shifted by one position: {e.q} scores each token with the logits of the "
+        f"position {where} ({abs(e['context_z']):.0f} errors; gap {e['gap']:+.2g})"
+    )
+
+
 def _says_end(end: str) -> Callable[[Evidence], str]:
     why = {
         "first": "a chat template, a double BOS, or the prompt's last position",
@@ -278,21 +305,23 @@ def _says_end(end: str) -> Callable[[Evidence], str]:
 
 def _says_sequences(e: Evidence) -> str:
     why = ": whole sequences of another prompt, template or tokenisation on one side"
-    return e.carriers + (why if e.mismatch else "")
+    return e.carriers.text + (why if e.mismatch else "")
 
 
 def _says_temperature(e: Evidence) -> str:
+    slope = min(abs(e["slope"]), 0.9)
     colder, warmer = (e.q, e.p) if e["slope"] < 0 else (e.p, e.q)
     return (
         f"sampled and scored at different temperatures: the log-probs of {colder} are sharper than "
-        f"those of {warmer} (slope {e['slope']:+.3f} of d, {e['slope_z']:.0f} errors; T about "
-        f"{_temperature_of(e):.2g} of one in the other's units)"
+        f"those of {warmer} ({e['slope_z']:+.0f} errors; "
+        f"T between {_temperature_at(slope):.2g} and {_temperature_at(slope / 2):.2g} where the "
+        "other has 1)"
     )
 
 
-def _temperature_of(e: Evidence) -> float:
-    slope = e["slope"] / 0.5  # contexts' own constants halve it (docs/causes.md)
-    return (2 + slope) / (2 - slope) if abs(slope) < 2 else math.nan
+def _temperature_at(slope: float) -> float:
+    """T from slope = (1 - T) / (1 + T); contexts' constants take up to half of twice that."""
+    return (1 - slope) / (1 + slope)
 
 
 def _says_cut(e: Evidence) -> str:
@@ -332,9 +361,9 @@ RULES: tuple[CauseRule, ...] = (
               "passed as the engine's"),
     ),
     CauseRule("shift", _shift, _says_shift),
+    CauseRule("shift", _other_context, _says_context),
     CauseRule("first token", _end_off("first"), _says_end("first")),
     CauseRule("last token", _end_off("last"), _says_end("last")),
-    CauseRule("sequences", lambda e: bool(e.carriers), _says_sequences),
     CauseRule(
         "argmax",
         _argmax,
@@ -347,6 +376,7 @@ RULES: tuple[CauseRule, ...] = (
         _says("the engine and the trainer do not score the same tokens: a few per cent are nearly "
               "impossible to {p}, the others fit (tokenised again, or ids replaced)"),
     ),
+    CauseRule("sequences", lambda e: bool(e.carriers.text), _says_sequences),
     CauseRule(
         "reference",
         _reference,

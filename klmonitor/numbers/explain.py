@@ -17,6 +17,8 @@ FEW_SEQUENCES = 30
 """Below it a cluster standard error is itself too noisy (docs/estimators.md)."""
 CANCELLING = 0.9
 BIAS_Z, BIAS_SHARE = 3.0, 0.1
+BIAS_FLOOR = 1e-6
+"""Nats: a smaller bias of k2 is float32's rounding."""
 MOST = 4
 
 
@@ -120,7 +122,7 @@ def _cancellation(pair: PairReport) -> str:
 
 def _biased(pair: PairReport) -> str:
     bias, z = pair["k2/bias"], pair["k2/bias_z"]
-    if not (abs(z) > BIAS_Z and abs(bias) > BIAS_SHARE * pair.k3.mean):
+    if not (abs(z) > BIAS_Z and abs(bias) > max(BIAS_SHARE * pair.k3.mean, BIAS_FLOOR)):
         return ""
     return (
         f"k2 is biased here: mean(k2 - k1) = {bias:.3g}, {z:.1f} standard errors from 0; do not "

@@ -20,7 +20,7 @@ from klmonitor.summary.fields import (
 )
 
 FEWEST = 3
-"""Zeros that are called placeholders: a peaked model gives one here and there."""
+"""Zeros, or values little above 0, that are no chance: a peaked model gives one here and there."""
 _POSITIVE = POLICY_COUNTS.index("positive")
 
 
@@ -40,16 +40,16 @@ def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
         return float(step.signatures[i, SIGNATURE[name]])
 
     for policy, letter, counts, mine, theirs, other in policies:
-        if (n := float(counts[i, _POSITIVE])) > 0:
-            where = _example(tokens, mine, lambda x, _: x > POSITIVE_TOLERANCE, theirs)
+        where = _example(tokens, mine, lambda x, _: x > POSITIVE_TOLERANCE, theirs)
+        if (n := float(counts[i, _POSITIVE])) >= FEWEST or (n > 0 and where):
             return _cause(
-                f"{policy}'s log-probs are above 0 for {n:,.0f} tokens{where}: not log-probs, but "
+                f"{policy}'s log-probs are above 0 for {_tokens(n)}{where}: not log-probs, but "
                 "probabilities, negative log-likelihoods, raw logits or a placeholder"
             )
         if (n := count(f"huge_{letter}")) > 0:
             where = _example(tokens, mine, lambda x, _: abs(x) >= SENTINEL, theirs)
             return _cause(
-                f"{policy}'s log-probs are beyond +-{SENTINEL:,.0f} for {n:,.0f} tokens that "
+                f"{policy}'s log-probs are beyond +-{SENTINEL:,.0f} for {_tokens(n)} that "
                 f"count{where}: a sentinel that the mask lets through"
             )
         if (n := count(f"zero_{letter}")) >= FEWEST:
@@ -65,6 +65,11 @@ def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
             "padding is being counted; forgot the mask?"
         )
     return Cause()
+
+
+def _tokens(n: float) -> str:
+    """A number of tokens."""
+    return f"{n:,.0f} token{'' if n == 1 else 's'}"
 
 
 def _cause(text: str) -> Cause:

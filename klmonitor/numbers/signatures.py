@@ -77,7 +77,3 @@ class Signatures:
     def by_lag(self) -> tuple[Mean, ...]:
         """k3 of the sequences of each of `fields.LAGS`, nats per token."""
         return tuple(self.mean(name) for name in LAGS)
-
-    def mean_abs(self, probability_bin: int) -> Array:
-        """[P] mean |d| of the tokens of a bin of q(x), nats."""
-        return ratio(self.sum(f"abs_{probability_bin}"), self.sum(f"n_{probability_bin}"))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from klmonitor.numbers.buckets import MIDDLES, edge_index
 from klmonitor.numbers.clusters import Array, Clustered, positive, ratio, token_sum
 from klmonitor.numbers.dominance import MOST, dominance_k1, dominance_k3
+from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.without import Dominance
 from klmonitor.pairs import PAIRS, POLICY_INDEX
 from klmonitor.summary.fields import (
@@ -28,6 +29,9 @@ from klmonitor.summary.fields import (
 )
 
 Bools = NDArray[np.bool_]
+GAP_Z, GAP_SHARE = 5.0, 0.1
+"""The gap test fails where mean(k3) - mean(k1) is further from 0, in standard errors, and a larger
+share of k3."""
 LOW_PRECISION = 0.99
 """Share of the values below -1/64 that a policy of low precision has in its format."""
 N_RUNNING = 7
@@ -154,6 +158,31 @@ class StepSums:
         """[P] sample covariance of k1 = -d and r - 1."""
         found: Array = -self.var_k1 - self._cov_d_k3
         return found
+
+    @cached_property
+    def weight(self) -> Array:
+        """[P] lambda = -Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1]."""
+        found: Array = np.clip(ratio(-self.cov_ratio, self.var_ratio), 0.0, 1.0)
+        return found
+
+    @cached_property
+    def gap_z(self) -> Array:
+        """[P] gap over its error, as a normal deviate; nan where q did not draw the tokens."""
+        z = self.clustered.z("gap", ratio(self.absolute + self.k3, self.n))
+        return self.where(self.on_policy, z)
+
+    @cached_property
+    def at_lambda(self) -> tuple[Array, Array]:
+        """[P] mean of -d + lambda (r - 1), and its error; lambda 0 where the gap test fails."""
+        gap = np.abs(self.clustered.mean("gap"))
+        missed = (np.abs(self.gap_z) > GAP_Z) & (gap > GAP_SHARE * self.clustered.mean("k3"))
+        weight = np.where(missed | ~self.on_policy | np.isnan(self.weight), 0.0, self.weight)
+        return self.clustered.combined({"k1": 1 - weight, "k3": weight})
+
+    @cached_property
+    def signs(self) -> Signatures:
+        """The signatures of causes."""
+        return Signatures(self.signatures)
 
     @cached_property
     def on_policy(self) -> Bools:

@@ -1,6 +1,7 @@
 """One verdict on a step: which estimator to believe, and why.
 
-Alerts, `Report.explain()` and the metric ``best`` all say what `verdict` says. An estimator that an
+Alerts, `Report.explain()` and the metric ``best`` all say what `verdict` says. Where nothing speaks
+against k1 or k3 that is their mixture at lambda (``cv/mean``), unless it is one of them. An estimator that an
 open alert excludes is never named, and one that its own tokens carry only beside a worse one.
 """
 
@@ -9,20 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
+from klmonitor.numbers.sums import GAP_SHARE, GAP_Z
 from klmonitor.report import Cause, Verdict
 
 Numbers = Mapping[str, float]
 """A pair's metrics by name, without ``kl/{pair}/``; absent ones are unknown."""
 
-GAP_Z, GAP_SHARE = 5.0, 0.1
-"""The gap test fails where mean(k3) - mean(k1) is further from 0, in standard errors, and a larger
-share of k3."""
+GAP_FLOOR = 1e-5
+"""Nats: two kernels of the same float32 logits differ as much."""
 UNRESOLVED = 1e-4
 """Nats: k3 that log-probs of 16 bits cannot resolve."""
 SAYS_NOTHING = 2.0
 """Standard errors within which of 0 an estimate does not even tell its sign."""
-EVEN = 0.5
-"""The weight of r - 1 at which k1 and k3 are equally noisy (``cv/lambda``)."""
+EITHER = 0.1
+"""At a weight of r - 1 (``cv/lambda``) within this of 0 or 1 the mixture is k1 or k3."""
+HEAVY = 0.5
+"""At a smaller effective share of r a few tokens make k3's spread: its interval cannot hold."""
 
 
 NO_CAUSE = Cause()
@@ -57,7 +60,12 @@ def verdict(
 def gap_fails(numbers: Numbers, z: float = GAP_Z, share: float = GAP_SHARE) -> bool:
     """Whether k1 and k3 are further apart than sampling from q allows."""
     gap, gap_z, k3 = (get(numbers, name) for name in ("gap", "gap_z", "k3/mean"))
-    return abs(gap_z) > z and abs(gap) > share * abs(k3)
+    return abs(gap_z) > z and abs(gap) > max(share * abs(k3), gap_floor(numbers))
+
+
+def gap_floor(numbers: Numbers) -> float:
+    """Nats: a smaller gap is what the log-probs' format leaves."""
+    return UNRESOLVED if get(numbers, "low_precision") >= 1 else GAP_FLOOR
 
 
 def unresolved(numbers: Numbers) -> bool:
@@ -157,11 +165,22 @@ def _both_carried(numbers: Numbers, open_kinds: Collection[str]) -> Verdict:
 
 def _quieter(numbers: Numbers) -> Verdict:
     """Where nothing speaks against either: the less noisy one."""
-    weight = get(numbers, "cv/lambda")
-    if weight < EVEN:
-        return Verdict("k1", f"k1: it is the less noisy here (lambda {weight:.2f} < 1/2)")
-    if weight >= EVEN:
-        return Verdict("k3", f"k3: it is the less noisy here (lambda {weight:.2f} >= 1/2)")
+    weight, cv = get(numbers, "cv/lambda"), get(numbers, "cv/mean")
+    if weight <= EITHER:
+        heavy = get(numbers, "ess") < HEAVY
+        why = ", and k3's interval cannot hold: a few tokens of large p/q make it" if heavy else ""
+        return Verdict("k1", f"k1: it is the less noisy here (lambda {weight:.2f}, near 0{why})")
+    if weight >= 1 - EITHER:
+        return Verdict("k3", f"k3: it is the less noisy here (lambda {weight:.2f}, near 1)")
+    if not math.isnan(cv):
+        return Verdict(
+            "cv",
+            f"cv = {cv:.3g} nats, the mixture of k1 and k3 that is less noisy than either (k3 "
+            f"counts {weight:.0%})",
+        )
+    if not math.isnan(weight):
+        name = "k1" if weight < 0.5 else "k3"
+        return Verdict(name, f"{name}: it is the less noisy here (lambda {weight:.2f})")
     k1, k3 = (get(numbers, f"{k}/se") for k in ("k1", "k3"))
     if k1 < k3:
         return Verdict("k1", f"k1: its error is the smaller, {k1:.3g} nats")

@@ -11,6 +11,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from klmonitor.numbers.student import normal_deviate
 from klmonitor.report import PairReport
 from klmonitor.rules.flat import FlatLevel, FlatScore
 from klmonitor.rules.trend import Score, TrendLevel
@@ -191,8 +192,14 @@ class Track:
 
 
 def gap_error(pair: PairReport) -> float:
-    """Standard error of the gap; 0 where k1 and k3 are equal, nan where it is unknown."""
+    """Standard error of the gap; 0 where k1 and k3 are equal, nan where it is unknown.
+
+    By sequence, since the gap's expectation is 0 for every prompt alone; as wide as the t of that
+    many sequences is wider than a normal deviate.
+    """
     gap, z = finite(pair["gap"]), finite(pair["gap_z"])
+    if (error := finite(pair["gap_se"])) > 0:
+        z = float(normal_deviate(gap / error, pair["sequences"] - 1))
     if gap == 0:
         return 0.0
     return finite(gap / z) if z else math.nan

@@ -1,4 +1,4 @@
-"""Engines that sample otherwise than their trainer thinks: log-probs with a known cause behind them.
+"""Engines that sample otherwise than their trainer thinks: log-probs with a known cause.
 
 A world is a pool of contexts with a vocabulary: Zipf logits l = -a log(rank) + N(0, .5) as in
 `simulate.cases`, a reference l + N(0, .15), and prompts that draw from contexts of their own. Every
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.random import Generator
@@ -127,7 +128,7 @@ def _drawn(rng: Generator, log_probs: Array, context: NDArray[np.int64]) -> NDAr
     order = np.argsort(flat, kind="stable")
     found = np.empty(flat.size, dtype=np.int64)
     edges = np.flatnonzero(np.diff(flat[order], prepend=-1, append=-1))
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         row = upto[flat[order[start]]]
         uniform = rng.random(end - start) * row[-1]
         found[order[start:end]] = np.searchsorted(row, uniform, side="right")
@@ -225,13 +226,13 @@ def placeholder(tokens: int = 3) -> Engine:
     return replace(clean(), arrives=arrives)
 
 
-def other_sequences(share: float = 0.1) -> Engine:
-    """Some whole sequences are scored after another prompt."""
+def other_sequences(share: float = 0.03) -> Engine:
+    """The trainer scores some whole sequences after another prompt: its log-probs fall."""
 
     def arrives(rng: Generator, found: Step) -> Step:
-        rollout, n = found.rollout.copy(), max(1, math.floor(share * len(found.prompt)))
-        rollout[:n] = found.rollout[:n] - rng.normal(0, 1.5, (n, rollout.shape[1]))
-        return replace(found, rollout=rollout)
+        old, n = found.old.copy(), max(1, math.floor(share * len(found.prompt)))
+        old[:n] -= rng.exponential(1.0, (n, old.shape[1]))
+        return replace(found, old=old)
 
     return replace(clean(), arrives=arrives)
 

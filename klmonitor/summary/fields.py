@@ -112,6 +112,7 @@ SIGNATURE_RATIOS = (
     "surprise",  # -log p - H of the trainer's policy, by token
     "slope",  # of d on (log q + log p) / 2, within sequences
     "shift",  # q(t) p(t-1) - p(t) q(t-1), by (q^2 + p^2) / 2, within sequences
+    "context",  # the same of d (log q + log p) / 2 in the place of log q, by its square
     "who",  # (log q - log ref)^2 - (log q - log p)^2, by token
     "first",  # |d| of the first token of a sequence
     "last",  # and of its last

@@ -229,19 +229,30 @@ def _by_probability(q: Tensor, d: Tensor, usable: Tensor) -> Sums:
 def _within(q: Tensor, p: Tensor, usable: Tensor, tokens: Tensor, at: Rows) -> tuple[Sums, Ratios]:
     """Products of log q and log p less their means in the sequence, now and one position on."""
     size = tokens.clamp(min=1)
-    q, p = (torch.where(usable, x - at.spread((at.total(x) / size).float()), 0.0) for x in (q, p))
-    before, after = q[..., 1:] * p[..., :-1], q[..., :-1] * p[..., 1:]
-    together = at.together()
-    if together is not None:
-        before, after = (torch.where(together, x, 0.0) for x in (before, after))
-    crossed = torch.nn.functional.pad(before - after, (1, 0))
+
+    def centred(x: Tensor) -> Tensor:
+        return torch.where(usable, x - at.spread((at.total(x) / size).float()), 0.0)
+
+    def crossed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """x(t) y(t - 1) and x(t) y(t + 1), where both are of one sequence; [..., C - 1]."""
+        before, after = x[..., 1:] * y[..., :-1], x[..., :-1] * y[..., 1:]
+        if (together := at.together()) is None:
+            return before, after
+        return torch.where(together, before, 0.0), torch.where(together, after, 0.0)
+
+    def difference(before: Tensor, after: Tensor) -> Tensor:
+        return at.total(torch.nn.functional.pad(before - after, (1, 0)))
+
+    q, p = centred(q), centred(p)
+    before, after = crossed(q, p)
     qq, pp, qp = (at.total(x) for x in (q * q, p * p, q * p))
-    sums = {"qq": qq, "pp": pp, "qp": qp}
-    found = {name: x.sum(-1) for name, x in sums.items()}
+    found = {name: x.sum(-1) for name, x in {"qq": qq, "pp": pp, "qp": qp}.items()}
     found |= {"before": before.sum((-2, -1)), "after": after.sum((-2, -1))}
+    bend = centred((p * p - q * q) / 2)  # d (q + p) / 2: large where one of them is sharper
     ratios = {
-        "shift": (at.total(crossed), (qq + pp) / 2),
+        "shift": (difference(before, after), (qq + pp) / 2),
         "slope": ((pp - qq) / 2, (qq + pp + 2 * qp) / 4),
+        "context": (difference(*crossed(bend, p)), at.total(bend * bend)),
     }
     return found, ratios
 
