@@ -19,6 +19,8 @@ CANCELLING = 0.9
 BIAS_Z, BIAS_SHARE = 3.0, 0.1
 BIAS_FLOOR = 1e-6
 """Nats: a smaller bias of k2 is float32's rounding."""
+FAR = 1.0
+"""Nats per token: two policies that are a factor of e apart at every token."""
 MOST = 4
 
 
@@ -45,10 +47,14 @@ def judged(pair: PairReport, open_kinds: Collection[str] = ()) -> PairReport:
 
 def findings(pair: PairReport) -> list[str]:
     """What there is to know of a pair beside the verdict, the weightiest first."""
-    if pair.cause.impossible or pair.tokens == 0 or pair["identical"] == 1:
+    if pair.tokens == 0 or pair["identical"] == 1:
         return [line for line in [_nonfinite(pair)] if line]
-    found = (
+    if pair.cause.impossible:
+        found = (_nonfinite(pair), _dominated(pair, "k1"), _dominated(pair, "k3"))
+        return [line for line in found if line]
+    every = (
         _nonfinite(pair),
+        _level(pair),
         _dominated(pair, "k1"),
         _dominated(pair, "k3"),
         _gap(pair),
@@ -57,7 +63,20 @@ def findings(pair: PairReport) -> list[str]:
         _biased(pair),
         _few(pair),
     )
-    return [line for line in found if line][:MOST]
+    return [line for line in every if line][: MOST - bool(pair.cause.text)]
+
+
+def _level(pair: PairReport) -> str:
+    """Whether the KL itself is out of range, whatever its trend is."""
+    if not min(pair.k1.mean, pair.k3.mean) >= FAR:
+        return ""
+    left = {
+        "ref": "the policy has left the reference",
+        "policy": "one update changed the policy beyond what clipping means to allow",
+    }
+    q, p = pair.name.split("_")
+    what = "trainer and engine are different policies" if q == "rollout" else left.get(p, "")
+    return f"{pair.k1.mean:.2g} nats per token: {what}"
 
 
 def _dominated(pair: PairReport, name: str) -> str:

@@ -20,8 +20,11 @@ from klmonitor.summary.fields import (
 )
 
 FEWEST = 3
-"""Zeros, or values little above 0, that are no chance: a peaked model gives one here and there."""
-_POSITIVE = POLICY_COUNTS.index("positive")
+"""Tokens that are no accident: a peaked model gives an exact 0 here and there."""
+MANY = 0.1
+"""Share of values above 0 that is no noise on log-probs near 0 any more; of such as are far above
+0, `FEWEST` are enough."""
+_POSITIVE, _N = POLICY_COUNTS.index("positive"), POLICY_COUNTS.index("n")
 
 
 def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
@@ -40,8 +43,9 @@ def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
         return float(step.signatures[i, SIGNATURE[name]])
 
     for policy, letter, counts, mine, theirs, other in policies:
-        where = _example(tokens, mine, lambda x, _: x > POSITIVE_TOLERANCE, theirs)
-        if (n := float(counts[i, _POSITIVE])) >= FEWEST or (n > 0 and where):
+        n = float(counts[i, _POSITIVE])
+        if n > 0 and (n >= MANY * counts[i, _N] or count(f"high_{letter}") >= FEWEST):
+            where = _example(tokens, mine, lambda x, _: x > POSITIVE_TOLERANCE, theirs)
             return _cause(
                 f"{policy}'s log-probs are above 0 for {_tokens(n)}{where}: not log-probs, but "
                 "probabilities, negative log-likelihoods, raw logits or a placeholder"

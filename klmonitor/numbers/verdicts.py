@@ -1,8 +1,9 @@
 """One verdict on a step: which estimator to believe, and why.
 
 Alerts, `Report.explain()` and the metric ``best`` all say what `verdict` says. Where nothing speaks
-against k1 or k3 that is their mixture at lambda (``cv/mean``), unless it is one of them. An estimator that an
-open alert excludes is never named, and one that its own tokens carry only beside a worse one.
+against k1 or k3 that is their mixture at lambda (``cv/mean``), unless it is one of them. An
+estimator that an open alert excludes is never named, and one that its own tokens carry only beside
+a worse one.
 """
 
 from __future__ import annotations
@@ -110,13 +111,13 @@ def _not_drawn(numbers: Numbers, open_kinds: Collection[str]) -> str:
             f"neither: q did not draw these tokens; importance-weighted k1 = {k1:.4g}, k3 = "
             f"{k3:.4g} nats (effective share of tokens {ess:.0%})"
         )
+    if get(numbers, "gap") > 0 and (gap_fails(numbers) or "gap" in open_kinds):
+        return "neither: the sampler draws tokens that q hardly would"
     if "k1_negative" in open_kinds:
         return (
             "neither: k1 has averaged below 0, which no KL is, so the tokens are not draws from q, "
             "and k3 hides it by never being negative"
         )
-    if get(numbers, "gap") > 0 and (gap_fails(numbers) or "gap" in open_kinds):
-        return "neither: the sampler draws tokens that q hardly would"
     return ""
 
 

@@ -43,7 +43,7 @@ IMPOSSIBLE = Rule(
         "print the log-probs of the named token under both policies and mend where they are made "
         "or masked; no number of this pair means anything until then"
     ),
-    source="docs/causes.md#input-that-cannot-be",
+    source="docs/alerts.md#impossible: counts of the step, never averaged",
     cooldown=1000,
     calm_for=5,
 )
@@ -53,7 +53,7 @@ CAUSE = Rule(
     thresholds={"tokens": 512},
     means="trainer and engine do not compute, or sample, the same policy",
     action="mend the named cause; then the mismatch should fall to the engine's floor",
-    source="docs/causes.md: signatures of the last five steps, with measured rates",
+    source="docs/alerts.md#cause: signatures of the last five steps, rates in docs/causes.md",
     cooldown=1000,
     calm_for=10,
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from klmonitor.numbers.verdicts import GAP_SHARE, GAP_Z, UNRESOLVED, gap_floor
+from klmonitor.numbers.sums import GAP_SHARE, GAP_Z
+from klmonitor.numbers.verdicts import UNRESOLVED, gap_floor
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import LARGE, OUTLIER_LEVEL, Reading, gap_error
 from klmonitor.rules.words import heaviest, name_tokens, nats

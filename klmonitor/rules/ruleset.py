@@ -26,8 +26,8 @@ from klmonitor.rules.track import Reading, Track, has_data
 from klmonitor.rules.words import nats
 
 STATE_VERSION = 1
-WHATEVER_COMES = ("impossible", "nonfinite")
-"""Rules that are asked about input that cannot be; the others would judge its numbers."""
+BELIEVING = ("gap", "k1_excursion", "k1_negative", "outlier_rate")
+"""Rules that take log-probs for what they are called: not asked about input that cannot be."""
 RUN = ""
 """In the place of a pair's name: what concerns the run."""
 
@@ -100,7 +100,7 @@ class RuleSet:
             reading, withheld = track.read(pair), set[str]()
             of_pair: list[Alert] = []
             for one in self._judges:
-                if pair.cause.impossible and one.rule.kind not in WHATEVER_COMES:
+                if pair.cause.impossible and one.rule.kind in BELIEVING:
                     continue
                 found = one.boundary(_found, one.judge, reading, one.limits)
                 if found is None:
@@ -112,8 +112,7 @@ class RuleSet:
                 if finding is not None or (one.rule.kind, name) in self._episodes:
                     of_pair += self._announce(report.step, one.rule, name, finding, pair)
             scores[name] = reading.score.z
-            if not pair.cause.impossible:
-                track.take(reading, withheld)
+            track.take(reading, withheld)
             open_kinds[name] = self._open_on(name)
             believe = verdict(pair.values, open_kinds[name], pair.cause).text
             said += (_believing(alert, believe, pair.cause) for alert in of_pair)

@@ -100,6 +100,8 @@ PLACEHOLDER = -0.05
 """Nats: where one policy says exactly 0 and the other less than this, 0 stands for no score."""
 SENTINEL = 1e4
 """Nats: no log-prob is so large; it stands for none."""
+HIGH = 0.5
+"""Nats: a log-prob above it is far above 0; one token of it is no rounding."""
 ASIDE = 0.01
 """Nats: a d further from 0 has a side."""
 SURE = 0.15
@@ -133,6 +135,8 @@ SIGNATURE_SUMS = (
     "zero_p",  # the other way round
     "huge_q",  # |log q| >= SENTINEL
     "huge_p",
+    "high_q",  # log q > HIGH
+    "high_p",
     "padded",  # tokens of a stretch of one value, to the end of their row, under all policies
     "padded_rows",  # sequences with such a stretch
     "rows",  # sequences with a counted token, finite or not

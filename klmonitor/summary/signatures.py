@@ -22,6 +22,7 @@ from klmonitor.summary.extras import Extras
 from klmonitor.summary.fields import (
     ASIDE,
     CLAMP,
+    HIGH,
     LAGS,
     PLACEHOLDER,
     PROBABILITIES,
@@ -186,6 +187,8 @@ def _impossible(q: Tensor, p: Tensor, mask: Tensor) -> tuple[Sums, Tensor]:
         "zero_p": usable & (p == 0) & (q < PLACEHOLDER),
         "huge_q": huge_q,
         "huge_p": huge_p,
+        "high_q": usable & (q > HIGH),
+        "high_p": usable & (p > HIGH),
     }
     return {name: which.sum((-2, -1)) for name, which in counted.items()}, usable
 
