@@ -376,6 +376,7 @@ RULES: tuple[CauseRule, ...] = (
         _says("the engine and the trainer do not score the same tokens: a few per cent are nearly "
               "impossible to {p}, the others fit (tokenised again, or ids replaced)"),
     ),
+    CauseRule("stale", _stale, _says_stale),
     CauseRule("sequences", lambda e: bool(e.carriers.text), _says_sequences),
     CauseRule(
         "reference",
@@ -407,7 +408,6 @@ RULES: tuple[CauseRule, ...] = (
         _surprised,
         _says_surprise("sampled at a higher temperature than scored"),
     ),
-    CauseRule("stale", _stale, _says_stale),
     CauseRule(
         "coarse or stale",
         _coarse_or_stale,

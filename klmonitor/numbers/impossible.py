@@ -1,7 +1,9 @@
 """Input that cannot be: numbers that are no log-probs of these tokens, whatever the policies are.
 
-Told before anything else. The counts are of the step; what one of them looks like, and where, comes
-from the extreme tokens, among which such numbers are.
+Told before anything else. Exact zeros are no placeholders where a cut vocabulary, renormalised, has
+one token left: there the other policy is not far below, and d has one side everywhere. The counts
+are of the step; what one of them looks like, and where, comes from the extreme tokens, among which
+such numbers are.
 """
 
 from __future__ import annotations
@@ -56,7 +58,10 @@ def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
                 f"{policy}'s log-probs are beyond +-{SENTINEL:,.0f} for {_tokens(n)} that "
                 f"count{where}: a sentinel that the mask lets through"
             )
-        if (n := count(f"zero_{letter}")) >= FEWEST:
+        aside, other_side = ("down", "up") if letter == "q" else ("up", "down")
+        n = count(f"zero_{letter}")
+        cut = count(aside) > 2 * n and count(aside) > 3 * count(other_side)
+        if n >= FEWEST and (count(f"blank_{letter}") > 0 or not cut):
             where = _example(tokens, mine, lambda x, y: x == 0 and y < PLACEHOLDER, theirs)
             return _cause(
                 f"{policy}'s log-probs are exactly 0 for {n:,.0f} tokens that {other} does not "

@@ -98,6 +98,8 @@ SAMPLED = 65_536
 """Tokens of a step, of whole rows, whose signatures are taken."""
 PLACEHOLDER = -0.05
 """Nats: where one policy says exactly 0 and the other less than this, 0 stands for no score."""
+BLANK = -1.5
+"""Nats: a sampler that keeps one token of so small a probability cuts four fifths of the mass."""
 SENTINEL = 1e4
 """Nats: no log-prob is so large; it stands for none."""
 HIGH = 0.5
@@ -133,6 +135,8 @@ SIGNATURE_SUMS = (
     "down",  # d < -ASIDE
     "zero_q",  # log q exactly 0 where log p < PLACEHOLDER
     "zero_p",  # the other way round
+    "blank_q",  # of zero_q: log p < BLANK, what no cut vocabulary of one token makes
+    "blank_p",
     "huge_q",  # |log q| >= SENTINEL
     "huge_p",
     "high_q",  # log q > HIGH

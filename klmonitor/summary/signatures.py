@@ -21,6 +21,7 @@ from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extras import Extras
 from klmonitor.summary.fields import (
     ASIDE,
+    BLANK,
     CLAMP,
     HIGH,
     LAGS,
@@ -185,6 +186,8 @@ def _impossible(q: Tensor, p: Tensor, mask: Tensor) -> tuple[Sums, Tensor]:
     counted = {
         "zero_q": usable & (q == 0) & (p < PLACEHOLDER),
         "zero_p": usable & (p == 0) & (q < PLACEHOLDER),
+        "blank_q": usable & (q == 0) & (p < BLANK),
+        "blank_p": usable & (p == 0) & (q < BLANK),
         "huge_q": huge_q,
         "huge_p": huge_p,
         "high_q": usable & (q > HIGH),

@@ -98,7 +98,7 @@ def test_the_control_variate_changes_which_estimator_is_believed():
     assert f"k3 counts {pair['cv/lambda']:.0%}" in text
 
 
-@pytest.mark.parametrize(("scale", "name"), [(0.02, "k3"), (0.3, "cv")])
+@pytest.mark.parametrize(("scale", "name"), [(0.02, "k3"), (0.5, "cv")])
 def test_at_the_ends_of_lambda_the_mixture_is_one_of_the_two(scale, name):
     text, pair = verdict(sampled(Q, near(Q, scale)))
     assert pair["best"] == {"k3": 3, "cv": 0}[name]
@@ -161,10 +161,8 @@ def test_off_policy_gives_the_weighted_estimates():
     old = CLEAN["policy"] + 0.1 * torch.randn(ROWS, COLUMNS, generator=generator)
     text, pair = verdict(CLEAN | {"old": old})
     assert pair["on_policy"] == 0
-    assert (
-        f"believe neither: q did not draw these tokens; importance-weighted k1 = {pair['iw/k1/mean']:.4g}"
-        in text
-    )
+    weighted = f"importance-weighted k1 = {pair['iw/k1/mean']:.4g}"
+    assert f"believe neither: q did not draw these tokens; {weighted}" in text
 
 
 def test_no_verdict_is_longer_than_six_lines():
