@@ -19,63 +19,30 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from klmonitor.numbers.carriers import Carriers, carriers
+from klmonitor.numbers.carriers import carriers
+from klmonitor.numbers.causewords import (
+    says,
+    says_context,
+    says_cut,
+    says_end,
+    says_sequences,
+    says_shift,
+    says_stale,
+    says_surprise,
+    says_temperature,
+)
 from klmonitor.numbers.clusters import Array
+from klmonitor.numbers.evidence import Evidence, Z, evidence_of, oldest
 from klmonitor.numbers.impossible import impossible
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.sums import StepSums
 from klmonitor.report import Cause, PairReport
-from klmonitor.summary.fields import LAGS, SIGNATURE
+from klmonitor.summary.fields import SIGNATURE
 
 STEPS = 5
 """Steps whose signatures are judged together."""
 FEWEST_TOKENS = 512
 """With fewer no cause but impossible input is named."""
-Z = 8.0
-"""Errors from which a signature is not chance: it is judged at every step of a run."""
-MEANS = (
-    "d",
-    "gap",
-    "surprise",
-    "slope",
-    "shift",
-    "context",
-    "who",
-    "first",
-    "last",
-    "middle",
-    *LAGS,
-)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is known of one pair.
-
-    Attributes:
-        q, p: names of its policies.
-        signs: signatures by name; means also as ``{name}_z`` and ``{name}_se``.
-        numbers: the step's metrics.
-        carriers: the sequences or prompts that carry the estimate.
-    """
-
-    q: str
-    p: str
-    signs: Mapping[str, float]
-    numbers: Mapping[str, float]
-    carriers: Carriers
-
-    def __getitem__(self, name: str) -> float:
-        return self.signs.get(name, math.nan)
-
-    def significant(self, name: str, least: float) -> bool:
-        """Whether a mean is at least so far from 0, and that is no chance."""
-        return abs(self[name]) >= least and abs(self[f"{name}_z"]) >= Z
-
-    @property
-    def mismatch(self) -> bool:
-        """Whether this is trainer against engine, which should be the same policy."""
-        return self.q == "rollout"
 
 
 @dataclass(frozen=True)
@@ -123,9 +90,8 @@ class Causes:
             why = impossible(step, i, pair.extremes) if _suspect(step, i) else Cause()
             if not why.name:
                 pooled = np.sum([one[name] for one in steps if name in one], axis=0)
-                evidence = evidence_of(
-                    Signatures(pooled[None]), 0, name, pair.values, carriers(step, i)
-                )
+                carried = carriers(step, i)
+                evidence = evidence_of(Signatures(pooled[None]), name, pair.values, carried)
                 why = cause(evidence)
             found[name] = replace(pair, cause=why)
         return found
@@ -138,38 +104,6 @@ def _suspect(step: StepSums, i: int) -> bool:
 
 
 _IMPOSSIBLE = ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")
-
-
-def evidence_of(
-    signatures: Signatures, place: int, pair: str, numbers: Mapping[str, float], carriers: Carriers
-) -> Evidence:
-    """The evidence on one pair.
-
-    Args:
-        signatures: of all pairs, over the last steps.
-        place: the pair's.
-        pair: its name.
-        numbers: its metrics.
-        carriers: what carries its estimate.
-    """
-    signs: dict[str, float] = {}
-    with np.errstate(all="ignore"):
-        for name in MEANS:
-            mean = signatures.mean(name)
-            signs |= {
-                name: float(mean.value[place]),
-                f"{name}_se": float(mean.se[place]),
-                f"{name}_z": float(mean.z[place]),
-            }
-        for name in ("qp", "before", "after"):
-            signs[name] = float(signatures.correlation(name)[place])
-        for name in ("up", "down"):
-            signs[name] = float(signatures.share(name)[place])
-        signs["entropy"] = float(signatures.entropy[place])
-        for name in ("tokens", "sure", "sure_other"):
-            signs[name] = float(signatures.sum(name)[place])
-    q, p = pair.split("_")
-    return Evidence(q, p, signs, numbers, carriers)
 
 
 def cause(evidence: Evidence) -> Cause:
@@ -250,14 +184,9 @@ def _sure_colder(e: Evidence) -> bool:
 
 
 def _stale(e: Evidence) -> bool:
-    fresh, old = e["lag0"], _oldest(e)
+    fresh, old = e["lag0"], oldest(e)
     error = math.hypot(e["lag0_se"], e[f"{old}_se"]) if old else math.nan
     return e.mismatch and bool(old) and e[old] > 2 * fresh and e[old] - fresh > 5 * error
-
-
-def _oldest(e: Evidence) -> str:
-    """The largest lag that was seen."""
-    return next((name for name in reversed(LAGS[1:]) if not math.isnan(e[name])), "")
 
 
 def _coarse_or_stale(e: Evidence) -> bool:
@@ -274,110 +203,31 @@ def _not_q(e: Evidence) -> bool:
     return e.mismatch and e.significant("gap", 0.01)
 
 
-# --- what to say -------------------------------------------------------------------------------
-def _says_shift(e: Evidence) -> str:
-    by = "one position later" if e["before"] > e["after"] else "one position earlier"
-    return (
-        f"the tensors are shifted by one position: {e.q}'s log-probs go with {e.p}'s {by} "
-        f"(correlation now {e['qp']:.2f}, with the position before {e['before']:.2f}, with the "
-        f"position after {e['after']:.2f})"
-    )
-
-
-def _says_context(e: Evidence) -> str:
-    where = "before" if e["context"] < 0 else "after"
-    return (
-        f"the tensors are shifted by one position: {e.q} scores each token with the logits of the "
-        f"position {where} ({abs(e['context_z']):.0f} errors; gap {e['gap']:+.2g})"
-    )
-
-
-def _says_end(end: str) -> Callable[[Evidence], str]:
-    why = {
-        "first": "a chat template, a double BOS, or the prompt's last position",
-        "last": "an EOS that one side adds or scores otherwise",
-    }[end]
-    return lambda e: (
-        f"the {end} token of every sequence is off: mean |d| {e[end]:.3g} there, "
-        f"{e['middle']:.3g} nats elsewhere ({why})"
-    )
-
-
-def _says_sequences(e: Evidence) -> str:
-    why = ": whole sequences of another prompt, template or tokenisation on one side"
-    return e.carriers.text + (why if e.mismatch else "")
-
-
-def _says_temperature(e: Evidence) -> str:
-    slope = min(abs(e["slope"]), 0.9)
-    colder, warmer = (e.q, e.p) if e["slope"] < 0 else (e.p, e.q)
-    return (
-        f"sampled and scored at different temperatures: the log-probs of {colder} are sharper than "
-        f"those of {warmer} ({e['slope_z']:+.0f} errors; "
-        f"T between {_temperature_at(slope):.2g} and {_temperature_at(slope / 2):.2g} where the "
-        "other has 1)"
-    )
-
-
-def _temperature_at(slope: float) -> float:
-    """T from slope = (1 - T) / (1 + T); contexts' constants take up to half of twice that."""
-    return (1 - slope) / (1 + slope)
-
-
-def _says_cut(e: Evidence) -> str:
-    kept = 1 + e["gap"]
-    return (
-        f"{e.q} samples from a cut vocabulary (top-p, top-k, min-p) and scores it renormalised, "
-        f"{e.p} the whole: the kept mass is {kept:.2g} +- {e['gap_se']:.1g}"
-    )
-
-
-def _says_surprise(what: str) -> Callable[[Evidence], str]:
-    return lambda e: (
-        f"{what}: the tokens are {abs(e['surprise']):.2g} nats "
-        f"{'less' if e['surprise'] < 0 else 'more'} surprising than the trainer's entropy of "
-        f"{e['entropy']:.2g} ({e['surprise_z']:+.0f} errors), though both report the same log-probs"
-    )
-
-
-def _says_stale(e: Evidence) -> str:
-    old = _oldest(e)
-    lag = old.removeprefix("lag") + (" or more" if old == LAGS[-1] else "")
-    return (
-        f"stale weights: k3 is {e['lag0']:.2g} +- {e['lag0_se']:.1g} nats at lag 0 (the engine's "
-        f"floor) and {e[old]:.2g} +- {e[f'{old}_se']:.1g} at a lag of {lag}"
-    )
-
-
-def _says(text: str) -> Callable[[Evidence], str]:
-    return lambda e: text.format(q=e.q, p=e.p, k3=e["gap"] - e["d"], gap=e["gap"], z=e["gap_z"])
-
-
 RULES: tuple[CauseRule, ...] = (
     CauseRule(
         "identical",
         lambda e: e.mismatch and e.numbers.get("identical") == 1,
-        _says("{q} and {p} are bit-equal: bit-equal engines, or the trainer's own log-probs were "
+        says("{q} and {p} are bit-equal: bit-equal engines, or the trainer's own log-probs were "
               "passed as the engine's"),
     ),
-    CauseRule("shift", _shift, _says_shift),
-    CauseRule("shift", _other_context, _says_context),
-    CauseRule("first token", _end_off("first"), _says_end("first")),
-    CauseRule("last token", _end_off("last"), _says_end("last")),
+    CauseRule("shift", _shift, says_shift),
+    CauseRule("shift", _other_context, says_context),
+    CauseRule("first token", _end_off("first"), says_end("first")),
+    CauseRule("last token", _end_off("last"), says_end("last")),
     CauseRule(
         "argmax",
         _argmax,
-        _says("{q} is never the lower one: it reports the log-prob of the likeliest token, not of "
+        says("{q} is never the lower one: it reports the log-prob of the likeliest token, not of "
               "the sampled one"),
     ),
     CauseRule(
         "other tokens",
         _other_tokens,
-        _says("the engine and the trainer do not score the same tokens: a few per cent are nearly "
+        says("the engine and the trainer do not score the same tokens: a few per cent are nearly "
               "impossible to {p}, the others fit (tokenised again, or ids replaced)"),
     ),
-    CauseRule("stale", _stale, _says_stale),
-    CauseRule("sequences", lambda e: bool(e.carriers.text), _says_sequences),
+    CauseRule("stale", _stale, says_stale),
+    CauseRule("sequences", lambda e: bool(e.carriers.text), says_sequences),
     CauseRule(
         "reference",
         _reference,
@@ -386,38 +236,38 @@ RULES: tuple[CauseRule, ...] = (
             f"than to {e.p}'s ({e['who_z']:.0f} errors): weights never arrive, or an adapter is off"
         ),
     ),
-    CauseRule("cut", _cut, _says_cut),
-    CauseRule("temperature", _temperature, _says_temperature),
+    CauseRule("cut", _cut, says_cut),
+    CauseRule("temperature", _temperature, says_temperature),
     CauseRule(
         "cut, scored raw",
         _sure_cut,
-        _says_surprise("sampled from a cut vocabulary (top-p, top-k, min-p), scored raw"),
+        says_surprise("sampled from a cut vocabulary (top-p, top-k, min-p), scored raw"),
     ),
     CauseRule(
         "colder, scored raw",
         _sure_colder,
-        _says_surprise("sampled at a lower temperature than scored"),
+        says_surprise("sampled at a lower temperature than scored"),
     ),
     CauseRule(
         "narrower, scored raw",
         lambda e: _surprised(e) and e["surprise"] < 0,
-        _says_surprise("sampled at a lower temperature or from a cut vocabulary, scored raw"),
+        says_surprise("sampled at a lower temperature or from a cut vocabulary, scored raw"),
     ),
     CauseRule(
         "warmer, scored raw",
         _surprised,
-        _says_surprise("sampled at a higher temperature than scored"),
+        says_surprise("sampled at a higher temperature than scored"),
     ),
     CauseRule(
         "coarse or stale",
         _coarse_or_stale,
-        _says("a coarse engine or stale weights (k3 {k3:.2g} nats): pass version= to tell them "
+        says("a coarse engine or stale weights (k3 {k3:.2g} nats): pass version= to tell them "
               "apart"),
     ),
     CauseRule(
         "unknown",
         _not_q,
-        _says("unknown: the tokens were not drawn from {q} (gap {gap:+.2g}, {z:+.0f} errors), and "
+        says("unknown: the tokens were not drawn from {q} (gap {gap:+.2g}, {z:+.0f} errors), and "
               "no known cause fits"),
     ),
 )  # fmt: skip

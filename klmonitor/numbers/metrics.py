@@ -158,7 +158,7 @@ def _by_probability(number: int) -> list[Metric]:
     name = f"by_probability/below_{edges[number + 1]}"
     return [
         Metric(f"{name}/abs", "nats", f"mean |d| where {inside}",
-               "grows as 1 - q(x) where numeric noise makes it, otherwise where a policy changed",
+               "grows as 1 - q(x) where numeric noise makes it; of rollout's pair, else the first",
                lambda t: t.signs.share(f"abs_{number}", f"n_{number}")),
         Metric(f"{name}/left", "probability", f"mean 1 - q(x) where {inside}", "beside it",
                lambda t: t.signs.share(f"left_{number}", f"n_{number}")),

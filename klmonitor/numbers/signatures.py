@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
 from klmonitor.numbers.clusters import Array, positive, ratio
-from klmonitor.summary.fields import LAGS, PROBABILITIES, RATIO_SUMS, SIGNATURE
+from klmonitor.summary.fields import PROBABILITIES, RATIO_SUMS, SIGNATURE, SIGNATURE_SUMS
 
 BINS = len(PROBABILITIES) + 1
-
-
-class Mean(NamedTuple):
-    """A ratio of sums over sequences.
-
-    Attributes:
-        value: [P] the ratio; nan: nothing counted.
-        se: [P] its standard error, clustered by sequence; nan for fewer than two.
-    """
-
-    value: Array
-    se: Array
-
-    @property
-    def z(self) -> Array:
-        """[P] in errors; infinite where there is no error."""
-        found: Array = self.value / self.se
-        return found
 
 
 class Signatures:
@@ -46,17 +27,18 @@ class Signatures:
         found: Array = self.sums[:, SIGNATURE[name]]
         return found
 
-    def mean(self, name: str) -> Mean:
-        """One of `fields.SIGNATURE_RATIOS`.
+    def means(self) -> tuple[Array, Array]:
+        """[P, SIGNATURE_RATIOS] ratios of sums over sequences, and their standard errors.
 
         SE^2 = S/(S-1) sum_i (a_i - m b_i)^2 / (sum b)^2 over the S sequences (Cochran, Sampling
-        Techniques, section 6.3).
+        Techniques, section 6.3); nan where nothing counted, or for fewer than two sequences.
         """
-        a, b, aa, ab, bb = (self.sum(f"{name}/{what}") for what in RATIO_SUMS)
-        value, count = ratio(a, b), self.sum("sequences")
+        sums = self.sums[:, len(SIGNATURE_SUMS) :].reshape(len(self.sums), -1, len(RATIO_SUMS))
+        a, b, aa, ab, bb = np.moveaxis(sums, -1, 0)
+        value, count = ratio(a, b), self.sum("sequences")[:, None]
         squares = positive(aa - 2 * value * ab + value * value * bb)
         se = np.where(count >= 2, np.sqrt(count / (count - 1) * squares), np.nan) / b
-        return Mean(value, np.where(b > 0, se, np.nan))
+        return value, np.where(b > 0, se, np.nan)
 
     def share(self, name: str, of: str = "tokens") -> Array:
         """[P] a count as a share of another."""
@@ -73,7 +55,3 @@ class Signatures:
     def entropy(self) -> Array:
         """[P] mean entropy of the trainer's policy, nats."""
         return ratio(self.sum("entropy"), self.sum("entropic"))
-
-    def by_lag(self) -> tuple[Mean, ...]:
-        """k3 of the sequences of each of `fields.LAGS`, nats per token."""
-        return tuple(self.mean(name) for name in LAGS)

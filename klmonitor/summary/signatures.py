@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -34,6 +33,7 @@ from klmonitor.summary.fields import (
     SIGNATURE_SUMS,
     SURE,
 )
+from klmonitor.summary.sequences import Rows
 from klmonitor.summary.state import Summary
 
 LARGEST_SEQUENCE = 300.0
@@ -50,58 +50,6 @@ Sums: TypeAlias = "dict[str, Tensor]"
 """By name of `fields.SIGNATURE_SUMS`: [P], or one for all pairs."""
 Ratios: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
 """By name of `fields.SIGNATURE_RATIOS`: numerator and denominator of each sequence, [P, S]."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The sequences of the tokens that were taken, [R, C].
-
-    Attributes:
-        count: sequences, S.
-        columns: int64 [C], 0 to C - 1.
-        segments: int64 [C], the sequence of each token of packed input (R = 1); None: S = R.
-    """
-
-    count: int
-    columns: Tensor
-    segments: Tensor | None
-
-    def total(self, x: Tensor) -> Tensor:
-        """Sums over each sequence, [..., R, C] -> [..., S] float64, in an order that is fixed."""
-        if self.segments is None:
-            return x.sum(-1).double()
-        upto = torch.nn.functional.pad(x.double().cumsum(-1), (1, 0)).squeeze(-2)
-        edges = torch.searchsorted(
-            self.segments, torch.arange(self.count + 1, device=self.segments.device)
-        )
-        return upto[..., edges[1:]] - upto[..., edges[:-1]]
-
-    def most(self, x: Tensor) -> Tensor:
-        """Largest of each sequence, but at least -1: [..., R, C] -> [..., S]."""
-        if self.segments is None:
-            return x.amax(-1).clamp(min=-1)
-        x = x.squeeze(-2)
-        found = x.new_full((*x.shape[:-1], self.count), -1)
-        return found.scatter_reduce_(-1, self.segments.expand_as(x), x, "amax")
-
-    def spread(self, y: Tensor) -> Tensor:
-        """What each token has of its sequence: [..., S] -> [..., R, C] or what broadcasts to it."""
-        if self.segments is None:
-            return y.unsqueeze(-1)
-        return y[..., self.segments].unsqueeze(-2)
-
-    def at(self, x: Tensor, place: Tensor) -> Tensor:
-        """[..., S] float64, the value at a column of each sequence's row; 0 at a negative place."""
-        place, x = place.expand(*x.shape[:-2], self.count), x.expand(*x.shape)
-        if self.segments is None:
-            found = x.gather(-1, place.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        else:
-            found = x.squeeze(-2).gather(-1, place.clamp(min=0))
-        return torch.where(place >= 0, found.double(), 0.0)
-
-    def together(self) -> Tensor | None:
-        """[C - 1] whether a token and the next are of one sequence; None: always."""
-        return None if self.segments is None else self.segments[1:] == self.segments[:-1]
 
 
 def add(
@@ -156,12 +104,8 @@ def signatures(
     q, p = (torch.where(usable, x, 0.0) for x in (q, p))
     d = p - q
     tokens = at.total(usable)
-    found |= _of_sequences(d, tokens, at) | _by_probability(q, d, usable)
-    products, ratios = _within(q, p, usable, tokens, at)
-    found |= products
-    ratios |= _ends(d, usable, tokens, at)
-    ratios["d"] = (at.total(d), tokens)
-    ratios["gap"] = (at.total(torch.expm1(d.clamp(max=LARGEST_FLOAT))), tokens)
+    found |= _of_sequences(d, tokens, at)
+    ratios: Ratios = {}
     if extras.entropy is not None:
         trainer = log_probs["old" if "old" in log_probs else "policy"].float()
         entropy = extras.entropy[:rows, :columns].float()
@@ -169,6 +113,28 @@ def signatures(
         surprise = torch.where(known, -trainer - entropy, 0.0)
         ratios["surprise"] = (at.total(surprise), at.total(known))
         found |= _of_entropies(trainer, entropy, known)
+    sums = _in_order(found, ratios, tokens)
+    k = next((k for k, pair in enumerate(pairs) if pair.q == "rollout"), 0)
+    one = slice(k, k + 1)
+    sums[one] += _of_mismatch(q[one], d[one], usable[one], tokens[one], at, log_probs, extras)
+    return sums
+
+
+def _of_mismatch(
+    q: Tensor,
+    d: Tensor,
+    usable: Tensor,
+    tokens: Tensor,
+    at: Rows,
+    log_probs: Mapping[str, Tensor],
+    extras: Extras,
+) -> Tensor:
+    """[1, SIGNATURES]: what is asked of trainer against engine, else of the first pair alone."""
+    found, ratios = _within(q, q + d, usable, tokens, at)
+    found |= _by_probability(q, d, usable)
+    ratios |= _ends(d, usable, tokens, at)
+    ratios["d"] = (at.total(d), tokens)
+    ratios["gap"] = (at.total(torch.expm1(d.clamp(max=LARGEST_FLOAT))), tokens)
     if "ref" in log_probs:
         ref = log_probs["ref"].float()
         known = usable & (ref.abs() < SENTINEL)
@@ -181,6 +147,8 @@ def signatures(
 
 def _impossible(q: Tensor, p: Tensor, mask: Tensor) -> tuple[Sums, Tensor]:
     """Counts of what is no log-prob, and the tokens that are left: [P, R, C]."""
+    if q.is_cpu and _ordinary(q) and _ordinary(p):  # all of this is 0
+        return {}, mask.expand_as(q)
     huge_q, huge_p = mask & (q.abs() >= SENTINEL), mask & (p.abs() >= SENTINEL)
     usable = mask & (p - q).isfinite() & ~huge_q & ~huge_p
     counted = {
@@ -194,6 +162,12 @@ def _impossible(q: Tensor, p: Tensor, mask: Tensor) -> tuple[Sums, Tensor]:
         "high_p": usable & (p > HIGH),
     }
     return {name: which.sum((-2, -1)) for name, which in counted.items()}, usable
+
+
+def _ordinary(x: Tensor) -> bool:
+    """Whether all are finite log-probs below 0 and no sentinel (nan fails both questions)."""
+    low, high = x.aminmax()
+    return bool(high < 0) and bool(low > -SENTINEL)
 
 
 def _of_sequences(d: Tensor, tokens: Tensor, at: Rows) -> Sums:

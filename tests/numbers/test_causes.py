@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks.causes import WORLDS, is_right, named
 from klmonitor.numbers.carriers import Carriers, Totals, few
-from klmonitor.numbers.causes import RULES, Evidence, cause
+from klmonitor.numbers.causes import RULES, cause
+from klmonitor.numbers.evidence import Evidence
 from klmonitor.simulate.engines import ENGINES
 
 SMALL = WORLDS[:3]
