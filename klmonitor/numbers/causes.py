@@ -37,7 +37,7 @@ from klmonitor.numbers.impossible import impossible
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.sums import StepSums
 from klmonitor.report import Cause, PairReport
-from klmonitor.summary.fields import SIGNATURE
+from klmonitor.summary.fields import ASIDE, SIGNATURE
 
 STEPS = 5
 """Steps whose signatures are judged together."""
@@ -137,17 +137,12 @@ def _end_off(end: str) -> Callable[[Evidence], bool]:
 def _other_tokens(e: Evidence) -> bool:
     """Some tokens, here and there, are hardly possible to the trainer, the others fit."""
     n, far, near = (
-        e.numbers.get(k, math.nan) for k in ("tokens", "log_ratio/le_-2", "log_ratio/ge_2")
+        e.numbers.get(name, math.nan) for name in ("tokens", "log_ratio/le_-2", "log_ratio/ge_2")
     )
-    return (
-        e.mismatch
-        and far >= max(0.005 * n, 5)
-        and far > 10 * near
-        and not far > 0.2 * e.carriers.tokens > 0
-        and e["gap"] < -0.003
-        and e["gap_z"] < -Z
-        and e.numbers.get("log_ratio/p50", math.nan) > -0.05
-    )
+    here_and_there = not far > 0.2 * e.carriers.tokens > 0
+    others_fit = e["up"] + e["down"] < 0.6 and abs(e.numbers.get("log_ratio/p50", 1.0)) < ASIDE
+    some = far >= max(0.01 * n, 5) and far > 4 * near
+    return e.mismatch and some and others_fit and here_and_there and e["d_z"] < -5
 
 
 def _argmax(e: Evidence) -> bool:
@@ -223,7 +218,7 @@ RULES: tuple[CauseRule, ...] = (
     CauseRule(
         "other tokens",
         _other_tokens,
-        says("the engine and the trainer do not score the same tokens: a few per cent are nearly "
+        says("the engine and the trainer do not score the same tokens: some are nearly "
               "impossible to {p}, the others fit (tokenised again, or ids replaced)"),
     ),
     CauseRule("stale", _stale, says_stale),

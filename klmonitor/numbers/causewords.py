@@ -73,11 +73,16 @@ def says_cut(e: Evidence) -> str:
 
 def says_surprise(what: str) -> Callable[[Evidence], str]:
     """The surprise beside the entropy."""
-    return lambda e: (
-        f"{what}: the tokens are {abs(e['surprise']):.2g} nats "
-        f"{'less' if e['surprise'] < 0 else 'more'} surprising than the trainer's entropy of "
-        f"{e['entropy']:.2g} ({e['surprise_z']:+.0f} errors), though both report the same log-probs"
-    )
+
+    def text(e: Evidence) -> str:
+        side = "less" if e["surprise"] < 0 else "more"
+        though = ", though both report the same" if e.mismatch else ""
+        return (
+            f"{what}: the tokens are {abs(e['surprise']):.2g} nats {side} surprising than the "
+            f"trainer's entropy of {e['entropy']:.2g} ({e['surprise_z']:+.0f} errors){though}"
+        )
+
+    return text
 
 
 def says_stale(e: Evidence) -> str:

@@ -27,6 +27,7 @@ def known_cause(reading: Reading, limits: Thresholds) -> Finding | None:
     """
     cause, pair = reading.pair.cause, reading.pair
     mismatch = pair.name.startswith("rollout_") or cause.name == "shift"
+    mismatch = mismatch or cause.name.endswith("scored raw")
     if not cause.name or cause.impossible or cause.name in QUIET or not mismatch:
         return None
     if pair.tokens < limits["tokens"]:
@@ -50,7 +51,7 @@ IMPOSSIBLE = Rule(
 CAUSE = Rule(
     kind="cause",
     judge=known_cause,
-    thresholds={"tokens": 512},
+    thresholds={"tokens": 64},
     means="trainer and engine do not compute, or sample, the same policy",
     action="mend the named cause; then the mismatch should fall to the engine's floor",
     source="docs/alerts.md#cause: signatures of the last five steps, rates in docs/causes.md",
