@@ -4,7 +4,7 @@
 
 Cases of `klmonitor.simulate.CASES` whose tokens q drew. Every sequence of a step is one context, so
 sequences are clusters. The truth of a case is the mean of k1, which is unbiased, over all steps. The
-bias is the mean of cv - k1 over the error of cv's mean over all steps, and over cv's error of a step.
+bias is the mean of cv - k1 over all steps, in errors of cv at one step.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Mixture:
     """What was measured of a case.
 
     Attributes:
-        bias: of cv against k1, in errors of cv's mean over all steps.
-        step_bias: the same in errors of one step.
+        bias: mean of cv - k1 over the steps, in errors of cv at one step.
+        bias_error: standard error of that.
         error: estimator -> standard deviation over steps, nats.
         coverage: estimator -> share of steps whose 95 % interval holds the truth.
     """
 
     bias: float
-    step_bias: float
+    bias_error: float
     error: dict[str, float]
     coverage: dict[str, float]
 
@@ -71,10 +71,10 @@ def measure(case: Case, sequences: int, tokens: int, steps: int, seed: int = 0) 
         )
         for i, name in enumerate(NAMES)
     }  # fmt: skip
-    of_step = float(difference.mean() / table[:, 2, 0].std(ddof=1))
+    error = table[:, 2, 0].std(ddof=1)
     return Mixture(
-        of_step * steps**0.5,
-        of_step,
+        float(difference.mean() / error),
+        float(difference.std(ddof=1) / error / steps**0.5),
         {name: float(table[:, i, 0].std(ddof=1)) for i, name in enumerate(NAMES)},
         held,
     )
@@ -87,19 +87,20 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
-    print(
-        "| case | sequences x tokens | bias, errors | of a step | error / the better | coverage k1 | k3 | cv |"
-    )
-    print("|---" * 8 + "|")
+    columns = ("case", "sequences x tokens", "bias", "its error", "error / the better")
+    print("|", " | ".join((*columns, *(f"coverage {name}" for name in NAMES))), "|")
+    print("|---" * (len(columns) + len(NAMES)) + "|")
     for sequences, tokens in ((64, 64), (16, 32)):
         for case in ON_POLICY:
             found = measure(case, sequences, tokens, args.steps)
-            held = " | ".join(f"{share:.3f}" for share in found.coverage.values())
-            print(
-                f"| {case.name} | {sequences} x {tokens} | {found.bias:+.1f} | {found.step_bias:+.3f} | {found.ratio:.2f} "
-                f"| {held} |",
-                flush=True,
+            shown = (
+                f"{sequences} x {tokens}",
+                f"{found.bias:+.3f}",
+                f"{found.bias_error:.3f}",
+                f"{found.ratio:.2f}",
+                *(f"{share:.3f}" for share in found.coverage.values()),
             )
+            print("|", " | ".join((case.name, *shown)), "|", flush=True)
     print(f"\n{time.perf_counter() - start:.0f} s")
 
 

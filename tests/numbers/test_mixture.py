@@ -14,5 +14,5 @@ def test_the_mixture_is_no_worse_than_the_better_of_the_two(name):
     """Of k1 and k3, at 4,096 tokens in 64 clusters; its interval holds as often as k1's."""
     found = measure(CASES[name], 64, 64, 150)
     assert found.ratio <= 1.05
-    assert abs(found.bias) < 0.5
+    assert abs(found.bias) < 0.2 + 3 * found.bias_error
     assert found.coverage["cv"] >= found.coverage["k1"] - 0.06
