@@ -3,8 +3,8 @@
     python benchmarks/mixture.py                      # 400 steps a case, about a minute
 
 Cases of `klmonitor.simulate.CASES` whose tokens q drew. Every sequence of a step is one context,
-so sequences are clusters. The truth of a case is the mean of k1, which is unbiased, over all steps. The
-bias is the mean of cv - k1 over all steps, in errors of cv at one step.
+so sequences are clusters. The truth of a case is the mean of k1, which is unbiased, over all steps.
+The bias is the mean of cv - k1 over all steps, in errors of cv at one step.
 """
 
 from __future__ import annotations
