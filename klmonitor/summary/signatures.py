@@ -194,10 +194,10 @@ def _by_probability(q: Tensor, d: Tensor, usable: Tensor) -> Sums:
     """Mean |d| by bins of q(x), beside 1 - q(x) (arXiv 2512.23087: mismatch grows as 1 - p)."""
     probability = q.clamp(max=0.0).exp()
     counted = usable.float()
-    features = torch.stack([counted, d.abs(), counted - probability * counted], -1).flatten(1, 2)
+    features = torch.stack([counted, d.abs(), counted - probability * counted], -1)
     above = [probability >= edge for edge in PROBABILITIES]
-    weights = torch.stack([counted, *(which * counted for which in above)], 1).flatten(2)
-    upward = (weights @ features).double()  # [P, bins, 3]: from each edge on
+    weights = torch.stack([counted, *(which * counted for which in above)], -2)
+    upward = (weights @ features).double().sum(1)  # [P, bins, 3]: from each edge on, row by row
     inside = upward - torch.nn.functional.pad(upward[:, 1:], (0, 0, 0, 1))
     return {
         f"{name}_{i}": inside[:, i, k]
@@ -227,7 +227,7 @@ def _within(q: Tensor, p: Tensor, usable: Tensor, tokens: Tensor, at: Rows) -> t
     before, after = crossed(q, p)
     qq, pp, qp = (at.total(x) for x in (q * q, p * p, q * p))
     found = {name: x.sum(-1) for name, x in {"qq": qq, "pp": pp, "qp": qp}.items()}
-    found |= {"before": before.sum((-2, -1)), "after": after.sum((-2, -1))}
+    found |= {"before": before.sum(-1).double().sum(-1), "after": after.sum(-1).double().sum(-1)}
     bend = centred((p * p - q * q) / 2)  # d (q + p) / 2: large where one of them is sharper
     ratios = {
         "shift": (difference(before, after), (qq + pp) / 2),
@@ -258,8 +258,8 @@ def _of_entropies(trainer: Tensor, entropy: Tensor, known: Tensor) -> Sums:
     likeliest = probability >= 0.5
     return {
         "entropic": known.sum((-2, -1)),
-        "entropy": torch.where(known, entropy, 0.0).sum((-2, -1)),
-        "sure": torch.where(sure & likeliest, 1 - probability, 0.0).sum((-2, -1)),
+        "entropy": torch.where(known, entropy, 0.0).sum(-1).double().sum(-1),
+        "sure": torch.where(sure & likeliest, 1 - probability, 0.0).sum(-1).double().sum(-1),
         "sure_other": (sure & ~likeliest).sum((-2, -1)),
     }
 

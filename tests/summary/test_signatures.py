@@ -193,7 +193,7 @@ def test_parts_of_a_batch_add_up_to_the_whole():
     ]
     merged = parts[1].merge(parts[0])
     np.testing.assert_allclose(
-        merged.arrays["signatures"], whole.arrays["signatures"], rtol=1e-5, atol=1e-6
+        merged.arrays["signatures"], whole.arrays["signatures"], rtol=1e-12, atol=1e-12
     )
 
 
