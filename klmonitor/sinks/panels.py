@@ -75,6 +75,7 @@ PANELS = (
     Panel("Outlier tokens", ("outliers/k1", "outliers/k3", "outliers/rate"), "tokens"),
     Panel("Spike score", ("spike/z",), "scales"),
     Panel("Gap of k3 and k1", ("gap_z",), "standard errors"),
+    Panel("Sequences beyond a ratio of 3", ("sequence/ratio_beyond_3",), "share"),
 )
 """In the page's order."""
 

@@ -285,7 +285,8 @@ def _padding(log_probs: Mapping[str, Tensor], mask: Tensor, at: Rows) -> Sums:
     broken = at.most(torch.where(mask & ~same, at.columns, -1))
     run = same & (at.columns > at.spread(broken))
     lengths, alike, counted = at.total(run), at.total(same), at.total(mask)
-    padded = (lengths >= SHORTEST_PADDING) & (alike - lengths <= RARE * (counted - lengths))
+    others = counted - lengths
+    padded = (lengths >= SHORTEST_PADDING) & (others > 0) & (alike - lengths <= RARE * others)
     return {
         "padded": torch.where(padded, lengths, 0.0).sum(),
         "padded_rows": padded.sum(),
