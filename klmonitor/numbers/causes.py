@@ -234,6 +234,14 @@ RULES: tuple[CauseRule, ...] = (
     CauseRule("cut", _cut, says_cut),
     CauseRule("temperature", _temperature, says_temperature),
     CauseRule(
+        "other sampler",
+        lambda e: not e.mismatch and _surprised(e),
+        lambda e: says_surprise(
+            f"not drawn from {e.q} as it is scored (another temperature, a cut vocabulary or other "
+            "weights)"
+        )(e),
+    ),
+    CauseRule(
         "cut, scored raw",
         _sure_cut,
         says_surprise("sampled from a cut vocabulary (top-p, top-k, min-p), scored raw"),

@@ -26,8 +26,7 @@ def known_cause(reading: Reading, limits: Thresholds) -> Finding | None:
     Thresholds: `tokens`, the fewest that count.
     """
     cause, pair = reading.pair.cause, reading.pair
-    mismatch = pair.name.startswith("rollout_") or cause.name == "shift"
-    mismatch = mismatch or cause.name.endswith("scored raw")
+    mismatch = pair.name.startswith("rollout_") or cause.name in ("shift", "other sampler")
     if not cause.name or cause.impossible or cause.name in QUIET or not mismatch:
         return None
     if pair.tokens < limits["tokens"]:
