@@ -1,9 +1,9 @@
-"""Why do trainer and engine disagree? A table of rules on signatures, each with measured rates.
+"""Why do trainer and engine disagree? A table of rules on signatures.
 
 A rule looks at `Evidence`: the signatures of the last steps together (`summary.signatures`), the
 step's metrics, and what carries the estimate. The first that holds names the cause. Thresholds are
-far from what a clean engine does and far inside what the fault does (docs/causes.md has both, and
-the confusion matrix of `benchmarks/causes.py`, from which each rule's rates come).
+far from what a clean engine does and far inside what the fault does; how often each is right, and
+wrong, is the confusion matrix of docs/causes.md, which `benchmarks/causes.py` makes.
 
     surprise = mean(-log p(x) - H)            0 if the trainer's policy sampled
     slope    of d on (log q + log p) / 2      0 at one temperature; at most 2 (T - 1) / (T + 1)
@@ -53,15 +53,11 @@ class CauseRule:
         name: as in `report.Cause`.
         holds: whether it is the cause, as far as one can see.
         text: what to say.
-        found: measured share of its cases in which it is named within five steps.
-        wrong: measured share of the other cases in which it is.
     """
 
     name: str
     holds: Callable[[Evidence], bool]
     text: Callable[[Evidence], str]
-    found: float = 1.0
-    wrong: float = 0.0
 
 
 class Causes:
