@@ -4,6 +4,7 @@
     python benchmarks/dominance.py --pools 2          # a look
     python benchmarks/dominance.py --scores           # quantiles of k3's score, for its thresholds
     python benchmarks/dominance.py --alternatives     # other statistics for k3, at 2 % each
+    python benchmarks/dominance.py --few              # odd tokens that hold half of sum k3
 
 Clean data: the families of `klmonitor.simulate.CLEAN_FAMILIES`. A pool is 2,500 contexts over 4,000
 tokens with 240 draws from each, shuffled; a batch is N of its tokens, disjoint from the others.
@@ -14,6 +15,10 @@ standard error s / sqrt(N), s being this batch's own before the change: t4 noise
 variance that a population could lend. The tokens share the shift unevenly (weights uniform in
 .5-1.5). For k1 the shift goes to the left or to the right with equal chances, for k3 to the right
 tail, where k3 explodes. A batch is detected at a level if the rule reaches it.
+
+Few odd tokens: j = 1 to min(16, max(1, N / 128)) random tokens get |d| = max(5 nats, 8 standard
+deviations of the family's d), or up to twice that, on one side or on both by turns. A batch counts
+where they hold half of sum k3; found = k3's rule reaches a level.
 
 Rates are means over the cases; the heaviest family, uneven noise, whose few loud contexts do carry
 the mean, is reported apart. Everything is seeded.
@@ -30,21 +35,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klmonitor.numbers.dominance import (
+    MOST,
     SEVERE,
     WARN,
-    Dominance,
     dominance_k1,
     dominance_k3,
     k3_score,
     most_tokens_k1,
     most_tokens_k3,
 )
+from klmonitor.numbers.without import Dominance
 from klmonitor.simulate import CLEAN_FAMILIES, Case, sample
 
 Floats = NDArray[np.float64]
 
 VOCABULARY, CONTEXTS, TOKENS = 4000, 2500, 240
-SIZES = (256, 1024, 4096, 16384, 65536)
+SIZES = (128, 256, 512, 1024, 4096, 16384, 65536)
 SHIFTS = ((1, 2), (2, 3), (3, 5), (5, 8))
 """Clean standard errors by which the mean is moved."""
 MOST_MOVED = 3
@@ -54,8 +60,6 @@ MORE_POOLS = {"t4 noise": 5}
 """Families that get a multiple of the pools: in one pool of five a single context with a huge draw
 of t4 noise decides what happens to all its batches."""
 MOST_TOKENS = {"k1": most_tokens_k1, "k3": most_tokens_k3}
-LISTED = 16
-"""Extreme tokens of each tail that a summary keeps."""
 ESTIMATORS = ("k1", "k3")
 
 
@@ -67,13 +71,15 @@ def k3(d: Floats) -> Floats:
 def judge(d: Floats, estimator: str) -> Dominance:
     """One rule on a batch, from what a summary holds of it."""
     n = len(d)
-    order = np.argpartition(d, (LISTED - 1, n - LISTED))
-    left, right = d[order[:LISTED]], d[order[-LISTED:]]
+    listed = min(MOST, n - 1)
+    order = np.argpartition(d, (listed - 1, listed, n - listed - 1, n - listed))
+    left, right = d[order[:listed]], d[order[-listed:]]
     tails = (-left[left < 0], right[right > 0])
+    unlisted = (min(d[order[listed]], 0.0), max(d[order[-listed - 1]], 0.0))
     if estimator == "k1":
-        return dominance_k1(n, -d.mean(), d.var(ddof=1), np.abs(d).sum(), *tails)
+        return dominance_k1(n, -d.mean(), d.var(ddof=1), np.abs(d).sum(), *tails, unlisted=unlisted)
     x = k3(d)
-    return dominance_k3(n, x.mean(), x.var(ddof=1), *tails)
+    return dominance_k3(n, x.mean(), x.var(ddof=1), *tails, unlisted=unlisted)
 
 
 def contaminate(
@@ -179,6 +185,76 @@ def measure(
                             key = (name, size, case.name, (low, high))
                             rates.levels.setdefault(key, []).append(judge(other, name).level)
     return rates
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A cell of the grid of few odd tokens."""
+
+    size: int
+    tokens: int
+    side: str
+
+
+SIDES = {"left": (-1.0,), "right": (1.0,), "both": (1.0, -1.0)}
+
+
+def odd_grid(size: int) -> Iterator[Odd]:
+    """The cells of one N."""
+    most = min(16, max(1, size // 128))
+    for tokens in sorted({1, 2, 3, 5, 8, 12, most}):
+        if tokens <= most:
+            yield from (Odd(size, tokens, side) for side in SIDES)
+
+
+def plant(rng: np.random.Generator, d: Floats, sd: float, cell: Odd) -> tuple[Floats, bool]:
+    """A batch with odd tokens, and whether they hold half of its sum of k3."""
+    where = rng.choice(len(d), cell.tokens, replace=False)
+    sizes = max(5.0, 8 * sd) * (1 + rng.integers(2) * rng.uniform(0, 1, cell.tokens))
+    out = d.copy()
+    out[where] = sizes * np.resize(SIDES[cell.side], cell.tokens)
+    values = k3(out)
+    return out, bool(values[where].sum() >= values.sum() / 2)
+
+
+def measure_few(
+    pools: int, *, sizes: tuple[int, ...] = SIZES, batches_each: int = 4, seed: int = 0
+) -> dict[Odd, dict[str, list[bool]]]:
+    """Cell -> case -> whether each batch whose odd tokens hold half of sum k3 was found."""
+    rng = np.random.default_rng(seed + 3)
+    found: dict[Odd, dict[str, list[bool]]] = {}
+    for case in (case for cases in CLEAN_FAMILIES.values() for case in cases):
+        for number in range(pools):
+            tokens = pool(case, seed + number)
+            for cell in (cell for size in sizes for cell in odd_grid(size)):
+                for _ in range(batches_each):
+                    start = rng.integers(len(tokens) - cell.size + 1)
+                    batch = tokens[start : start + cell.size]
+                    d, holds = plant(rng, batch, float(tokens.std()), cell)
+                    if holds:
+                        by_case = found.setdefault(cell, {})
+                        by_case.setdefault(case.name, []).append(judge(d, "k3").level >= WARN)
+    return found
+
+
+def found_share(found: Mapping[str, list[bool]]) -> float:
+    """Mean over cases of the share found."""
+    return float(np.mean([np.mean(each) for each in found.values()]))
+
+
+def print_few(found: Mapping[Odd, Mapping[str, list[bool]]]) -> None:
+    """The table of few odd tokens, in Markdown."""
+    print("| N | odd tokens | left | right | both | worst case |")
+    print("|---" * 6 + "|")
+    for size, tokens in sorted({(cell.size, cell.tokens) for cell in found}):
+        cells = {side: found.get(Odd(size, tokens, side), {}) for side in SIDES}
+        shares = [f"{found_share(cell):.3f}" if cell else "-" for cell in cells.values()]
+        worst = min(
+            (float(np.mean(each)), f"{case}, {side}")
+            for side, cell in cells.items()
+            for case, each in cell.items()
+        )
+        print(f"| {size:,} | {tokens} | {' | '.join(shares)} | {worst[0]:.2f} ({worst[1]}) |")
 
 
 def cases_of(*families: str) -> list[str]:
@@ -307,7 +383,11 @@ def main() -> None:
     parser.add_argument("--moved", type=int, nargs=2, help="fewest and most tokens to move")
     parser.add_argument("--scores", action="store_true", help="also quantiles of k3's score")
     parser.add_argument("--alternatives", action="store_true", help="only this comparison")
+    parser.add_argument("--few", action="store_true", help="only odd tokens that hold half")
     args = parser.parse_args()
+    if args.few:
+        print_few(measure_few(args.pools, seed=args.seed))
+        return
     if args.alternatives:
         print_alternatives(args.pools, args.seed)
         return

@@ -26,7 +26,7 @@ A full name is `kl/{pair}/{name}`, e.g. `kl/policy_ref/k1/mean`. A pair `{q}_{p}
 tokens x ~ q, d = log p(x) - log q(x), r = e^d, k1 = -d, k2 = d^2/2, k3 = expm1(d) - d. Sums run
 over the N counted tokens; S_i and T_i are the sum of values and the number of tokens of cluster i
 (a prompt where prompts are known, else a sequence), B the number of clusters, h the half-life of
-the running numbers; o are the largest tokens, clip(N / 400, 1, 10) of them. What nothing was
+the running numbers; o are the largest tokens, as in docs/dominance.md. What nothing was
 counted for is nan and is not sent. **Core** metrics are sent to trackers by default; the record and
 `report.scalars()` hold all of them.
 

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from klmonitor.boundary import Boundary, cause, say
 from klmonitor.notify import Notify
 from klmonitor.numbers.assemble import ExtraValues, pair_reports
+from klmonitor.numbers.causes import Causes
 from klmonitor.numbers.explain import judged
 from klmonitor.numbers.receipt import by_pair
 from klmonitor.numbers.running import Running
@@ -135,6 +136,7 @@ class Monitor(Observer):
         self._rules = RuleSet(load_rules(rules), self.log)
         self._notices = RunNotices()
         self._running = Running(half_life)
+        self._causes = Causes()
         self._group = process_group
         self._extra_values = extra_values
         self.penalties = by_pair(penalty)
@@ -372,7 +374,8 @@ class Monitor(Observer):
             self._running.advance(step)
         elif phase == "train":  # running numbers are training's
             self._running.read(step)
-        return pair_reports(step, self._extra_values, self._workers, self.penalties)
+        found = pair_reports(step, self._extra_values, self._workers, self.penalties)
+        return self._causes.name(step, found, advance=advance)
 
     def take_logged(self) -> Report | None:
         """One report over all training steps since the last call, as if they were one step.

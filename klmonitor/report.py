@@ -176,6 +176,7 @@ class Alert:
         means: what this usually means.
         muted: whether it is a known condition that nobody was told of.
         kinds: all rules that tell this event at this step, `kind` the first of them.
+        cause: why the pair's policies disagree, in words, where it is known.
     """
 
     step: int
@@ -193,6 +194,7 @@ class Alert:
     means: str = ""
     muted: bool = False
     kinds: tuple[str, ...] = ()
+    cause: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", tuple(self.kinds) or (self.kind,))
@@ -204,6 +206,7 @@ class Alert:
         labelled = (
             ("muted", "a known condition: nobody was told" if self.muted else ""),
             ("since", worse),
+            ("cause", self.cause),
             ("usually", self.means),
             ("believe", self.believe),
             ("do first", self.action),
@@ -222,7 +225,7 @@ class Verdict:
     """Which estimator to believe at a step (`klmonitor.numbers.verdicts`).
 
     Attributes:
-        estimator: ``"k1"`` or ``"k3"``; None: neither, or too little is known.
+        estimator: ``"k1"``, ``"k3"`` or ``"cv"``; None: neither, or too little is known.
         text: the same in words, with the reason; empty if too little is known.
     """
 
@@ -231,8 +234,23 @@ class Verdict:
 
     @property
     def best(self) -> float:
-        """As the metric ``best``: 1 or 3; nan: neither."""
-        return {"k1": 1.0, "k3": 3.0}.get(self.estimator or "", math.nan)
+        """As the metric ``best``: 1, 3, or 0 for cv; nan: neither."""
+        return {"k1": 1.0, "k3": 3.0, "cv": 0.0}.get(self.estimator or "", math.nan)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why two policies disagree (`klmonitor.numbers.causes`).
+
+    Attributes:
+        name: short and stable, such as ``"shift"``; empty: nothing is known to be wrong.
+        text: the same in words, with its numbers.
+        impossible: a policy's log-probs cannot be log-probs of these tokens: no estimate holds.
+    """
+
+    name: str = ""
+    text: str = ""
+    impossible: bool = False
 
 
 KNOWN: set[str] = set()
@@ -257,6 +275,7 @@ class PairReport:
         open_kinds: kinds of alert that are open on the pair after this step.
         words: says of the pair what there is to know beside the verdict, a sentence an item.
         penalty: the KL term that the objective has on it, in one line; empty: none, or unknown.
+        cause: why the two policies disagree, where it is known.
     """
 
     name: str
@@ -267,6 +286,7 @@ class PairReport:
     open_kinds: tuple[str, ...] = ()
     words: Callable[[PairReport], Sequence[str]] = field(default=_nothing, repr=False)
     penalty: str = ""
+    cause: Cause = Cause()
 
     def __getitem__(self, metric: str) -> float:
         """The value of a metric, nan if this step has none.
@@ -285,7 +305,7 @@ class PairReport:
         return replace(self, values={**self.values, metric: value})
 
     def explain(self, step: int) -> str:
-        """A headline, at most four reasons, and which estimator to believe."""
+        """A headline, the cause, at most four reasons, and which estimator to believe."""
         q, p = self.name.split("_")
         numbers = ", ".join(f"{name} {self._mean(name)}" for name in ("k1", "k2", "k3"))
         head = (
@@ -293,7 +313,8 @@ class PairReport:
             f"{self['sequences']:,.0f} sequences: {numbers} nats/token"
         )
         believe = [f"believe {self.verdict.text}"] if self.verdict.text else []
-        return "\n  ".join([head, *self.words(self), *believe])
+        cause = [f"cause: {self.cause.text}"] if self.cause.text else []
+        return "\n  ".join([head, *cause, *self.words(self), *believe])
 
     def _mean(self, name: str) -> str:
         estimate = self.estimate(name)

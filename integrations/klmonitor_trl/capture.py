@@ -68,6 +68,7 @@ class BatchCapture(TrainerCapture):
         self._recompute = recompute
         self._place: str | None = None
         self._caught: dict[str, Tensor] = {}
+        self._entropy: Tensor | None = None
         self._name = log_prob_function(self._trainer)
         self._generates = callable(getattr(self._trainer, GENERATE, None))
         self._outputs = None if self._name else ModelOutputs(feed.model)
@@ -144,6 +145,7 @@ class BatchCapture(TrainerCapture):
     def _within(self, place: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call the trainer's function, and catch the log-probs that it computes."""
         self._caught.clear()
+        self._entropy = None
         self._place = place
         try:
             return original(*args, **kwargs)
@@ -161,6 +163,8 @@ class BatchCapture(TrainerCapture):
             role = "policy" if self._place == "loss" else "old"
         if role not in self._caught:
             self._caught[role] = log_probs.detach() if log_probs.requires_grad else log_probs
+            if role == "policy":
+                self._entropy = entropies_of(result, log_probs)
 
     # --- generation --------------------------------------------------------------------------
     def _send_along(
@@ -209,6 +213,7 @@ class BatchCapture(TrainerCapture):
             token_ids=inputs["completion_ids"],
             prompt_ids=prompts,
             group=inputs.get(RIDER + "group"),
+            entropy=None if "old" in policies else self._entropy,  # it is the policy's own
         )
 
     def _policy(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -244,3 +249,11 @@ class BatchCapture(TrainerCapture):
                 self._trainer.model, ids, mask, inputs["completion_ids"].shape[1]
             )
         return (found[0] if isinstance(found, tuple) else found).detach()  # type: ignore[no-any-return]  # TRL: untyped
+
+
+def entropies_of(result: Any, log_probs: Tensor) -> Tensor | None:
+    """The entropies that TRL computed with some log-probs, where it did."""
+    found = result[1] if isinstance(result, tuple) and len(result) > 1 else None
+    if not isinstance(found, Tensor) or found.shape != log_probs.shape:
+        return None
+    return found.detach()

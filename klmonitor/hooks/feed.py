@@ -45,7 +45,8 @@ class Feed:
             return
         if self.text is not None:
             self.text.keep(phase, layout.get("token_ids"))
-        self.monitor.observe(**policies, **layout, phase=phase)
+        given: dict[str, Any] = {**policies, **layout}
+        self.monitor.observe(**given, phase=phase)
 
 
 class Capture(ABC):

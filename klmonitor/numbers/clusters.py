@@ -7,6 +7,8 @@ S1_i, S2_i, S3_i are the tokens of cluster i and its sums of k1, k2, k3, B the n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -87,7 +89,7 @@ class Clustered:
         self.prompts: Array = np.where(whole, np.count_nonzero(prompts[..., 0], axis=-1), 0.0)
         by_prompt = self.prompts >= MIN_PROMPTS
         self.count: Array = np.where(by_prompt, self.prompts, sequences)
-        products = sums[..., _PRODUCTS]
+        products = by_sequence = sums[..., _PRODUCTS]
         if by_prompt.any():
             products = np.where(
                 by_prompt[..., None, None], prompts.swapaxes(-1, -2) @ prompts, products
@@ -95,7 +97,11 @@ class Clustered:
         self.products: Array = products
         tokens = self.totals[..., :1]
         self._means = ratio(self.totals @ _WEIGHTS.T, tokens)
-        self._errors = _errors(self._means, tokens, self.count[..., None], products)
+        self._products = products
+        self._errors = _errors(_WEIGHTS, self._means, tokens, self.count[..., None], products)
+        self._by_sequence = _errors(
+            _WEIGHTS, self._means, tokens, sequences[..., None], by_sequence
+        )
 
     def mean(self, name: str) -> Array:
         """[...] token mean of one of `WEIGHTS`, nats."""
@@ -106,6 +112,27 @@ class Clustered:
         """[...] its standard error, nats; nan for fewer than two clusters."""
         found: Array = self._errors[..., _NAMES.index(name)]
         return found
+
+    def sequence_se(self, name: str) -> Array:
+        """[...] the error by sequence, whatever is known of prompts.
+
+        Right for a test of what holds for every prompt alone: that the gap is 0, or k1 not below 0.
+        """
+        found: Array = self._by_sequence[..., _NAMES.index(name)]
+        return found
+
+    def combined(self, parts: Mapping[str, Array]) -> tuple[Array, Array]:
+        """[...] mean of a sum of estimators and its standard error, nats.
+
+        Args:
+            parts: of `WEIGHTS` -> how much of it, [...].
+        """
+        terms = [np.multiply.outer(x, WEIGHTS[name]) for name, x in parts.items()]
+        weights = np.sum(terms, axis=0)
+        mean = ratio((self.totals * weights).sum(-1), self.totals[..., 0])[..., None]
+        tokens, count = self.totals[..., :1], self.count[..., None]
+        errors = _errors(weights[..., None, :], mean, tokens, count, self._products)
+        return mean[..., 0], errors[..., 0]
 
     def z(self, name: str, magnitude: Array) -> Array:
         """[...] the mean over its error as a normal deviate; 0 where the mean is rounding noise.
@@ -120,19 +147,20 @@ class Clustered:
         return found
 
 
-def _errors(means: Array, tokens: Array, count: Array, products: Array) -> Array:
+def _errors(weights: Array, means: Array, tokens: Array, count: Array, products: Array) -> Array:
     """Standard errors of sum(weights . S) / sum(T), ratios of sums over clusters.
 
     SE^2 = B/(B-1) sum_i (S_i - mean T_i)^2 / (sum T)^2 (linearised ratio estimator, Cochran,
     Sampling Techniques, section 6.3).
 
     Args:
-        means: [..., W] the ratios, in the order of `WEIGHTS`.
+        weights: [W, 4] on (T, S1, S2, S3), or [..., W, 4].
+        means: [..., W] the ratios.
         tokens: [..., 1] sum of T.
         count: [..., 1] B.
         products: [..., 4, 4] sums over clusters of the products of (T, S1, S2, S3).
     """
-    weights = np.broadcast_to(_WEIGHTS, (*means.shape, 4)).copy()
+    weights = np.broadcast_to(weights, (*means.shape, 4)).copy()
     weights[..., 0] -= means
     outer = weights[..., :, None] * weights[..., None, :]
     terms = np.where(outer == 0, 0.0, outer * products[..., None, :, :])  # 0 of what overflowed

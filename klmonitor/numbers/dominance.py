@@ -1,17 +1,24 @@
 """Do a few tokens carry the mean? A rule for k1 and another for k3, on sums and extreme tokens.
 
-Both rules look at a handful of tokens o and ask what the mean would be without them:
+Both take a handful of tokens o, of k1 = -d or of k3 = expm1(d) - d, and ask what the mean would be
+without them:
 
     V = sum_o (x - mean)^2 / sum (x - mean)^2               their share of the variance
     J = (mean - mean without o) / (s without o / sqrt(N))   their pull, in standard errors
+    A = sqrt(j) ln(w_j / w_(j+1))                           how far they stand apart from the rest
 
-k1 suffers on the left tail of d and can be pulled either way: o is the m tokens of largest |d|,
-m = clip(N / 400, 1, 10), and V together with |J| decides. k3 is never negative and skewed even in
-clean data, so its J is always positive and its V always large; there the question is whether the
-tokens also stand *apart* from the next one. With x_1 >= x_2 >= ... the largest values of k3, o is
-the k <= m tokens, m = clip(log_4(N / 64), 1, 5), that maximise
+**Few.** What a person means: few tokens hold half of it, they stand apart, and they pull. With the
+weights w = k3 or, since k1 cancels, w = d^2, o is the j <= 16 tokens of largest weight that hold
+half of sum k3 or of sum (k1 - mean)^2, have |J| >= 3, and of these those of largest A (`APART`).
+
+**Far.** What tokens do short of half. k1: the m tokens of largest |d|, m = clip(N / 400, 1, 10);
+V and |J| decide. k3, which is skewed even in clean data, so that its J is always positive and its V
+always large: the k <= m tokens, m = clip(log_4(N / 64), 1, 5), that maximise
 
     score = 3 ln J_k + sqrt(k) ln(x_k / x_{k+1}),   J_k >= 2.
+
+The level is the higher of the two. The tokens named are o where it is few, and else those of the
+far rule up to their own largest distance A: no token that is one of the rest is named.
 
 Removing o leaves the standard error of the *rest* in J: dividing by the untrimmed one would let an
 outlier hide behind the spread that it makes itself. Rates, families and alternatives that were
@@ -21,9 +28,9 @@ measured and dropped: docs/dominance.md; `python benchmarks/dominance.py` measur
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
 
+from klmonitor.numbers.without import Dominance, share, unknown, without
 from klmonitor.summary.fields import CORE_RADIUS
 
 WARN, SEVERE = 1.0, 2.0
@@ -37,7 +44,7 @@ K3_THRESHOLDS = {
     128: (5.6, 8.2),
     256: (4.9, 7.5),
     512: (5.5, 7.8),
-    1024: (5.0, 7.4),
+    1024: (5.2, 7.4),
     4096: (5.1, 7.2),
     16384: (4.6, 6.9),
     65536: (4.8, 8.0),
@@ -45,8 +52,17 @@ K3_THRESHOLDS = {
 """Tokens -> smallest score of the two levels, interpolated in ln N, constant beyond the end."""
 _LOG_SIZES = tuple(math.log(n) for n in K3_THRESHOLDS)
 _K3_WARN, _K3_SEVERE = zip(*K3_THRESHOLDS.values(), strict=True)
-_K1_WARN, _K1_SEVERE = K1_THRESHOLDS[WARN], K1_THRESHOLDS[SEVERE]
+_K1 = tuple(K1_THRESHOLDS.values())
 K3_SMALLEST_J = 2.0
+
+MOST = 16
+"""Tokens that may be few; of each tail as many are exact."""
+HALF, FEW_J = 0.5, 3.0
+"""Few tokens hold this share of the weights and pull the mean by so many errors of the rest."""
+ODD = 2.0
+"""Nats: tokens of a larger |d| (a ratio of 7.4) need a smaller distance to be odd."""
+APART = {WARN: (1.0, 3.0), SEVERE: (3.0, 6.0)}
+"""Level -> smallest A of few tokens of |d| >= `ODD`, and of others."""
 
 FEWEST_TOKENS = 64
 """With fewer no level is given: a largest token then always carries much."""
@@ -59,39 +75,6 @@ LARGEST_LOG_RATIO = 350.0
 """Nats: e^d is evaluated at most here, as in the sums."""
 LARGEST_VARIANCE = 1e300
 """Squares near it overflow: only k3 of tokens with d > 345 gets there."""
-RESOLUTION = 1e-13
-"""What float64 sums resolve of themselves. A rest smaller than this share is not known from them:
-its spread is taken as this share of the whole, so that J is a lower bound (and 0 for constants)."""
-NEGLIGIBLE = 1e-9
-"""Nats: an uncertainty of the mean without o that nobody minds; where it is larger, and above
-0.1 % of that mean, the mean is nan."""
-
-
-LISTED = 11
-"""Tokens of each tail that the rules look at: the ten largest may dominate, one is outside."""
-
-
-class Dominance(NamedTuple):
-    """How far a few tokens o carry an estimator's mean; every field is nan if nothing counted.
-
-    Attributes:
-        level: 0 none, 1 warn, 2 severe.
-        tokens: how many tokens o has.
-        v: share of sum (x - mean)^2 held by o.
-        j: (mean - mean without o) / (s without o / sqrt(N)), standard errors.
-        top_share: share of sum |x| held by o.
-        mean_without_top: mean of the tokens outside o, nats; nan where the sums cannot resolve it
-            (k3 beside a token of d > 20 or so, unless the sums of the core are given).
-        apart: ratio of the smallest |x| in o to the largest outside it.
-    """
-
-    level: float
-    tokens: float
-    v: float
-    j: float
-    top_share: float
-    mean_without_top: float
-    apart: float
 
 
 def dominance_k1(
@@ -101,6 +84,7 @@ def dominance_k1(
     sum_abs: float,
     left: Iterable[float],
     right: Iterable[float],
+    unlisted: Sequence[float] = (),
 ) -> Dominance:
     """Is the mean of k1 = -d carried by its tokens of largest |d|?
 
@@ -109,21 +93,32 @@ def dominance_k1(
         mean: mean of k1, nats.
         var: sample variance of k1, nats^2 (divisor N - 1).
         sum_abs: sum of |d|, nats.
-        left: |d| of the tokens of smallest d < 0, any order; the `LISTED` largest at least.
+        left: |d| of the tokens of smallest d < 0, any order; the `MOST` largest at least.
         right: d of the tokens of largest d > 0, likewise.
+        unlisted: d of the next token of each tail, to 1 %, where there are more.
 
     Returns:
-        Level 1 at V >= .3 and |J| >= 2, level 2 at V >= .5 and |J| >= 3.
+        Level 1 at V >= .3 and |J| >= 2, level 2 at V >= .5 and |J| >= 3, or that of few tokens.
     """
     if not n > 0:
-        return _unknown(math.nan)
+        return unknown(math.nan)
     if n >= 3 and not var < LARGEST_VARIANCE:
-        return _unknown(SEVERE)
+        return unknown(SEVERE)
     d = sorted(_log_ratios(left, right), key=abs, reverse=True)
-    found = _without(most_tokens_k1(n), [-x for x in d], n, mean, var, sum_abs)
-    warn = found.v >= _K1_WARN[0] and abs(found.j) >= _K1_WARN[1]
-    severe = found.v >= _K1_SEVERE[0] and abs(found.j) >= _K1_SEVERE[1]
-    return _at_level(found, n, d, warn, severe)
+    weights = [x * x for x in d]
+    rest = max((x * x for x in unlisted), default=0.0)
+
+    def leave(k: int) -> Dominance:
+        return without(k, [-x for x in d], n, mean, var, sum_abs)
+
+    m = most_tokens_k1(n)
+    found = leave(m)
+    level = sum(_far_k1(found, least) for least in K1_THRESHOLDS.values())
+    if level:
+        far = [one for one in map(leave, range(1, m + 1)) if _far_k1(one, _K1[level - 1])]
+        found = max(far, key=lambda one: _apart(int(one.tokens), weights, rest))
+    few = _few(n, d, weights, rest, leave, held=lambda k: leave(k).v)
+    return _at_level(few if few.level >= max(level, WARN) else found._replace(level=level), n, d)
 
 
 def dominance_k3(
@@ -134,6 +129,7 @@ def dominance_k3(
     right: Iterable[float],
     core_tokens: float = math.nan,
     core_sum: float = math.nan,
+    unlisted: Sequence[float] = (),
 ) -> Dominance:
     """Is the mean of k3 = expm1(d) - d carried by its largest tokens?
 
@@ -141,34 +137,91 @@ def dominance_k3(
         n: N, tokens counted.
         mean: mean of k3, nats.
         var: sample variance of k3, nats^2 (divisor N - 1).
-        left: |d| of the tokens of smallest d < 0, any order; the largest 6 of them at least.
+        left: |d| of the tokens of smallest d < 0, any order; the `MOST` largest at least.
         right: d of the tokens of largest d > 0, likewise.
         core_tokens: number of tokens with |d| <= 20 nats, if it is known; and then
         core_sum: their sum of k3: so the mean without o is exact beside a token of any size.
+        unlisted: d of the next token of each tail, to 1 %, where there are more.
 
     Returns:
-        The k tokens of the largest score, with the level that `K3_THRESHOLDS` gives it; those of
-        the largest J if no J reaches 2.
+        Few tokens, or the k tokens of the largest score with the level that `K3_THRESHOLDS` gives
+        it; those of the largest J if no J reaches 2.
     """
     if not n > 0:
-        return _unknown(math.nan)
+        return unknown(math.nan)
     if n >= 3 and not var < LARGEST_VARIANCE:
-        return _unknown(SEVERE)
+        return unknown(SEVERE)
     d = sorted(_log_ratios(left, right), key=_k3, reverse=True)
     k3 = [_k3(x) for x in d]
-    found = _without(1, k3, n, mean, var, n * mean)
+    rest = max(map(_k3, unlisted), default=0.0)
+
+    def leave(k: int) -> Dominance:
+        return without(k, k3, n, mean, var, n * mean)
+
+    found = leave(1)
     score = k3_score(found)
     for k in range(2, most_tokens_k3(n) + 1):
-        other = _without(k, k3, n, mean, var, n * mean)
+        other = leave(k)
         others = k3_score(other)
         if others > score or (others == score and other.j > found.j):
             found, score = other, others
-    warn, severe = k3_thresholds(n)
+    level = float(sum(score >= least for least in k3_thresholds(n)))
+    few = _few(n, d, k3, rest, leave, held=lambda k: share(math.fsum(k3[:k]), n * mean))
+    found = few if few.level >= max(level, WARN) else found._replace(level=level)
     if found.tokens > 0 and n - found.tokens >= 2:
         exact = _mean_outside_core(d, k3, int(found.tokens), n, core_tokens, core_sum)
         if not math.isnan(exact):
             found = found._replace(mean_without_top=exact)
-    return _at_level(found, n, d, score >= warn, score >= severe)
+    return _at_level(found, n, d)
+
+
+def _few(
+    n: float,
+    d: Sequence[float],
+    weights: Sequence[float],
+    rest: float,
+    leave: Callable[[int], Dominance],
+    held: Callable[[int], float],
+) -> Dominance:
+    """The few tokens that hold half, pull the mean and stand apart; level 0: there are none.
+
+    Args:
+        n: N.
+        d: the listed tokens, largest weight first.
+        weights: theirs.
+        rest: the largest weight of a token that is not listed, as far as it is known.
+        leave: their numbers together, by how many they are.
+        held: the share of all weights that the first k hold, growing with k.
+    """
+    most = min(most_tokens(n), len(d))
+    best, nothing = -math.inf, unknown(0.0)
+    found = nothing
+    if not most or not held(most) >= HALF:
+        return nothing
+    for k in range(1, most + 1):
+        if not held(k) >= HALF:
+            continue
+        one, apart = leave(k), _apart(k, weights, rest)
+        odd = 0 if abs(d[k - 1]) >= ODD else 1
+        level = sum(apart >= least[odd] for least in APART.values())
+        if level and abs(one.j) >= FEW_J and (level, apart) > (found.level, best):
+            found, best = one._replace(level=float(level)), apart
+    return found
+
+
+def _apart(k: int, weights: Sequence[float], rest: float) -> float:
+    """A of the first k tokens: sqrt(k) ln(w_k / w_(k+1))."""
+    outside = max(rest, weights[k] if len(weights) > k else 0.0)
+    if outside == 0:
+        return LARGEST_APART
+    if math.isinf(outside):
+        return -math.inf
+    return math.sqrt(k) * min(math.log(weights[k - 1] / outside), LARGEST_APART)
+
+
+def _far_k1(found: Dominance, least: tuple[float, float]) -> bool:
+    """Whether V and |J| of some tokens reach a level of `K1_THRESHOLDS`."""
+    return found.v >= least[0] and abs(found.j) >= least[1]
 
 
 def k3_thresholds(n: float) -> tuple[float, float]:
@@ -194,6 +247,11 @@ def k3_score(found: Dominance) -> float:
     return 3 * math.log(found.j) + math.sqrt(found.tokens) * apart
 
 
+def most_tokens(n: float) -> int:
+    """How many of N = n tokens may be few."""
+    return min(max(int(n // 128), 1), MOST)
+
+
 def most_tokens_k1(n: float) -> int:
     """How many tokens o may have among N = n: more would reach into the clean tail."""
     return min(max(int(n // 400), 1), 10)
@@ -202,45 +260,6 @@ def most_tokens_k1(n: float) -> int:
 def most_tokens_k3(n: float) -> int:
     """Likewise for k3."""
     return min(max(round(math.log(n / 64) / math.log(4)), 1), 5)
-
-
-def _unknown(level: float) -> Dominance:
-    nan = math.nan
-    return Dominance(level, nan, nan, nan, nan, nan, nan)
-
-
-def _without(
-    k: int, values: Sequence[float], n: float, mean: float, var: float, sum_abs: float
-) -> Dominance:
-    """The numbers of `Dominance`, level 0, for the first k values; unlisted tokens are smaller."""
-    top = values[:k]
-    k = len(top)
-    rest = n - k
-    nan = math.nan
-    if not k:
-        return Dominance(0.0, 0.0, 0.0, 0.0, 0.0, mean, nan)
-    if rest < 2:
-        return Dominance(0.0, float(k), nan, nan, nan, nan, nan)
-    sum_of_top = math.fsum(top)
-    mean_of_top = sum_of_top / k
-    mean_of_rest = (n * mean - sum_of_top) / rest
-    squares = (n - 1) * var
-    between = k * rest / n * (mean_of_top - mean_of_rest) ** 2
-    squares_of_rest = squares - between - sum((x - mean_of_top) ** 2 for x in top)
-    unresolved = RESOLUTION * (squares + n * mean**2)
-    spread = math.sqrt(max(squares_of_rest, unresolved) / (rest - 1))
-    uncertainty = RESOLUTION * sum_abs / rest
-    known = uncertainty <= max(1e-3 * abs(mean_of_rest), NEGLIGIBLE)
-    outside = values[k] if len(values) > k else 0.0
-    return Dominance(
-        0.0,
-        float(k),
-        _share(sum((x - mean) ** 2 for x in top), squares),
-        (mean - mean_of_rest) * math.sqrt(n) / spread if spread > 0 else 0.0,
-        _share(math.fsum(map(abs, top)), sum_abs),
-        mean_of_rest if known else nan,
-        abs(top[-1] / outside) if outside != 0 else math.inf,
-    )
 
 
 def _mean_outside_core(
@@ -260,19 +279,11 @@ def _mean_outside_core(
     return (inside + outside) / (n - k)
 
 
-def _share(part: float, whole: float) -> float:
-    """Part of a sum, at most 1 for rounding; 0 of nothing."""
-    return min(part / whole, 1.0) if whole > 0 else 0.0
-
-
-def _at_level(
-    found: Dominance, n: float, d: Sequence[float], warn: bool, severe: bool
-) -> Dominance:
-    """With the highest level reached; 0 for too few tokens or where every |d| is rounding noise."""
-    level = SEVERE if severe else WARN if warn else 0.0
+def _at_level(found: Dominance, n: float, d: Sequence[float]) -> Dominance:
+    """At level 0 for too few tokens or where every |d| is rounding noise."""
     if n < FEWEST_TOKENS or not d or max(map(abs, d)) < SMALLEST_LOG_RATIO:
-        level = 0.0
-    return found._replace(level=level)
+        return found._replace(level=0.0)
+    return found._replace(level=float(found.level))
 
 
 def _log_ratios(left: Iterable[float], right: Iterable[float]) -> list[float]:

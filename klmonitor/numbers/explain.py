@@ -22,6 +22,10 @@ HEAVY = 0.5
 """cv/lambda below which e^d has tails that sampled tokens do not resolve (docs/estimators.md)."""
 CONCENTRATED = 0.2
 """Share of the pull that is worth a word where the largest tokens hold it."""
+BIAS_FLOOR = 1e-6
+"""Nats: a smaller bias of k2 is float32's rounding."""
+FAR = 1.0
+"""Nats per token: two policies that are a factor of e apart at every token."""
 MOST = 4
 
 
@@ -34,7 +38,7 @@ def with_verdict(pair: PairReport, open_kinds: Collection[str] = ()) -> PairRepo
     """
     return replace(
         pair,
-        verdict=verdict(pair.values, open_kinds),
+        verdict=verdict(pair.values, open_kinds, pair.cause),
         open_kinds=tuple(sorted(open_kinds)),
         words=findings,
     )
@@ -50,8 +54,12 @@ def findings(pair: PairReport) -> list[str]:
     """What there is to know of a pair beside the verdict, the weightiest first."""
     if pair.tokens == 0 or pair["identical"] == 1:
         return [line for line in [_nonfinite(pair)] if line]
-    found = (
+    if pair.cause.impossible:
+        found = (_nonfinite(pair), _dominated(pair, "k1"), _dominated(pair, "k3"))
+        return [line for line in found if line]
+    every = (
         _nonfinite(pair),
+        _level(pair),
         _dominated(pair, "k1"),
         _dominated(pair, "k3"),
         _pull(pair),
@@ -61,7 +69,20 @@ def findings(pair: PairReport) -> list[str]:
         _biased(pair),
         _few(pair),
     )
-    return [line for line in found if line][:MOST]
+    return [line for line in every if line][: MOST - bool(pair.cause.text)]
+
+
+def _level(pair: PairReport) -> str:
+    """Whether the KL itself is out of range, whatever its trend is."""
+    if not min(pair.k1.mean, pair.k3.mean) >= FAR:
+        return ""
+    left = {
+        "ref": "the policy has left the reference",
+        "policy": "one update changed the policy beyond what clipping means to allow",
+    }
+    q, p = pair.name.split("_")
+    what = "trainer and engine are different policies" if q == "rollout" else left.get(p, "")
+    return f"{pair.k1.mean:.2g} nats per token: {what}"
 
 
 def _dominated(pair: PairReport, name: str) -> str:
@@ -153,7 +174,7 @@ def _cancellation(pair: PairReport) -> str:
 
 def _biased(pair: PairReport) -> str:
     bias, z = pair["k2/bias"], pair["k2/bias_z"]
-    if not (abs(z) > BIAS_Z and abs(bias) > BIAS_SHARE * pair.k3.mean):
+    if not (abs(z) > BIAS_Z and abs(bias) > max(BIAS_SHARE * pair.k3.mean, BIAS_FLOOR)):
         return ""
     return (
         f"k2 is biased here: mean(k2 - k1) = {bias:.3g}, {z:.1f} standard errors from 0; do not "

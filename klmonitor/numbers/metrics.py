@@ -19,9 +19,10 @@ from operator import attrgetter
 import numpy as np
 
 from klmonitor.numbers.clusters import Array, positive, ratio
+from klmonitor.numbers.signatures import BINS
 from klmonitor.numbers.sums import StepSums
 from klmonitor.report import KNOWN
-from klmonitor.summary.fields import CORE_RADIUS
+from klmonitor.summary.fields import CORE_RADIUS, PROBABILITIES
 
 Of = Callable[[StepSums], Array]
 """[P] the metric of each pair, from the sums of a step; called within ``np.errstate``."""
@@ -139,20 +140,30 @@ def _dominance(name: str) -> list[Metric]:
     ]  # fmt: skip
 
 
-def _lambda(t: StepSums) -> Array:
-    return np.clip(ratio(-t.cov_ratio, t.var_ratio), 0.0, 1.0)
-
-
 def _k2_bias_z(t: StepSums) -> Array:
     return t.clustered.z("k2_bias", ratio(t.absolute + 0.5 * t.d2, t.n))
 
 
-def _gap_z(t: StepSums) -> Array:
-    return t.where(t.on_policy, t.clustered.z("gap", ratio(t.absolute + t.k3, t.n)))
-
-
 def _off_policy(numerator: Array, denominator: Array, t: StepSums) -> Array:
     return t.where(~t.on_policy, ratio(numerator, denominator))
+
+
+def _sequence_ess(t: StepSums) -> Array:
+    of = t.signs.sum
+    return ratio(of("ratio") ** 2, of("sequences") * of("ratio2"))
+
+
+def _by_probability(number: int) -> list[Metric]:
+    edges = ("0", *(f"{edge:g}" for edge in PROBABILITIES), "1")
+    inside = f"{edges[number]} <= q(x) < {edges[number + 1]}"
+    name = f"by_probability/below_{edges[number + 1]}"
+    return [
+        Metric(f"{name}/abs", "nats", f"mean |d| where {inside}",
+               "grows as 1 - q(x) where numeric noise makes it; of rollout's pair, else the first",
+               lambda t: t.signs.share(f"abs_{number}", f"n_{number}")),
+        Metric(f"{name}/left", "probability", f"mean 1 - q(x) where {inside}", "beside it",
+               lambda t: t.signs.share(f"left_{number}", f"n_{number}")),
+    ]  # fmt: skip
 
 
 # fmt: off
@@ -176,17 +187,28 @@ METRICS: tuple[Metric, ...] = (
            lambda t: t.where(t.on_policy, t.clustered.mean("gap"))),
     Metric("gap_z", "standard errors", "z of gap / SE, clustered",
            "a t with B - 1 degrees of freedom as a normal deviate: beyond +-5 the tokens were "
-           "hardly drawn from q (collapse, top-p, a stale sampler)", _gap_z,
+           "hardly drawn from q (collapse, top-p, a stale sampler)", lambda t: t.gap_z,
            core=True, panel="Gap of k3 and k1"),
+    Metric("gap_se", "nats", "sqrt(n/(n-1) sum (G_i - gap T_i)^2) / N, over n sequences",
+           "error of the gap by sequence: its expectation is 0 for every prompt, so few prompts "
+           "are no reason to wait", lambda t: t.where(t.on_policy, t.clustered.sequence_se("gap"))),
+    Metric("k1/sequence_se", "nats", "sqrt(n/(n-1) sum (S_i - mean T_i)^2) / N, over n sequences",
+           "error of k1/mean by sequence: no prompt's KL is below 0",
+           lambda t: t.clustered.sequence_se("k1")),
     Metric("cv/lambda", "share", "-Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1]",
            "best weight of r - 1 in -d + lambda (r - 1): 0 is k1, 1 is k3; below 1/2 k1 is "
-           "the less noisy one", _lambda),
+           "the less noisy one", lambda t: t.weight),
+    Metric("cv/mean", "nats", "sum(-d + lambda (r - 1)) / N",
+           "the estimate at lambda, which is 0 where the gap test fails or q is not the sampler",
+           lambda t: t.at_lambda[0]),
+    Metric("cv/se", "nats", "cluster standard error of cv/mean, lambda taken as given",
+           "clusters as of k1/se", lambda t: t.at_lambda[1]),
     Metric("cv/corr", "correlation", "Corr(-d, r - 1)", "how well r - 1 cancels k1's noise",
            lambda t: ratio(t.cov_ratio, np.sqrt(t.var_k1 * t.var_ratio))),
     Metric("cv/variance_ratio", "ratio", "Var(k3) / Var(k1)", "above 1, k3 is noisier than k1",
            lambda t: ratio(t.var_k3, t.var_k1)),
-    Metric("best", "1 or 3", "the verdict's (docs/estimators.md)",
-           "which of k1 and k3 to believe here; nan: neither, or it is not judged"),
+    Metric("best", "1, 3 or 0", "the verdict's (docs/estimators.md)",
+           "what to believe here: k1, k3, or 0 for cv/mean; nan: none, or it is not judged"),
     Metric("tokens", "tokens", "N", "tokens counted", lambda t: t.n),
     Metric("sequences", "sequences", "#(T_i > 0)", "sequences with a counted token",
            lambda t: t.column("sequences")),
@@ -250,6 +272,22 @@ METRICS: tuple[Metric, ...] = (
            lambda t: ratio(-t.d, t.column("sequences"))),
     Metric("sequence/k3", "nats per sequence", "sum of token k3 / sequences", "likewise",
            lambda t: ratio(t.k3, t.column("sequences"))),
+    Metric("sequence/ratio_beyond_3", "share", "#(exp(sum_t d) > 3) / sequences",
+           "sequences whose whole ratio is beyond 3; of the rows that signatures are taken of",
+           lambda t: t.signs.share("ratio_above", "sequences"), core=True,
+           panel="Sequences beyond a ratio of 3"),
+    Metric("sequence/ratio_below_third", "share", "#(exp(sum_t d) < 1/3) / sequences",
+           "and below 1/3", lambda t: t.signs.share("ratio_below", "sequences")),
+    Metric("sequence/ess", "share", "(sum R)^2 / (n sum R^2), R = exp(sum_t d), |sum_t d| <= 300",
+           "effective share of sequences if they were reweighted to p", _sequence_ess),
+    Metric("sequence/largest_k3", "nats", "mean over sequences of max_t k3",
+           "how large the largest token KL of a sequence is",
+           lambda t: t.signs.share("largest", "sequences")),
+    *(metric for number in range(BINS) for metric in _by_probability(number)),
+    Metric("entropy", "nats", "mean H", "of the trainer's policy, where observe(entropy=) gave it",
+           lambda t: t.signs.entropy),
+    Metric("entropy/k3_share", "ratio", "k3/mean / mean H", "how large KL is beside the entropy",
+           lambda t: ratio(ratio(t.k3, t.n), t.signs.entropy)),
     Metric("spike/z", "scales", "(log k3 - level) / scale, docs/alerts.md",
            "how far above its recent level k3 is, without the current step",
            panel="Spike score"),
@@ -268,7 +306,7 @@ METRICS: tuple[Metric, ...] = (
            "its standard error: that of a regression's slope, widened as k1's and k3's errors are"),
     Metric("penalty/dead_share", "share", "#(c = 0, d != 0) / N",
            "tokens that stray and that the KL term does not pull, as a clamp stops it",
-           core=True, panel="What the KL term pulls"),
+           panel="What the KL term pulls"),
     Metric("penalty/opposite_share", "share", "#(c t < 0) / N",
            "tokens that the KL term pulls the wrong way"),
     Metric("penalty/top_share", "share", "sum_o |c| / sum |c|",

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from klmonitor.numbers.buckets import MIDDLES, edge_index
 from klmonitor.numbers.clusters import Array, Clustered, positive, ratio, token_sum
-from klmonitor.numbers.dominance import LISTED, Dominance, dominance_k1, dominance_k3
+from klmonitor.numbers.dominance import MOST, dominance_k1, dominance_k3
+from klmonitor.numbers.signatures import Signatures
+from klmonitor.numbers.without import Dominance
 from klmonitor.pairs import PAIRS, POLICY_INDEX
 from klmonitor.summary.fields import (
     CENTRE,
@@ -27,6 +29,9 @@ from klmonitor.summary.fields import (
 )
 
 Bools = NDArray[np.bool_]
+GAP_Z, GAP_SHARE = 5.0, 0.1
+"""The gap test fails where mean(k3) - mean(k1) is further from 0, in standard errors, and a larger
+share of k3."""
 LOW_PRECISION = 0.99
 """Share of the values below -1/64 that a policy of low precision has in its format."""
 N_RUNNING = 7
@@ -54,6 +59,7 @@ class StepSums:
         tokens: [P, 2, top, TOKEN_FIELDS], the extreme tokens of both tails, largest first.
         sequences: [P, top, SEQUENCE_FIELDS], those of largest |S1|.
         q, p: [P, POLICY_COUNTS] of the pairs' policies.
+        signatures: [P, SIGNATURES] sums over whole sequences, of `fields.SAMPLED` tokens at most.
         running: [P, N_RUNNING] running sums (`numbers.running`), this step's tokens among them
             where they belong there; zeros: there are none.
     """
@@ -72,6 +78,7 @@ class StepSums:
         self.sequences = arrays["sequences"][chosen]
         self.q = arrays["policies"][[POLICY_INDEX[pair.q] for pair in pairs]]
         self.p = arrays["policies"][[POLICY_INDEX[pair.p] for pair in pairs]]
+        self.signatures = arrays["signatures"][chosen]
         self.running: Array = np.zeros((len(pairs), N_RUNNING))
 
     def column(self, name: str) -> Array:
@@ -151,6 +158,31 @@ class StepSums:
         """[P] sample covariance of k1 = -d and r - 1."""
         found: Array = -self.var_k1 - self._cov_d_k3
         return found
+
+    @cached_property
+    def weight(self) -> Array:
+        """[P] lambda = -Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1]."""
+        found: Array = np.clip(ratio(-self.cov_ratio, self.var_ratio), 0.0, 1.0)
+        return found
+
+    @cached_property
+    def gap_z(self) -> Array:
+        """[P] gap over its error, as a normal deviate; nan where q did not draw the tokens."""
+        z = self.clustered.z("gap", ratio(self.absolute + self.k3, self.n))
+        return self.where(self.on_policy, z)
+
+    @cached_property
+    def at_lambda(self) -> tuple[Array, Array]:
+        """[P] mean of -d + lambda (r - 1), and its error; lambda 0 where the gap test fails."""
+        gap = np.abs(self.clustered.mean("gap"))
+        missed = (np.abs(self.gap_z) > GAP_Z) & (gap > GAP_SHARE * self.clustered.mean("k3"))
+        weight = np.where(missed | ~self.on_policy | np.isnan(self.weight), 0.0, self.weight)
+        return self.clustered.combined({"k1": 1 - weight, "k3": weight})
+
+    @cached_property
+    def signs(self) -> Signatures:
+        """The signatures of causes."""
+        return Signatures(self.signatures)
 
     @cached_property
     def on_policy(self) -> Bools:
@@ -235,15 +267,27 @@ class StepSums:
             strict=True,
         )  # fmt: skip
         for i, (n, var_k1, var_k3, absolute) in enumerate(numbers):
-            keys = self.tokens[i, :, :LISTED, KEY].tolist()
+            keys = self.tokens[i, :, :MOST, KEY].tolist()
             if any(math.isnan(tail[0]) for tail in keys):  # a part came without its tokens
                 n = math.nan
             left, right = ([key for key in tail if key > 0] for tail in keys)
-            k1.append(dominance_k1(n, means["k1"][i], var_k1, absolute, left, right))
+            next_d = self._next_d(i, len(left), len(right)) if n > 0 else ()
+            k1.append(dominance_k1(n, means["k1"][i], var_k1, absolute, left, right, next_d))
             k3.append(
-                dominance_k3(n, means["k3"][i], var_k3, left, right, core["n"][i], core["k3"][i])
+                dominance_k3(
+                    n, means["k3"][i], var_k3, left, right, core["n"][i], core["k3"][i], next_d
+                )
             )
         return {"k1": Dominances.of(k1), "k3": Dominances.of(k3)}
+
+    def _next_d(self, pair: int, left: int, right: int) -> tuple[float, float]:
+        """D of the first token of each tail after so many, to 0.8 %; infinite: unknown."""
+        upto = self.cumulative[pair]
+        if math.isnan(upto[-1]):
+            return -math.inf, math.inf  # a part came without its histogram
+        places = upto.searchsorted((left + 0.5, upto[-1] - right - 0.5))
+        low, high = MIDDLES[np.minimum(places, len(MIDDLES) - 1)].tolist()
+        return min(low, 0.0), max(high, 0.0)
 
     @cached_property
     def top_sequence_share(self) -> Array:

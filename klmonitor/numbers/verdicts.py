@@ -1,7 +1,9 @@
 """One verdict on a step: which estimator to believe, and why.
 
-Alerts, `Report.explain()` and the metric ``best`` all say what `verdict` says. An estimator that an
-open alert excludes is never named, and one that its own tokens carry only beside a worse one.
+Alerts, `Report.explain()` and the metric ``best`` all say what `verdict` says. Where nothing speaks
+against k1 or k3 that is their mixture at lambda (``cv/mean``), unless it is one of them. An
+estimator that an open alert excludes is never named, and one that its own tokens carry only beside
+a worse one.
 """
 
 from __future__ import annotations
@@ -9,29 +11,39 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
-from klmonitor.report import Verdict
+from klmonitor.numbers.sums import GAP_SHARE, GAP_Z
+from klmonitor.report import Cause, Verdict
 
 Numbers = Mapping[str, float]
 """A pair's metrics by name, without ``kl/{pair}/``; absent ones are unknown."""
 
-GAP_Z, GAP_SHARE = 5.0, 0.1
-"""The gap test fails where mean(k3) - mean(k1) is further from 0, in standard errors, and a larger
-share of k3."""
+GAP_FLOOR = 1e-4
+"""Nats: what rounding, which no softmax makes up for, leaves at most; ten times it at 16 bits."""
 UNRESOLVED = 1e-4
 """Nats: k3 that log-probs of 16 bits cannot resolve."""
 SAYS_NOTHING = 2.0
 """Standard errors within which of 0 an estimate does not even tell its sign."""
-EVEN = 0.5
-"""The weight of r - 1 at which k1 and k3 are equally noisy (``cv/lambda``)."""
+EITHER = 0.1
+"""At a weight of r - 1 (``cv/lambda``) within this of 0 or 1 the mixture is k1 or k3."""
+HEAVY = 0.5
+"""At a smaller effective share of r a few tokens make k3's spread: its interval cannot hold."""
 
 
-def verdict(numbers: Numbers, open_kinds: Collection[str] = frozenset()) -> Verdict:
+NO_CAUSE = Cause()
+
+
+def verdict(
+    numbers: Numbers, open_kinds: Collection[str] = frozenset(), cause: Cause = NO_CAUSE
+) -> Verdict:
     """Which estimator of a pair to believe at a step.
 
     Args:
         numbers: the pair's metrics.
         open_kinds: kinds of alert that are open on the pair, this step's among them.
+        cause: why its policies disagree, where it is known.
     """
+    if cause.impossible:
+        return Verdict(None, f"neither: {cause.text}")
     said = _unknown(numbers) or _not_drawn(numbers, open_kinds)
     if said:
         return Verdict(None, said)
@@ -49,7 +61,12 @@ def verdict(numbers: Numbers, open_kinds: Collection[str] = frozenset()) -> Verd
 def gap_fails(numbers: Numbers, z: float = GAP_Z, share: float = GAP_SHARE) -> bool:
     """Whether k1 and k3 are further apart than sampling from q allows."""
     gap, gap_z, k3 = (get(numbers, name) for name in ("gap", "gap_z", "k3/mean"))
-    return abs(gap_z) > z and abs(gap) > share * abs(k3)
+    return abs(gap_z) > z and abs(gap) > max(share * abs(k3), gap_floor(numbers))
+
+
+def gap_floor(numbers: Numbers) -> float:
+    """Nats: a smaller gap is what the log-probs' format leaves."""
+    return 10 * GAP_FLOOR if get(numbers, "low_precision") >= 1 else GAP_FLOOR
 
 
 def unresolved(numbers: Numbers) -> bool:
@@ -94,13 +111,13 @@ def _not_drawn(numbers: Numbers, open_kinds: Collection[str]) -> str:
             f"neither: q did not draw these tokens; importance-weighted k1 = {k1:.4g}, k3 = "
             f"{k3:.4g} nats (effective share of tokens {ess:.0%})"
         )
+    if get(numbers, "gap") > 0 and (gap_fails(numbers) or "gap" in open_kinds):
+        return "neither: the sampler draws tokens that q hardly would"
     if "k1_negative" in open_kinds:
         return (
             "neither: k1 has averaged below 0, which no KL is, so the tokens are not draws from q, "
             "and k3 hides it by never being negative"
         )
-    if get(numbers, "gap") > 0 and (gap_fails(numbers) or "gap" in open_kinds):
-        return "neither: the sampler draws tokens that q hardly would"
     return ""
 
 
@@ -149,11 +166,22 @@ def _both_carried(numbers: Numbers, open_kinds: Collection[str]) -> Verdict:
 
 def _quieter(numbers: Numbers) -> Verdict:
     """Where nothing speaks against either: the less noisy one."""
-    weight = get(numbers, "cv/lambda")
-    if weight < EVEN:
-        return Verdict("k1", f"k1: it is the less noisy here (lambda {weight:.2f} < 1/2)")
-    if weight >= EVEN:
-        return Verdict("k3", f"k3: it is the less noisy here (lambda {weight:.2f} >= 1/2)")
+    weight, cv = get(numbers, "cv/lambda"), get(numbers, "cv/mean")
+    if weight <= EITHER:
+        heavy = get(numbers, "ess") < HEAVY
+        why = ", and k3's interval cannot hold: a few tokens of large p/q make it" if heavy else ""
+        return Verdict("k1", f"k1: it is the less noisy here (lambda {weight:.2f}, near 0{why})")
+    if weight >= 1 - EITHER:
+        return Verdict("k3", f"k3: it is the less noisy here (lambda {weight:.2f}, near 1)")
+    if not math.isnan(weight) and not math.isnan(cv):
+        return Verdict(
+            "cv",
+            f"cv = {cv:.3g} nats, the mixture of k1 and k3 that is less noisy than either (k3 "
+            f"counts {weight:.0%})",
+        )
+    if not math.isnan(weight):
+        name = "k1" if weight < 0.5 else "k3"
+        return Verdict(name, f"{name}: it is the less noisy here (lambda {weight:.2f})")
     k1, k3 = (get(numbers, f"{k}/se") for k in ("k1", "k3"))
     if k1 < k3:
         return Verdict("k1", f"k1: its error is the smaller, {k1:.3g} nats")

@@ -12,7 +12,7 @@ from math import copysign, floor, frexp, ldexp
 from numbers import Integral, Real
 
 from klmonitor.numbers.explain import with_verdict
-from klmonitor.report import Alert, ExtremeToken, PairReport, Report, Row
+from klmonitor.report import Alert, Cause, ExtremeToken, PairReport, Report, Row
 
 PAIR_BYTES = 4096
 """What one pair of one report may take in ``steps.jsonl``."""
@@ -135,6 +135,7 @@ def report_to_row(report: Report) -> Row:
                     "counts": [finite_or_none(count) for _, count in pair.histogram],
                 },
                 **({"open": list(pair.open_kinds)} if pair.open_kinds else {}),
+                **({"cause": vars(pair.cause)} if pair.cause.name else {}),
             }
             for name, pair in report.pairs.items()
         },
@@ -154,6 +155,7 @@ def report_from_row(row: Row) -> Report:
                 name=name,
                 values={key: as_float(value) for key, value in body["values"].items()},
                 histogram=_histogram(body.get("histogram")),
+                cause=Cause(**body.get("cause", {})),
             ),
             body.get("open", ()),
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from klmonitor.numbers.verdicts import GAP_SHARE, GAP_Z, UNRESOLVED
+from klmonitor.numbers.sums import GAP_SHARE, GAP_Z
+from klmonitor.numbers.verdicts import UNRESOLVED, gap_floor
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import LARGE, Reading, gap_error
 from klmonitor.rules.words import heaviest, name_tokens, nats, plain
@@ -58,7 +59,8 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
     if not abs(z) > limits["rearm"]:
         return None
     share = abs(mean) / pair["k3/mean"] if pair["k3/mean"] > 0 else math.nan
-    if not (abs(z) > limits["z"] and share > limits["share"]):
+    beyond = abs(mean) > gap_floor(pair.values)
+    if not (abs(z) > limits["z"] and share > limits["share"] and beyond):
         return SIMMERING
     critical = share > limits["critical_share"]
     together = "" if steps == 1 else f" over {steps} steps"

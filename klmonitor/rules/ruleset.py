@@ -29,6 +29,8 @@ from klmonitor.rules.track import Reading, Track, finite, has_data, to_reference
 STATE_VERSION = 2
 READS = (1, STATE_VERSION)
 """Versions of a state that are read; the first had neither stories nor counts of tokens."""
+BELIEVING = ("gap", "k1_excursion", "k1_negative", "outlier_rate")
+"""Rules that take log-probs for what they are called: not asked about input that cannot be."""
 RUN = ""
 """In the place of a pair's name: what concerns the run."""
 
@@ -112,8 +114,8 @@ class RuleSet:
                 reading, {what for rule, one in findings if one.level for what in rule.withholds}
             )
             open_kinds[name] = self._open_on(name)
-            believe = verdict(pair.values, open_kinds[name]).text
-            said += (believing(alert, believe) for alert in of_pair)
+            believe = verdict(pair.values, open_kinds[name], pair.cause).text
+            said += (believing(alert, believe, pair.cause) for alert in of_pair)
             errors += failed
         silences = self._silent(self._silences, report.step, present)
         errors += silences is None
@@ -133,6 +135,8 @@ class RuleSet:
         """What the rules find on a pair, calm ones left out; and how many of them failed."""
         findings, failed = [], 0
         for one in self._judges:
+            if reading.pair.cause.impossible and one.rule.kind in BELIEVING:
+                continue
             found = one.boundary(_found, one.judge, reading, one.limits)
             if found is None:
                 failed += 1

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from klmonitor.numbers.student import normal_deviate
 from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import SIGNED, Reading
 from klmonitor.rules.words import dominating, heaviest, name_tokens, nats
@@ -50,9 +51,13 @@ def k1_excursion(reading: Reading, limits: Thresholds) -> Finding | None:
 def k1_negative(reading: Reading, limits: Thresholds) -> Finding | None:
     """The mean of k1 over the last 50 steps is significantly negative, which KL never is.
 
-    Judged where q drew the tokens (elsewhere k1's mean may well be negative).
-    Thresholds: `z` and `rearm`, standard errors below 0.
+    Judged where q drew the tokens (elsewhere k1's mean may well be negative). A single step is
+    enough where it is `at_once` errors below, by sequence.
+    Thresholds: `z`, `rearm` and `at_once`, standard errors below 0; `nats`, the least that a step
+    must be below 0 to be enough.
     """
+    if (found := _negative_at_once(reading, limits)) is not None:
+        return found
     means, squares = reading.signs
     if means.size < SIGNED or reading["on_policy"] == 0:
         return None
@@ -75,6 +80,24 @@ def k1_negative(reading: Reading, limits: Thresholds) -> Finding | None:
     )
 
 
+def _negative_at_once(reading: Reading, limits: Thresholds) -> Finding | None:
+    """One step whose k1 is so far below 0 that no other is needed."""
+    k1, error = reading["k1/mean"], reading["k1/sequence_se"]
+    if reading["on_policy"] == 0 or not (error > 0 and k1 < -limits["nats"]):
+        return None
+    z = float(normal_deviate(k1 / error, reading["sequences"] - 1))
+    if not z < -limits["at_once"]:
+        return None
+    return Finding(
+        level=WARN,
+        message=(
+            f"k1 = {nats(k1)} per token is {-k1 / error:.0f} standard errors below 0, which no KL "
+            "is: the tokens are not draws from q as it is scored"
+        ),
+        values={"k1": k1, "z": z},
+    )
+
+
 K1_EXCURSION = Rule(
     kind="k1_excursion",
     judge=k1_excursion,
@@ -87,7 +110,7 @@ K1_EXCURSION = Rule(
 K1_NEGATIVE = Rule(
     kind="k1_negative",
     judge=k1_negative,
-    thresholds={"z": 4.0, "rearm": 2.0},
+    thresholds={"z": 4.0, "rearm": 2.0, "at_once": 6.0, "nats": 1e-3},
     means=(
         "the tokens were not drawn from q: a stale or truncated sampler, or a "
         "temperature that one side lacks"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from klmonitor.rules.causes import CAUSE, IMPOSSIBLE
 from klmonitor.rules.dominance import DOMINANCE_K1, DOMINANCE_K3
 from klmonitor.rules.falls import FALL, TOKEN_DROP
 from klmonitor.rules.growth import DRIFT, RUNAWAY
@@ -20,6 +21,7 @@ from klmonitor.rules.spikes import SHIFT, SPIKE, SURGE
 from klmonitor.rules.start import IDENTICAL, NEGATIVE_PENALTY, NONZERO_START
 
 RULES: tuple[Rule, ...] = (
+    IMPOSSIBLE,
     NONFINITE,
     NEGATIVE_PENALTY,
     NONZERO_START,
@@ -39,6 +41,7 @@ RULES: tuple[Rule, ...] = (
     K1_NEGATIVE,
     OUTLIER_RATE,
     LOW_PRECISION,
+    CAUSE,
     NO_DATA,
     INACTIVE,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from klmonitor.report import Alert, PairReport
+from klmonitor.report import Alert, Cause, PairReport
 from klmonitor.rules.episode import END, OPEN, WORSE
 from klmonitor.rules.rule import WARN, Finding, Rule
 from klmonitor.rules.story import Telling
@@ -80,9 +80,12 @@ def ended(step: int, rule: Rule, pair: str, since: int, numbers: PairReport | No
     )
 
 
-def believing(alert: Alert, believe: str) -> Alert:
-    """An alert with which estimator to believe, unless it says so or is an end."""
-    return alert if alert.phase == END or alert.believe else replace(alert, believe=believe)
+def believing(alert: Alert, believe: str, cause: Cause) -> Alert:
+    """An alert with the verdict, and the cause where it does not say that itself."""
+    if alert.phase == END:
+        return alert
+    why = "" if cause.text in alert.message else cause.text
+    return replace(alert, believe=alert.believe or believe, cause=why)
 
 
 def _named(pair: str, message: str) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from klmonitor.numbers.stored import count_of, numbers_of
+from klmonitor.numbers.student import normal_deviate
 from klmonitor.record.rows import as_float, finite_or_none
 from klmonitor.report import PairReport
 from klmonitor.rules.flat import LENGTH, SKIP, FlatLevel, FlatScore
@@ -325,8 +326,14 @@ class Track:
 
 
 def gap_error(pair: PairReport) -> float:
-    """Standard error of the gap; 0 where k1 and k3 are equal, nan where it is unknown."""
+    """Standard error of the gap; 0 where k1 and k3 are equal, nan where it is unknown.
+
+    By sequence, since the gap's expectation is 0 for every prompt alone; as wide as the t of that
+    many sequences is wider than a normal deviate.
+    """
     gap, z = finite(pair["gap"]), finite(pair["gap_z"])
+    if (error := finite(pair["gap_se"])) > 0:
+        z = float(normal_deviate(gap / error, pair["sequences"] - 1))
     if gap == 0:
         return 0.0
     return finite(gap / z) if z else math.nan

@@ -61,6 +61,7 @@ ORDER = (
     Panel("Outlier tokens", (), "tokens"),
     Panel("Spike score", (), "scales"),
     Panel("Gap of k3 and k1", (), "standard errors"),
+    Panel("Sequences beyond a ratio of 3", (), "share"),
     Panel("What the KL term pulls", (), "weight, and share of tokens"),
 )
 """The page's order; which metrics are in a panel, their rows in the table of metrics say."""

@@ -111,7 +111,7 @@ def build(
                 f"{other} is on {tensor.device} but {name} on {first.device}: "
                 "move both to one device"
             )
-    flat_mask = None if mask is None else _mask(_as_tensor("mask", mask), name, first, check_values)
+    flat_mask = None if mask is None else _mask(as_tensor("mask", mask), name, first, check_values)
     ids = None if token_ids is None else _integers("token_ids", token_ids)
     if ids is not None:
         _same_shape("token_ids", ids, name, first)
@@ -171,14 +171,14 @@ def _list_lengths(given: Mapping[str, TensorLike]) -> list[int] | None:
     return lengths
 
 
-def _as_tensor(name: str, value: TensorLike) -> Tensor:
+def as_tensor(name: str, value: TensorLike) -> Tensor:
     """A detached tensor; a list of 1-D tensors becomes one 1-D tensor."""
     if isinstance(value, Tensor):
         return value.detach() if value.requires_grad else value
     if isinstance(value, np.ndarray):  # torch takes neither read-only nor reversed memory
         return torch.from_numpy(np.require(value, requirements=["C", "W"]))
     if isinstance(value, (list, tuple)):
-        parts = [_as_tensor(name, part) for part in value]
+        parts = [as_tensor(name, part) for part in value]
         if any(part.dim() != 1 for part in parts):
             raise ValueError(
                 f"{name} is a list of tensors that are not 1-D: pass one [B, T] tensor"
@@ -196,7 +196,7 @@ def log_probs_of(name: str, value: TensorLike) -> Tensor:
         TypeError: they are no floats, or no tensor.
         ValueError: they are neither [B, T] nor packed.
     """
-    tensor = _as_tensor(name, value)
+    tensor = as_tensor(name, value)
     if not tensor.is_floating_point():
         raise TypeError(
             f"{name} has dtype {tensor.dtype}: log-probs are floats (were token ids passed?)"
@@ -210,7 +210,7 @@ def log_probs_of(name: str, value: TensorLike) -> Tensor:
 
 
 def _integers(name: str, value: TensorLike) -> Tensor:
-    tensor = _as_tensor(name, value)
+    tensor = as_tensor(name, value)
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} has dtype {tensor.dtype}: pass integers")
     return tensor

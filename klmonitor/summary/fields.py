@@ -93,6 +93,83 @@ TELLING = 2.0**-6
 
 MAXIMA = ("d", "-d")
 
+# --- the signatures of causes (`summary.signatures`) -------------------------------------------
+SAMPLED = 65_536
+"""Tokens of a step, of whole rows, whose signatures are taken."""
+PLACEHOLDER = -0.05
+"""Nats: where one policy says exactly 0 and the other less than this, 0 stands for no score."""
+BLANK = -1.5
+"""Nats: a sampler that keeps one token of so small a probability cuts four fifths of the mass."""
+SENTINEL = 1e4
+"""Nats: no log-prob is so large; it stands for none."""
+HIGH = 0.5
+"""Nats: a log-prob above it is far above 0; one token of it is no rounding."""
+ASIDE = 0.01
+"""Nats: a d further from 0 has a side."""
+SURE = 0.15
+"""Nats: at an entropy below it one token has at least .96 of the probability."""
+LAGS = ("lag0", "lag1", "lag2", "lag3")
+"""Weight updates between what sampled a sequence and the trainer; the last: three and more."""
+SIGNATURE_RATIOS = (
+    "d",  # by token
+    "gap",  # exp(d) - 1, by token
+    "surprise",  # -log p - H of the trainer's policy, by token
+    "slope",  # of d on (log q + log p) / 2, within sequences
+    "shift",  # q(t) p(t-1) - p(t) q(t-1), by (q^2 + p^2) / 2, within sequences
+    "context",  # the same of d (log q + log p) / 2 in the place of log q, by its square
+    "who",  # (log q - log ref)^2 - (log q - log p)^2, by token
+    "first",  # |d| of the first token of a sequence
+    "last",  # and of its last
+    "middle",  # and of the others
+    *LAGS,  # k3, by token, of sequences of that lag
+)
+"""Ratios of two sums over sequences; five sums each tell the ratio and its error."""
+RATIO_SUMS = ("a", "b", "aa", "ab", "bb")
+"""Numerator, denominator and their products, summed over sequences."""
+PROBABILITIES = (0.1, 0.5, 0.9, 0.99)
+"""Edges of the bins of q(x) by which the mean |d| is told."""
+SIGNATURE_SUMS = (
+    "tokens",  # looked at; finite under both policies, none a sentinel
+    "sequences",  # of these
+    "up",  # d > ASIDE
+    "down",  # d < -ASIDE
+    "zero_q",  # log q exactly 0 where log p < PLACEHOLDER
+    "zero_p",  # the other way round
+    "blank_q",  # of zero_q: log p < BLANK, what no cut vocabulary of one token makes
+    "blank_p",
+    "huge_q",  # |log q| >= SENTINEL
+    "huge_p",
+    "high_q",  # log q > HIGH
+    "high_p",
+    "padded",  # tokens of a stretch of one value, to the end of their row, under all policies
+    "padded_rows",  # sequences with such a stretch
+    "rows",  # sequences with a counted token, finite or not
+    "entropic",  # tokens whose entropy is known
+    "entropy",  # sum of H
+    "sure",  # 1 - p(x) where H <= SURE and p(x) >= 1/2: how many other tokens should come there
+    "sure_other",  # tokens with H <= SURE and p(x) < 1/2: how many did
+    "qq",  # squares and products of log q and log p less their means in the sequence:
+    "pp",
+    "qp",
+    "before",  # q(t) p(t-1)
+    "after",  # q(t) p(t+1)
+    "ratio_above",  # sequences whose ratio exp(sum d) is above 3
+    "ratio_below",  # below 1/3
+    "ratio",  # sum of the sequences' ratios
+    "ratio2",  # and of their squares
+    "largest",  # sum over sequences of their largest token k3
+    *(f"{what}_{i}" for what in ("n", "abs", "left") for i in range(len(PROBABILITIES) + 1)),
+)
+"""Sums over tokens or sequences; ``n_i``, ``abs_i``, ``left_i``: by bin of q(x) its tokens, their
+|d| and their 1 - q(x)."""
+SIGNATURES = (
+    *SIGNATURE_SUMS,
+    *(f"{ratio}/{what}" for ratio in SIGNATURE_RATIOS for what in RATIO_SUMS),
+)
+SIGNATURE = {name: i for i, name in enumerate(SIGNATURES)}
+SEQUENCE_RATIO = 3.0
+"""A sequence's ratio from which it is far from 1."""
+
 # --- the histogram of d ------------------------------------------------------------------------
 MANTISSA_BITS = 6
 LOW_EXPONENT, HIGH_EXPONENT = -20, 7
@@ -160,6 +237,7 @@ class SummaryConfig:
             "histogram": (pairs, HISTOGRAM),
             "prompts": (pairs, groups, self.buckets_per_group, len(PER_SEQUENCE)),
             "policies": (len(POLICIES), len(POLICY_COUNTS)),
+            "signatures": (pairs, len(SIGNATURES)),
         }
 
     def differences(self, other: SummaryConfig) -> list[str]:

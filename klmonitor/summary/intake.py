@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,13 +13,26 @@ from torch import Tensor
 
 from klmonitor.boundary import Boundary, HealthLog, say
 from klmonitor.pairs import POLICIES, Pair, default_pairs, parse_pairs
+from klmonitor.summary import signatures
 from klmonitor.summary.batch import TensorLike, TokenBatch, build, log_probs_of, moved
+from klmonitor.summary.extras import Extras, Version, Versions, checked_entropy
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import SummaryConfig
 from klmonitor.summary.parts import PHASES, MergedParts, Part, digest_of
 from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary
 
+
+@dataclass(frozen=True)
+class Known:
+    """What a caller knows of a micro-batch beside its log-probs; as for `Monitor.observe`."""
+
+    entropy: TensorLike | None = None
+    version: Version = None
+    current_version: int | None = None
+
+
+NOTHING_KNOWN = Known()
 ID_BITS = 53
 """Of the key of a prompt that is named by a string: a float64 holds it exactly."""
 
@@ -65,6 +79,8 @@ class Intake:
         self._states: dict[str, Summary] = {}
         self._parts: dict[str, MergedParts] = {}
         self._micro_batches = dict.fromkeys(PHASES, 0)
+        self._taken = dict.fromkeys(PHASES, 0)
+        self._versions = Versions()
         self._checked = False
         self._told: set[str] = set()
         log = log or HealthLog()
@@ -91,6 +107,7 @@ class Intake:
         group: Group,
         phase: str,
         rank: int,
+        known: Known = NOTHING_KNOWN,
         alone: bool = True,
     ) -> None:
         """Add one micro-batch; arguments as for `Monitor.observe`.
@@ -102,6 +119,7 @@ class Intake:
             group: the sequences' group or groups.
             phase: ``"train"`` or ``"eval"``.
             rank: of this process, part of the tokens' place.
+            known: what is known of the tokens beside their log-probs.
             alone: whether this process may raise for a value; one of several ranks may not, since
                 the others would wait for it.
 
@@ -112,6 +130,10 @@ class Intake:
         if phase not in PHASES:
             raise ValueError(f"phase is {phase!r}: choose 'train' or 'eval'")
         batch = self._batch(log_probs, dict(layout, prompt_ids=numbered(prompt_ids)), alone)
+        extras = Extras(
+            checked_entropy(known.entropy, batch),
+            self._versions.lag(known.version, known.current_version, batch),
+        )
         pairs = self._pairs_of(batch)
         state = self._states.get(phase)
         if state is None or state.device != batch.device:
@@ -123,6 +145,7 @@ class Intake:
             place=Place(rank, self._micro_batches[phase]),
             groups=self._rows_of(group, batch),
         )
+        self._taken[phase] = signatures.add(state, batch, pairs, extras, self._taken[phase])
         self._micro_batches[phase] += 1
         self._checked = True
         self.seen.update(batch.log_probs)
@@ -161,7 +184,7 @@ class Intake:
 
     def take(self, phase: str) -> Summary:
         """What was added since the last time; the next begins with nothing."""
-        self._micro_batches[phase] = 0
+        self._micro_batches[phase] = self._taken[phase] = 0
         state, parts = self._states.pop(phase, None), self._parts.pop(phase, None)
         if parts is None:
             return self._empty(torch.device("cpu"), None) if state is None else state

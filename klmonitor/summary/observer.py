@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.summary.batch import TensorLike
-from klmonitor.summary.intake import Group, Intake, PromptIds
+from klmonitor.summary.extras import Version
+from klmonitor.summary.intake import Group, Intake, Known, PromptIds
 
 
 class Observer:
@@ -54,6 +55,9 @@ class Observer:
         sequence_ids: TensorLike | None = None,
         group: Group = None,
         phase: str = "train",
+        entropy: TensorLike | None = None,
+        version: Version = None,
+        current_version: int | None = None,
         **log_probs: TensorLike | None,
     ) -> None:
         """Add one micro-batch; never synchronises with the device.
@@ -69,6 +73,10 @@ class Observer:
             group: the micro-batch's group, or one name a sequence, or int64 [B] indices into the
                 declared groups (any other index: ``other``).
             phase: ``"train"`` or ``"eval"``; the two are never mixed.
+            entropy: nats, of every token's position over the whole vocabulary, same layout: of
+                `old` where it is given, else of `policy`, under the temperature of its log-probs.
+            version: the number of weight updates in the weights that sampled, one integer or [B].
+            current_version: the trainer's; None: the largest version seen.
 
         Raises:
             ValueError: at the first call: shapes, masks or layouts do not fit.
@@ -82,7 +90,8 @@ class Observer:
             "cu_seqlens": cu_seqlens,
             "sequence_ids": sequence_ids,
         }
-        arguments = (log_probs, layout, prompt_ids, group, phase)
+        known = Known(entropy, version, current_version)
+        arguments = (log_probs, layout, prompt_ids, group, phase, known)
         if self._observed:
             self._boundary(self._add, *arguments)
         else:  # setup
@@ -96,9 +105,10 @@ class Observer:
         prompt_ids: PromptIds | None,
         group: Group,
         phase: str,
+        known: Known,
     ) -> None:
         rank, alone = self._rank(), self._world() == 1
-        self._intake.add(log_probs, layout, prompt_ids, group, phase, rank, alone)
+        self._intake.add(log_probs, layout, prompt_ids, group, phase, rank, known, alone)
 
     def _open(self) -> bool:
         """Whether anything is taken at all, at present."""

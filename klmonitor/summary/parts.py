@@ -33,7 +33,16 @@ Floats = NDArray[np.float64]
 MAGIC = b"KLM\x01"
 LAYOUT = 1
 """The version of what a part is made of."""
-SECTIONS = ("sums", "histogram", "prompts", "policies", "maxima", "tokens", "sequences")
+SECTIONS = (
+    "sums",
+    "histogram",
+    "prompts",
+    "policies",
+    "signatures",
+    "maxima",
+    "tokens",
+    "sequences",
+)
 NEEDED = ("sums", "maxima")
 """Without these nothing can be told of a pair; the others are optional."""
 PHASES = ("train", "eval")
@@ -74,6 +83,7 @@ def digest_of(config: SummaryConfig) -> str:
         fields.COLUMNS,
         fields.POLICY_COUNTS,
         fields.HISTOGRAM,
+        fields.SIGNATURES,
         fields.TOKEN_FIELDS,
         fields.SEQUENCE_FIELDS,
     )
@@ -215,6 +225,8 @@ class MergedParts:
             self._sequences[-1][pairs, 0, fields.SEQUENCE_FIELDS.index("key")] = np.nan
         if "prompts" not in came:
             arrays["sums"][pairs, :, fields.COLUMN["prompted"]] = -np.inf  # never all of them
+        if "signatures" not in came:
+            arrays["signatures"][pairs] = np.nan
         if "policies" not in came:
             arrays["policies"][:] = np.nan
 

@@ -25,11 +25,11 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
     few = prompt is None or len(np.unique(prompt)) < 2
     clusters = sequence if few else prompt
     index = np.unique(clusters, return_inverse=True)[1]
-    sizes = np.bincount(index)
-    n_clusters = len(sizes)
+    n_clusters = len(np.unique(clusters))
+    by_sequence = np.unique(sequence, return_inverse=True)[1]
 
-    def error_of(x):
-        sums = np.bincount(index, weights=x)
+    def error_of(x, of=index):
+        sums, sizes = np.bincount(of, weights=x), np.bincount(of)
         b = len(sums)
         return np.sqrt(b / (b - 1) * np.sum((sums - x.mean() * sizes) ** 2)) / n
 
@@ -43,6 +43,9 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
     covariance = np.cov(-d, r - 1)
     lam = float(np.clip(-covariance[0, 1] / covariance[1, 1], 0, 1))
     on_policy = sampler is None
+    gap_z = deviate(gap.mean() / error_of(gap), n_clusters - 1)
+    missed = abs(gap_z) > 5 and abs(gap.mean()) > 0.1 * k["k3"].mean()
+    at_lambda = -d + (lam if on_policy and not missed else 0) * (r - 1)
     w = np.ones(n) if on_policy else np.exp(log_q - sampler)
     out |= {
         "k1/negative_share": np.mean(d > 0),
@@ -50,7 +53,11 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
         "k2/bias": bias.mean(),
         "k2/bias_z": deviate(bias.mean() / error_of(bias), n_clusters - 1),
         "gap": gap.mean() if on_policy else np.nan,
-        "gap_z": deviate(gap.mean() / error_of(gap), n_clusters - 1) if on_policy else np.nan,
+        "gap_z": gap_z if on_policy else np.nan,
+        "gap_se": error_of(gap, by_sequence) if on_policy else np.nan,
+        "k1/sequence_se": error_of(-d, by_sequence),
+        "cv/mean": at_lambda.mean(),
+        "cv/se": error_of(at_lambda),
         "cv/lambda": lam,
         "cv/corr": np.corrcoef(-d, r - 1)[0, 1],
         "cv/variance_ratio": k["k3"].var(ddof=1) / k["k1"].var(ddof=1),

@@ -16,6 +16,7 @@ FLOATS = (
     *(f"log_ratio/{q}" for q in ("p0.1", "p1", "p50", "p99", "p99.9", "min", "max")),
     *(f"dominance/{k}/{m}" for k in ("k1", "k3") for m in ("v", "j", "top_share")),
     *("k1/mean_without_top", "k3/mean_without_top", "dominance/top_sequence_share"),
+    "sequence/ratio_beyond_3",
     *("outliers/rate", "sequence/k1", "sequence/k3"),
     *(f"group/math/{k}/{m}" for k in ("k1", "k3") for m in ("mean", "se")),
     *(f"group/other/{k}/{m}" for k in ("k1", "k3") for m in ("mean", "se")),

@@ -41,12 +41,13 @@ def with_token(d):
     return batch | {"token_ids": torch.arange(ROWS * COLUMNS).view(ROWS, COLUMNS)}
 
 
-def test_an_ordinary_step_believes_k3_and_finds_no_fault():
+def test_an_ordinary_step_believes_the_mixture_and_finds_no_fault():
     text, pair = verdict(CLEAN)
-    assert pair["best"] == 3
+    assert pair["best"] == 0
     lines = text.splitlines()
     assert "KL(policy || ref) over 8,192 tokens in 64 sequences" in lines[0]
-    assert lines[-1].strip().startswith("believe k3: it is the less noisy here (lambda")
+    assert lines[-1].strip().startswith(f"believe cv = {pair['cv/mean']:.3g} nats, the mixture")
+    assert pair["cv/se"] < min(pair["k1/se"], pair["k3/se"])
     assert "dominated" not in text
 
 
@@ -93,7 +94,23 @@ def test_the_control_variate_changes_which_estimator_is_believed():
     assert pair["cv/lambda"] < 0.5
     assert pair["cv/variance_ratio"] > 1
     assert abs(pair["gap_z"]) < 5
-    assert "believe k1: it is the less noisy here (lambda" in text
+    assert f"believe cv = {pair['cv/mean']:.3g} nats" in text
+    assert f"k3 counts {pair['cv/lambda']:.0%}" in text
+
+
+@pytest.mark.parametrize(("scale", "name"), [(0.02, "k3"), (0.5, "cv")])
+def test_at_the_ends_of_lambda_the_mixture_is_one_of_the_two(scale, name):
+    text, pair = verdict(sampled(Q, near(Q, scale)))
+    assert pair["best"] == {"k3": 3, "cv": 0}[name]
+    assert f"believe {name}" in text
+
+
+def test_a_level_that_is_far_is_said_whatever_its_trend():
+    generator = np.random.default_rng(5)
+    q, p = (generator.dirichlet(np.full(200, 0.4)) + 1e-9 for _ in range(2))
+    text, pair = verdict(sampled(q / q.sum(), p / p.sum()))
+    assert pair.k1.mean > 1
+    assert f"{pair.k1.mean:.2g} nats per token: the policy has left the reference" in text
 
 
 def test_the_gap_changes_the_verdict_where_the_sampler_is_not_q():

@@ -28,6 +28,10 @@ ELSEWHERE = {
     *("nonfinite", "positive_logp", "zero_logp", "low_precision"),
     *(f"dominance/{k}/{what}" for k in ("k1", "k3") for what in ("level", "tokens", "v", "j")),
     "dominance/level",
+    # signatures have their references in test_signatures.py
+    *("sequence/ratio_beyond_3", "sequence/ratio_below_third", "sequence/ess"),
+    *("sequence/largest_k3", "entropy", "entropy/k3_share"),
+    *(name for name in NAMES if name.startswith("by_probability/")),
     # the k3 rule chooses how many tokens it leaves out
     *("k3/mean_without_top", "dominance/k3/top_share"),
 }

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from klmonitor import Monitor
-from klmonitor.numbers.verdicts import EVEN, GAP_SHARE, GAP_Z, UNRESOLVED, gap_fails, verdict
+from klmonitor.numbers.sums import GAP_SHARE, GAP_Z
+from klmonitor.numbers.verdicts import EITHER, GAP_FLOOR, UNRESOLVED, gap_fails, verdict
+from klmonitor.report import Cause
 from klmonitor.testing import BATCHES, token_batch
 
 CLEAN = {
@@ -20,7 +22,8 @@ CLEAN = {
     "k1/se": 0.002,
     "k3/mean": 0.02,
     "k3/se": 0.001,
-    "cv/lambda": 0.9,
+    "cv/lambda": 0.95,
+    "cv/mean": 0.0202,
     "gap": -0.001,
     "gap_z": -1.0,
     "dominance/k1/level": 0.0,
@@ -33,14 +36,21 @@ CLEAN = {
 }
 
 
+NO_MIXTURE = {"cv/lambda": math.nan, "cv/mean": math.nan}
+BEST = {"cv": 0, "k1": 1, "k3": 3, None: math.nan}
+
+
 @pytest.mark.parametrize(
     ("changes", "open_kinds", "estimator", "words"),
     [
-        ({}, (), "k3", "less noisy here (lambda 0.90 >= 1/2)"),
-        ({"cv/lambda": EVEN - 0.01}, (), "k1", "less noisy here (lambda 0.49 < 1/2)"),
-        ({"cv/lambda": EVEN}, (), "k3", "lambda 0.50 >= 1/2"),
-        ({"cv/lambda": math.nan}, (), "k3", "its error is the smaller, 0.001"),
-        ({"cv/lambda": math.nan, "k3/se": 0.01}, (), "k1", "its error is the smaller, 0.002"),
+        ({}, (), "k3", "less noisy here (lambda 0.95, near 1)"),
+        ({"cv/lambda": EITHER - 0.01}, (), "k1", "less noisy here (lambda 0.09, near 0)"),
+        ({"cv/lambda": 0.05, "ess": 0.4}, (), "k1", "near 0, and k3's interval cannot hold"),
+        ({"cv/lambda": EITHER + 0.01}, (), "cv", "less noisy than either (k3 counts 11%)"),
+        ({"cv/lambda": 0.99 - EITHER}, (), "cv", "cv = 0.0202 nats"),
+        ({"cv/lambda": 0.4, "cv/mean": math.nan}, (), "k1", "less noisy here (lambda 0.40)"),
+        (NO_MIXTURE, (), "k3", "its error is the smaller, 0.001"),
+        (NO_MIXTURE | {"k3/se": 0.01}, (), "k1", "its error is the smaller, 0.002"),
         ({"tokens": 0.0}, (), None, "no token was counted"),
         ({"identical": 1.0}, (), None, "the very same log-probs"),
         ({"low_precision": 1.0, "k3/mean": 0.9 * UNRESOLVED}, (), None, "16 bits"),
@@ -84,13 +94,25 @@ def test_each_reason_in_its_place(changes, open_kinds, estimator, words):
     assert found.estimator == estimator
     assert words in found.text
     assert found.text.startswith("neither" if estimator is None else estimator)
-    assert found.best == pytest.approx({"k1": 1, "k3": 3, None: math.nan}[estimator], nan_ok=True)
+    assert found.best == pytest.approx(BEST[estimator], nan_ok=True)
+
+
+def test_input_that_cannot_be_is_said_before_all_else():
+    found = verdict(CLEAN | {"tokens": 0.0}, ("gap",), Cause("zeros", "all are 0", impossible=True))
+    assert (found.estimator, found.text) == (None, "neither: all are 0")
 
 
 def test_where_too_little_is_known_nothing_is_said():
     assert verdict({}).text == ""
     assert "too little is known" in verdict({"tokens": 1.0, "on_policy": 1.0}).text
     assert verdict({"k3/mean": 0.1}).estimator is None
+
+
+def test_a_gap_of_rounding_is_none():
+    wild = CLEAN | {"k3/mean": 1e-6, "gap_z": -9.0}
+    assert not gap_fails(wild | {"gap": -0.9 * GAP_FLOOR})
+    assert gap_fails(wild | {"gap": -1.1 * GAP_FLOOR})
+    assert not gap_fails(wild | {"gap": -9 * GAP_FLOOR, "low_precision": 1.0})
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])
@@ -135,12 +157,13 @@ def disagreements(number, seed=0):
         report = monitor.step(step)
         for pair in report.pairs.values():
             excluded = set().union(*(EXCLUDED[k](pair) for k in pair.open_kinds if k in EXCLUDED))
-            best = {1.0: "k1", 3.0: "k3"}.get(pair["best"])
+            best = {0.0: "cv", 1.0: "k1", 3.0: "k3"}.get(pair["best"])
             believed.add(best)
             said = report.explain().splitlines()[-1].strip()
             alerts = [alert.believe for alert in report.alerts if alert.pair == pair.name]
             if (
                 best in excluded
+                or (best == "cv" and excluded)
                 or best != pair.verdict.estimator
                 or said != f"believe {pair.verdict.text}"
                 or not said.startswith(f"believe {best or 'neither'}")
@@ -155,4 +178,4 @@ def test_alerts_words_and_best_agree_on_random_batches():
     """benchmarks/agreement.py does the same on 10,000."""
     found, believed = disagreements(400)
     assert found == []
-    assert believed == {"k1", "k3", None}
+    assert believed == {"cv", "k1", "k3", None}

@@ -106,7 +106,7 @@ SCENARIOS: Mapping[str, Scenario] = {
             "an engine that was restarted and never got the trainer's weights"
         ),
         help="stale weights generate the completions",
-        kinds=("gap",),
+        kinds=("gap", "k1_negative", "cause"),
         verdict="the sampler was another one",
         learning_rate=5e-4,
         beta=0.02,

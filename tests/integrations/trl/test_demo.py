@@ -146,7 +146,8 @@ def test_a_healthy_run_raises_no_alert(tmp_path, capsys):
 def test_a_stale_sampler_fails_the_gap_test(tmp_path, capsys):
     reports, alerts = shown(tmp_path, "sampler", 48)
     event = SCENARIOS["sampler"].event(48)
-    assert {alert.kind for alert in alerts} == {"gap"}
+    assert {alert.kind for alert in alerts} == {"gap", "k1_negative", "cause"}
+    assert "not drawn from policy" in reports[48].pairs["policy_ref"].cause.text
     assert event <= alerts[0].step <= event + 5
     before = [gap_z(report) for step, report in reports.items() if 1 < step < event]
     after = [gap_z(report) for step, report in reports.items() if step >= event + 5]

@@ -1,0 +1,207 @@
+"""Which sequences or prompts carry a pair's estimate, as dominance says for tokens.
+
+The question asked of few tokens (`numbers.dominance`): the fewest that hold half of sum k3, or of
+the spread of k1 over sequences, that stand apart from the next and pull the mean by errors of the
+rest. Only the sixteen sequences of largest |S1| are known one by one; of prompts all are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from klmonitor.numbers.clusters import Array
+from klmonitor.numbers.sums import KEY, StepSums
+from klmonitor.summary.fields import SEQUENCE_FIELDS
+
+HALF = 0.5
+APART, PULL = 2.5, 6.0
+"""Smallest sqrt(j) ln(w_j / w_(j+1)), and smallest pull in standard errors of the rest."""
+MOST_SHARE = 4
+"""At most one in so many sequences, or prompts, is few."""
+SMALLEST = 1e-3
+"""Nats: of a smaller mean k3 nobody asks who carries it."""
+SAME = 1e-6
+"""Relative difference of two sums over the same tokens."""
+_FIELD = {name: i for i, name in enumerate(SEQUENCE_FIELDS)}
+_SUMS = {"k1": 1, "k3": 3}
+"""Place of an estimator in the sums of a prompt, (T, S1, S2, S3)."""
+
+
+@dataclass(frozen=True)
+class Few:
+    """The few that carry an estimator.
+
+    Attributes:
+        places: indices into what was asked about.
+        share: of sum k3, or of the spread of k1, that they hold.
+    """
+
+    places: tuple[int, ...]
+    share: float
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Over all clusters, also those that are not known one by one.
+
+    Attributes:
+        count: B.
+        t, s: sum T and sum S.
+        tt, ts, ss: sums over clusters of T T, T S and S S.
+    """
+
+    count: float
+    t: float
+    s: float
+    tt: float
+    ts: float
+    ss: float
+
+    def about(self, mean: float) -> float:
+        """Sum (S - mean T)^2."""
+        return max(self.ss - 2 * mean * self.ts + mean * mean * self.tt, 0.0)
+
+    def without(self, t: Array, s: Array) -> Totals:
+        """Of the others."""
+        return Totals(
+            self.count - len(t),
+            self.t - float(t.sum()),
+            self.s - float(s.sum()),
+            self.tt - float((t * t).sum()),
+            self.ts - float((t * s).sum()),
+            self.ss - float((s * s).sum()),
+        )
+
+
+def few(t: Array, s: Array, totals: Totals, name: str) -> Few | None:
+    """The few of some clusters that carry ``"k1"`` or ``"k3"``; None: none do.
+
+    Args:
+        t: [n] tokens of those known one by one.
+        s: [n] their sums of the estimator, nats.
+        totals: over all.
+        name: of the estimator.
+    """
+    most = min(int(totals.count // MOST_SHARE), len(t) - 1)
+    if most < 1 or not totals.t > 0:
+        return None
+    mean = totals.s / totals.t
+    weights = (s - mean * t) ** 2 if name == "k1" else s
+    whole = totals.about(mean) if name == "k1" else totals.s
+    order = np.argsort(-weights)
+    held = weights[order].cumsum() / whole if whole > 0 else np.zeros(len(t))
+    best, found = APART, None
+    for j in range(1, most + 1):
+        chosen, last, following = order[:j], weights[order[j - 1]], weights[order[j]]
+        if held[j - 1] < HALF or not last > 0:
+            continue
+        apart = math.sqrt(j) * math.log(last / following) if following > 0 else math.inf
+        rest = totals.without(t[chosen], s[chosen])
+        rest_mean = rest.s / rest.t
+        error = math.sqrt(rest.about(rest_mean)) / rest.t
+        if apart > best and abs(mean - rest_mean) >= PULL * error:
+            best, found = apart, Few(tuple(chosen.tolist()), min(float(held[j - 1]), 1.0))
+    return found
+
+
+@dataclass(frozen=True)
+class Carriers:
+    """What carries a pair's estimate.
+
+    Attributes:
+        text: "4 of 32 sequences, all of one prompt, hold ..."; empty: nothing does.
+        tokens: of these sequences or prompts.
+    """
+
+    text: str = ""
+    tokens: float = 0.0
+
+
+def carriers(step: StepSums, i: int) -> Carriers:
+    """What carries pair i of a step."""
+    if not step.k3[i] > SMALLEST * step.n[i]:
+        return Carriers()
+    known = step.sequences[i][step.sequences[i][:, KEY] > 0]
+    for name in ("k3", "k1"):
+        by_tokens = _by_tokens(step, i, name)
+        found = few(known[:, _FIELD["t"]], known[:, _FIELD[name]], _totals(step, i, name), name)
+        if found is not None and not (by_tokens and len(found.places) == 1):
+            return _said(step, i, name, found, known[list(found.places)])
+        of_prompts = _prompts(step, i, name)
+        if of_prompts is not None and not by_tokens:
+            count, some = step.clustered.prompts[i], len(of_prompts.places)
+            text = f"{some} of {count:.0f} prompts hold {of_prompts.share:.0%} of {_WHOLE[name]}"
+            tokens = _buckets(step, i)[list(of_prompts.places), 0].sum()
+            return Carriers(text, float(tokens))
+    return Carriers()
+
+
+def _by_tokens(step: StepSums, i: int, name: str) -> bool:
+    """Whether a few tokens carry it already."""
+    found = step.dominance[name]
+    share = found.v if name == "k1" else found.top_share
+    return bool(found.level[i] >= 1 and share[i] >= HALF)
+
+
+_WHOLE = {"k1": "the spread of k1", "k3": "sum k3"}
+
+
+def _totals(step: StepSums, i: int, name: str) -> Totals:
+    """Of all sequences."""
+    total = step.k3[i] if name == "k3" else -step.d[i]
+    columns = ("t.t", f"t.{name}", f"{name}.{name}")
+    products = (float(step.column(column)[i]) for column in columns)
+    return Totals(float(step.column("sequences")[i]), float(step.n[i]), float(total), *products)
+
+
+def _buckets(step: StepSums, i: int) -> Array:
+    """[prompts, 4] sums of the prompts that have tokens; empty where not all are known."""
+    rows = step.prompts[i].reshape(-1, step.prompts.shape[-1])
+    found: Array = rows[rows[:, 0] > 0] if step.clustered.prompts[i] > 0 else rows[:0]
+    return found
+
+
+def _prompts(step: StepSums, i: int, name: str) -> Few | None:
+    rows = _buckets(step, i)
+    if not len(rows):
+        return None
+    t, s = rows[:, 0], rows[:, _SUMS[name]]
+    products = (float((t * t).sum()), float((t * s).sum()), float((s * s).sum()))
+    return few(t, s, Totals(float(len(t)), float(t.sum()), float(s.sum()), *products), name)
+
+
+def _said(step: StepSums, i: int, name: str, found: Few, rows: Array) -> Carriers:
+    count = step.column("sequences")[i]
+    one = _one_prompt(_buckets(step, i), rows)
+    verb = "holds" if len(rows) == 1 else "hold"
+    text = (
+        f"{len(rows)} of {count:.0f} sequences{', all of one prompt,' if one else ''} {verb} "
+        f"{found.share:.0%} of {_WHOLE[name]} ({_places(rows.tolist())})"
+    )
+    return Carriers(text, float(rows[:, _FIELD["t"]].sum()))
+
+
+def _one_prompt(prompts: Array, rows: Array) -> bool:
+    """Whether the tokens of some sequences are all that one prompt has."""
+    if len(rows) < 2 or not len(prompts):
+        return False
+    mine = rows[:, [_FIELD["t"], _FIELD["k1"], _FIELD["k3"]]].sum(axis=0)
+    near = np.abs(prompts[:, [0, 1, 3]] - mine) <= SAME * (np.abs(mine) + 1)
+    if near.all(axis=1).any():
+        return True
+    # fewer than all completions of the prompt: it has as many tokens, and nearly all of the sum
+    within = (prompts[:, 0] >= mine[0]) & (np.abs(prompts[:, 3] - mine[2]) <= 0.1 * abs(mine[2]))
+    return bool(within.any() and prompts[within, 0].min() < 2 * mine[0])
+
+
+def _places(rows: Sequence[Sequence[float]], most: int = 4) -> str:
+    named = [
+        f"{row[_FIELD['sequence']]:.0f} of micro-batch {row[_FIELD['micro_batch']]:.0f}"
+        for row in rows[:most]
+    ]
+    more = f" and {len(rows) - most} more" if len(rows) > most else ""
+    return "sequence " + ", ".join(named) + more

@@ -1,0 +1,273 @@
+"""Why do trainer and engine disagree? A table of rules on signatures.
+
+A rule looks at `Evidence`: the signatures of the last steps together (`summary.signatures`), the
+step's metrics, and what carries the estimate. The first that holds names the cause. Thresholds are
+far from what a clean engine does and far inside what the fault does; how often each is right, and
+wrong, is the confusion matrix of docs/causes.md, which `benchmarks/causes.py` makes.
+
+    surprise = mean(-log p(x) - H)            0 if the trainer's policy sampled
+    slope    of d on (log q + log p) / 2      0 at one temperature; at most 2 (T - 1) / (T + 1)
+    kept     = mean(e^d) = 1 + gap            the mass that a cut sampler keeps, renormalised
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from klmonitor.numbers.carriers import carriers
+from klmonitor.numbers.causewords import (
+    says,
+    says_context,
+    says_cut,
+    says_end,
+    says_sequences,
+    says_shift,
+    says_stale,
+    says_surprise,
+    says_temperature,
+)
+from klmonitor.numbers.clusters import Array
+from klmonitor.numbers.evidence import Evidence, Z, evidence_of, oldest
+from klmonitor.numbers.impossible import impossible
+from klmonitor.numbers.signatures import Signatures
+from klmonitor.numbers.sums import StepSums
+from klmonitor.report import Cause, PairReport
+from klmonitor.summary.fields import ASIDE, SIGNATURE
+
+STEPS = 5
+"""Steps whose signatures are judged together."""
+FEWEST_TOKENS = 512
+"""With fewer no cause but impossible input is named."""
+
+
+@dataclass(frozen=True)
+class CauseRule:
+    """One cause.
+
+    Attributes:
+        name: as in `report.Cause`.
+        holds: whether it is the cause, as far as one can see.
+        text: what to say.
+    """
+
+    name: str
+    holds: Callable[[Evidence], bool]
+    text: Callable[[Evidence], str]
+
+
+class Causes:
+    """The causes of a run's steps: remembers the signatures of the last `STEPS` of them."""
+
+    def __init__(self) -> None:
+        """Nothing seen."""
+        self._steps: deque[dict[str, Array]] = deque(maxlen=STEPS)
+
+    def name(
+        self, step: StepSums, pairs: Mapping[str, PairReport], *, advance: bool
+    ) -> dict[str, PairReport]:
+        """The pairs' reports with their causes.
+
+        Args:
+            step: the sums behind them.
+            pairs: the reports.
+            advance: whether the step is one of the series (evaluation is not).
+        """
+        mine = dict(zip(step.pairs, step.signatures, strict=True))
+        if advance:
+            self._steps.append(mine)
+        steps = list(self._steps) if advance else [mine]
+        found = {}
+        for i, (name, pair) in enumerate(pairs.items()):
+            why = impossible(step, i, pair.extremes) if _suspect(step, i) else Cause()
+            if not why.name:
+                pooled = np.sum([one[name] for one in steps if name in one], axis=0)
+                carried = carriers(step, i)
+                evidence = evidence_of(Signatures(pooled[None]), name, pair.values, carried)
+                why = cause(evidence)
+            found[name] = replace(pair, cause=why)
+        return found
+
+
+def _suspect(step: StepSums, i: int) -> bool:
+    """Whether any count of what cannot be is not 0 (the extreme tokens are looked at then)."""
+    counts = [step.signatures[i, SIGNATURE[name]] for name in _IMPOSSIBLE]
+    return bool(np.any(counts)) or step.policy_count("positive")[i] > 0
+
+
+_IMPOSSIBLE = ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")
+
+
+def cause(evidence: Evidence) -> Cause:
+    """The first cause of the table that holds."""
+    if not evidence["tokens"] >= FEWEST_TOKENS:
+        return Cause()
+    for rule in RULES:
+        if rule.holds(evidence):
+            return Cause(rule.name, rule.text(evidence))
+    return Cause()
+
+
+# --- what holds --------------------------------------------------------------------------------
+def _shift(e: Evidence) -> bool:
+    return e.significant("shift", 0.1) and abs(e["before"] - e["after"]) > 0.1 and not e["qp"] > 0.9
+
+
+def _other_context(e: Evidence) -> bool:
+    """Log-probs of the tokens after the neighbour's prefix: they bend with the neighbour's."""
+    return abs(e["context_z"]) >= Z and abs(e["gap_z"]) >= Z and abs(e["gap"]) > 0.05
+
+
+def _end_off(end: str) -> Callable[[Evidence], bool]:
+    def holds(e: Evidence) -> bool:
+        beyond = e[end] - e["middle"]
+        return e.mismatch and e[end] > 8 * e["middle"] and beyond > max(0.1, 5 * e[f"{end}_se"])
+
+    return holds
+
+
+def _other_tokens(e: Evidence) -> bool:
+    """Some tokens, here and there, are hardly possible to the trainer, the others fit."""
+    n, far, near = (
+        e.numbers.get(name, math.nan) for name in ("tokens", "log_ratio/le_-2", "log_ratio/ge_2")
+    )
+    here_and_there = not far > 0.2 * e.carriers.tokens > 0
+    others_fit = e["up"] + e["down"] < 0.6 and abs(e.numbers.get("log_ratio/p50", 1.0)) < ASIDE
+    some = far >= max(0.01 * n, 5) and far > 4 * near
+    return e.mismatch and some and others_fit and here_and_there and e["d_z"] < -5
+
+
+def _argmax(e: Evidence) -> bool:
+    """Q is never the lower one, and by more than a cut leaves."""
+    n, far = (e.numbers.get(k, math.nan) for k in ("tokens", "log_ratio/le_-2"))
+    many = e["down"] > 0.05 and far >= max(0.005 * n, 5)
+    return e.mismatch and e["up"] == 0 and many and e["gap_z"] < -Z
+
+
+def _reference(e: Evidence) -> bool:
+    return e.mismatch and e["who"] < 0 and e["who_z"] < -Z
+
+
+def _cut(e: Evidence) -> bool:
+    return e.mismatch and e["gap"] < -0.01 and e["gap_z"] < -Z and e["down"] > 3 * e["up"]
+
+
+def _temperature(e: Evidence) -> bool:
+    most = e["up"] + e["down"] > 0.1  # not the slope of a few odd tokens
+    return e.mismatch and most and e.significant("slope", 0.025)
+
+
+def _surprised(e: Evidence) -> bool:
+    return e.significant("surprise", max(0.05 * e["entropy"], 0.01))
+
+
+def _sure_cut(e: Evidence) -> bool:
+    return _surprised(e) and e["surprise"] < 0 and e["sure"] >= SURE and e["sure_other"] == 0
+
+
+def _sure_colder(e: Evidence) -> bool:
+    likely = e["sure_other"] >= 0.03 * e["sure"]
+    return _surprised(e) and e["surprise"] < 0 and e["sure"] >= SURE and likely
+
+
+def _stale(e: Evidence) -> bool:
+    fresh, old = e["lag0"], oldest(e)
+    error = math.hypot(e["lag0_se"], e[f"{old}_se"]) if old else math.nan
+    return e.mismatch and bool(old) and e[old] > 2 * fresh and e[old] - fresh > 5 * error
+
+
+def _coarse_or_stale(e: Evidence) -> bool:
+    return e.mismatch and e["gap"] - e["d"] > COARSE
+
+
+SURE = 100.0
+"""Tokens beside the nearly sure ones that should have come: enough to tell none from few."""
+COARSE = 0.02
+"""Nats of k3 that noise of .1 on an engine's logits, more than 16 bits make, does not reach."""
+
+
+def _not_q(e: Evidence) -> bool:
+    return e.mismatch and e.significant("gap", 0.01)
+
+
+RULES: tuple[CauseRule, ...] = (
+    CauseRule(
+        "identical",
+        lambda e: e.mismatch and e.numbers.get("identical") == 1,
+        says("{q} and {p} are bit-equal: bit-equal engines, or the trainer's own log-probs were "
+              "passed as the engine's"),
+    ),
+    CauseRule("shift", _shift, says_shift),
+    CauseRule("shift", _other_context, says_context),
+    CauseRule("first token", _end_off("first"), says_end("first")),
+    CauseRule("last token", _end_off("last"), says_end("last")),
+    CauseRule(
+        "argmax",
+        _argmax,
+        says("{q} is never the lower one: it reports the log-prob of the likeliest token, not of "
+              "the sampled one"),
+    ),
+    CauseRule(
+        "other tokens",
+        _other_tokens,
+        says("the engine and the trainer do not score the same tokens: some are nearly "
+              "impossible to {p}, the others fit (tokenised again, or ids replaced)"),
+    ),
+    CauseRule("stale", _stale, says_stale),
+    CauseRule("sequences", lambda e: bool(e.carriers.text), says_sequences),
+    CauseRule(
+        "reference",
+        _reference,
+        lambda e: (
+            f"{e.q} serves the reference, or a policy near it: its log-probs are nearer to ref's "
+            f"than to {e.p}'s ({e['who_z']:.0f} errors): weights never arrive, or an adapter is off"
+        ),
+    ),
+    CauseRule("cut", _cut, says_cut),
+    CauseRule("temperature", _temperature, says_temperature),
+    CauseRule(
+        "other sampler",
+        lambda e: not e.mismatch and _surprised(e),
+        lambda e: says_surprise(
+            f"not drawn from {e.q} as it is scored (another temperature, a cut vocabulary or other "
+            "weights)"
+        )(e),
+    ),
+    CauseRule(
+        "cut, scored raw",
+        _sure_cut,
+        says_surprise("sampled from a cut vocabulary (top-p, top-k, min-p), scored raw"),
+    ),
+    CauseRule(
+        "colder, scored raw",
+        _sure_colder,
+        says_surprise("sampled at a lower temperature than scored"),
+    ),
+    CauseRule(
+        "narrower, scored raw",
+        lambda e: _surprised(e) and e["surprise"] < 0,
+        says_surprise("sampled at a lower temperature or from a cut vocabulary, scored raw"),
+    ),
+    CauseRule(
+        "warmer, scored raw",
+        _surprised,
+        says_surprise("sampled at a higher temperature than scored"),
+    ),
+    CauseRule(
+        "coarse or stale",
+        _coarse_or_stale,
+        says("a coarse engine or stale weights (k3 {k3:.2g} nats): pass version= to tell them "
+              "apart"),
+    ),
+    CauseRule(
+        "unknown",
+        _not_q,
+        says("unknown: the tokens were not drawn from {q} (gap {gap:+.2g}, {z:+.0f} errors), and "
+              "no known cause fits"),
+    ),
+)  # fmt: skip
+"""In the order in which they are asked: what corrupts the others' evidence comes first."""

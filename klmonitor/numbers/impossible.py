@@ -1,0 +1,95 @@
+"""Input that cannot be: numbers that are no log-probs of these tokens, whatever the policies are.
+
+Told before anything else. Exact zeros are no placeholders where a cut vocabulary, renormalised, has
+one token left: there the other policy is not far below, and d has one side everywhere. The counts
+are of the step; what one of them looks like, and where, comes from the extreme tokens, among which
+such numbers are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from klmonitor.numbers.sums import StepSums
+from klmonitor.report import Cause, ExtremeToken
+from klmonitor.summary.fields import (
+    PLACEHOLDER,
+    POLICY_COUNTS,
+    POSITIVE_TOLERANCE,
+    SENTINEL,
+    SIGNATURE,
+)
+
+FEWEST = 3
+"""Tokens that are no accident: a peaked model gives an exact 0 here and there."""
+MANY = 0.1
+"""Share of values above 0 that is no noise on log-probs near 0 any more; of such as are far above
+0, `FEWEST` are enough."""
+_POSITIVE, _N = POLICY_COUNTS.index("positive"), POLICY_COUNTS.index("n")
+
+
+def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
+    """What cannot be in pair i's log-probs; nameless: nothing.
+
+    Args:
+        step: the sums.
+        i: the pair's place in them.
+        tokens: its extreme tokens.
+    """
+    q, p = step.pairs[i].split("_")
+    policies = ((q, "q", step.q, "log_q", "log_p", p), (p, "p", step.p, "log_p", "log_q", q))
+    tokens = list(tokens)
+
+    def count(name: str) -> float:
+        return float(step.signatures[i, SIGNATURE[name]])
+
+    for policy, letter, counts, mine, theirs, other in policies:
+        n = float(counts[i, _POSITIVE])
+        if n > 0 and (n >= MANY * counts[i, _N] or count(f"high_{letter}") >= FEWEST):
+            where = _example(tokens, mine, lambda x, _: x > POSITIVE_TOLERANCE, theirs)
+            return _cause(
+                f"{policy}'s log-probs are above 0 for {_tokens(n)}{where}: not log-probs, but "
+                "probabilities, negative log-likelihoods, raw logits or a placeholder"
+            )
+        if (n := count(f"huge_{letter}")) > 0:
+            where = _example(tokens, mine, lambda x, _: abs(x) >= SENTINEL, theirs)
+            return _cause(
+                f"{policy}'s log-probs are beyond +-{SENTINEL:,.0f} for {_tokens(n)} that "
+                f"count{where}: a sentinel that the mask lets through"
+            )
+        aside, other_side = ("down", "up") if letter == "q" else ("up", "down")
+        n = count(f"zero_{letter}")
+        cut = count(aside) > 2 * n and count(aside) > 3 * count(other_side)
+        if n >= FEWEST and (count(f"blank_{letter}") > 0 or not cut):
+            where = _example(tokens, mine, lambda x, y: x == 0 and y < PLACEHOLDER, theirs)
+            return _cause(
+                f"{policy}'s log-probs are exactly 0 for {n:,.0f} tokens that {other} does not "
+                f"find certain{where}: a placeholder, no score"
+            )
+    if count("padded_rows") >= max(0.5 * count("rows"), 1):
+        return _cause(
+            f"{count('padded'):,.0f} tokens at the ends of {count('padded_rows'):,.0f} of "
+            f"{count('rows'):,.0f} sequences have one and the same value under all policies: "
+            "padding is being counted; forgot the mask?"
+        )
+    return Cause()
+
+
+def _tokens(n: float) -> str:
+    """A number of tokens."""
+    return f"{n:,.0f} token{'' if n == 1 else 's'}"
+
+
+def _cause(text: str) -> Cause:
+    return Cause("impossible", text, impossible=True)
+
+
+def _example(
+    tokens: list[ExtremeToken], mine: str, is_one: Callable[[float, float], bool], theirs: str
+) -> str:
+    for token in tokens:
+        value = getattr(token, mine)
+        if not math.isnan(value) and is_one(value, getattr(token, theirs)):
+            return f" ({value:.4g} at {token.where})"
+    return ""

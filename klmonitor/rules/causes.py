@@ -1,0 +1,59 @@
+"""Input that cannot be, and causes that are known: said once, whatever the level of KL."""
+
+from __future__ import annotations
+
+from klmonitor.rules.rule import CRITICAL, WARN, Finding, Rule, Thresholds
+from klmonitor.rules.track import Reading
+
+QUIET = ("identical", "coarse or stale", "unknown")
+"""Causes that open no alert of their own: they are told with those of others."""
+
+
+def impossible(reading: Reading, limits: Thresholds) -> Finding | None:
+    """A policy's log-probs cannot be log-probs of these tokens.
+
+    Thresholds: `tokens`, the fewest that count.
+    """
+    cause, pair = reading.pair.cause, reading.pair
+    if not cause.impossible or pair.tokens < limits["tokens"]:
+        return None
+    return Finding(level=CRITICAL, severity="critical", message=cause.text)
+
+
+def known_cause(reading: Reading, limits: Thresholds) -> Finding | None:
+    """Trainer and engine disagree, and the signatures say why (docs/causes.md).
+
+    Thresholds: `tokens`, the fewest that count.
+    """
+    cause, pair = reading.pair.cause, reading.pair
+    mismatch = pair.name.startswith("rollout_") or cause.name in ("shift", "other sampler")
+    if not cause.name or cause.impossible or cause.name in QUIET or not mismatch:
+        return None
+    if pair.tokens < limits["tokens"]:
+        return None
+    return Finding(level=WARN, message=cause.text)
+
+
+IMPOSSIBLE = Rule(
+    kind="impossible",
+    judge=impossible,
+    thresholds={"tokens": 1},
+    means="a tensor that is not what it is called, a placeholder or padding that the mask lets in",
+    action=(
+        "print the log-probs of the named token under both policies and mend where they are made "
+        "or masked; no number of this pair means anything until then"
+    ),
+    source="docs/alerts.md#impossible: counts of the step, never averaged",
+    cooldown=1000,
+    calm_for=5,
+)
+CAUSE = Rule(
+    kind="cause",
+    judge=known_cause,
+    thresholds={"tokens": 64},
+    means="trainer and engine do not compute, or sample, the same policy",
+    action="mend the named cause; then the mismatch should fall to the engine's floor",
+    source="docs/alerts.md#cause: signatures of the last five steps, rates in docs/causes.md",
+    cooldown=1000,
+    calm_for=10,
+)

@@ -1,0 +1,92 @@
+"""What is known of a batch beside its log-probs: entropies, and the age of what sampled it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from klmonitor.summary.batch import TensorLike, TokenBatch, as_tensor, moved
+
+Version: TypeAlias = "TensorLike | int | None"
+"""Weight updates in the weights that sampled: one number, or [sequences]."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Checked, on the batch's device.
+
+    Attributes:
+        entropy: [B, T] (or [1, N] packed) of the trainer's policy at each position, nats.
+        lag: int64 [sequences], weight updates since the weights that sampled.
+    """
+
+    entropy: Tensor | None = None
+    lag: Tensor | None = None
+
+
+class Versions:
+    """The newest weights that were heard of.
+
+    Attributes:
+        largest: their number of updates; None: no version was given yet.
+    """
+
+    def __init__(self) -> None:
+        self.largest: int | None = None
+
+    def lag(self, version: Version, current: int | None, batch: TokenBatch) -> Tensor | None:
+        """int64 [sequences], how many updates behind `current` each is; None: unknown.
+
+        Args:
+            version: of the weights that sampled, one number or [sequences].
+            current: of the trainer's weights; None: the largest version so far.
+            batch: whose sequences.
+
+        Raises:
+            ValueError: there is not one version a sequence.
+            TypeError: versions are no integers.
+        """
+        if version is None:
+            return None
+        numbers = (
+            torch.tensor(version) if isinstance(version, int) else as_tensor("version", version)
+        )
+        if numbers.is_floating_point() or numbers.dtype == torch.bool:
+            raise TypeError(f"version has dtype {numbers.dtype}: pass integers, weight updates")
+        if numbers.dim() == 0:
+            numbers = numbers.expand(batch.n_sequences)
+        if tuple(numbers.shape) != (batch.n_sequences,):
+            raise ValueError(
+                f"version has shape {list(numbers.shape)} but there are {batch.n_sequences} "
+                "sequences: pass one integer a sequence, or one for all"
+            )
+        if current is None and numbers.is_cpu and numbers.numel():
+            self.largest = max(int(numbers.max()), -1 if self.largest is None else self.largest)
+        newest = self.largest if current is None else current
+        lag = (numbers.amax() if newest is None else newest) - numbers
+        return moved(lag.long(), batch.device)
+
+
+def checked_entropy(entropy: TensorLike | None, batch: TokenBatch) -> Tensor | None:
+    """Entropies in the batch's layout.
+
+    Raises:
+        ValueError: their shape is not that of the log-probs.
+        TypeError: they are no floats.
+    """
+    if entropy is None:
+        return None
+    found = as_tensor("entropy", entropy)
+    if not found.is_floating_point():
+        raise TypeError(f"entropy has dtype {found.dtype}: pass floats, nats a position")
+    if found.dim() == 1:
+        found = found.unsqueeze(0)
+    if tuple(found.shape) != batch.shape:
+        raise ValueError(
+            f"entropy has shape {list(found.shape)} but log-probs have {list(batch.shape)}: "
+            "pass the entropy of every token's position, sliced alike"
+        )
+    return moved(found, batch.device)
