@@ -87,7 +87,8 @@ def _found(run: Run, wanted: Scenario, event: int) -> list[int]:
     if not wanted.kinds:
         last = max(run.reports)
         return [last] if not run.alerts and wanted.verdict in run.verdict(last) else []
-    steps = [a.step for a in run.alerts if a.step >= event and a.kind in wanted.kinds]
+    kinds = set(wanted.kinds)
+    steps = [a.step for a in run.alerts if a.step >= event and kinds.intersection(a.kinds)]
     if not steps:
         return []
     said = [

@@ -18,7 +18,7 @@ def test_backtest_raises_the_alerts_of_the_live_run(tmp_path, capsys, scenario):
     alerts, wanted = record / "alerts.jsonl", set(SCENARIOS[scenario].kinds)
     lines = alerts.read_text().splitlines() if alerts.exists() else []
     live = [row for row in map(json.loads, lines) if row["phase"] != "end"]
-    assert bool({row["kind"] for row in live} & wanted) == bool(wanted)
+    assert bool({kind for row in live for kind in row["kinds"]} & wanted) == bool(wanted)
     capsys.readouterr()
     assert main(["backtest", str(record), "--json"]) == 0
     [run] = json.loads(capsys.readouterr().out)["runs"]
