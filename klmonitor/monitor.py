@@ -16,7 +16,8 @@ import math
 import operator
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -235,9 +236,12 @@ class Monitor(Observer):
             self._after_close()
         if (not self._enabled and not self._ranks()) or self._closed or self._is_off():
             return self._nothing(number, phase)
+        if self._reducer is not None:
+            self._reducer.begin()
         pending = self._always["step"](self._begin, number, phase)
         if pending is None:
             self._intake.drop(phase)
+            self._always["step"](self._attend)
         earlier, self._pending = self._pending, None if wait else pending
         found = None if earlier is None else self._finish(earlier)
         if wait:
@@ -246,13 +250,9 @@ class Monitor(Observer):
 
     def _begin(self, step: int, phase: str) -> Pending | None:
         """Reduce; whatever fails before the collectives travels as a flag."""
-        if self._reducer is None:
-            self._reducer = Reducer(self._intake.config, self._ranks(), N_FLAGS)
-        try:
-            self._reducer.agree(self._intake.digest, self._intake.on_device())
-        except DisagreementError as error:  # on every rank alike
-            self.log.stop("monitoring", str(error))
-            raise
+        reducer = self._ready()
+        with self._agreeing():
+            reducer.agree(self._intake.digest, self._intake.on_device())
         why = ""
 
         def make() -> tuple[Summary, Sequence[float]]:
@@ -262,11 +262,30 @@ class Monitor(Observer):
             fares = (float(health.errors), float(health.dropped), float(not health.active))
             return self._intake.take(phase), (*fares, *encode(self._delivery.mutes))
 
-        summary, flags, failure = self._reducer.reduce(make)
+        summary, flags, failure = reducer.reduce(make)
         if failure is not None:
             self._intake.drop(phase)
             self._always["step"].caught(failure)
         return Pending(step, phase, HostCopy.start(summary, flags), why)
+
+    def _attend(self) -> None:
+        """A step has failed here: take part in its collectives all the same, for others wait."""
+        reducer = self._ready()
+        with self._agreeing():
+            reducer.attend()
+
+    def _ready(self) -> Reducer:
+        if self._reducer is None:
+            self._reducer = Reducer(self._intake.config, self._ranks(), N_FLAGS)
+        return self._reducer
+
+    @contextmanager
+    def _agreeing(self) -> Iterator[None]:
+        try:
+            yield
+        except DisagreementError as error:  # on every rank alike
+            self.log.stop("monitoring", str(error))
+            raise
 
     def _is_off(self) -> bool:
         """Whether ranks have refused one another's settings: then none reduces any more."""

@@ -20,6 +20,7 @@ from klmonitor.summary.state import Summary, first_of
 
 Ranks = dist.ProcessGroup
 COLLECTIVES_PER_STEP = 3
+"""Sums, maxima, and what is ordered."""
 PATIENT = timedelta(days=1)
 """The time-out of our own group: longer than that of training, whose own collectives tell."""
 AVAILABLE = dist.is_available()
@@ -81,6 +82,7 @@ class Reducer:
         self._group: Ranks | None = None
         self._buffers: _Buffers | None = None
         self._agreed = ranks is None
+        self._sent = 0
 
     def agree(self, digest: Callable[[], int], on_device: bool) -> None:
         """Compare the configurations of all ranks, once; a collective of a fixed size.
@@ -125,6 +127,23 @@ class Reducer:
         on_any = any(bool(one[1]) for one in everyone)
         self._group, self._buffers = (self._ranks, buffers[-1]) if on_any else (own, buffers[0])
 
+    def begin(self) -> None:
+        """A step begins: none of its collectives is done."""
+        self._sent = 0
+
+    def attend(self) -> None:
+        """Take part, with nothing, in what a failed step has left undone: others wait there.
+
+        Raises:
+            DisagreementError: as by `agree`, which this rank never reached.
+        """
+        if not self._agreed:
+            self.agree(lambda: UNKNOWN, on_device=False)
+        if self._buffers is not None and not self.off:
+            if not self._sent:
+                self._buffers.empty()
+            self._send(self._buffers)
+
     def reduce(
         self, make: Callable[[], tuple[Summary, Sequence[float]]]
     ) -> tuple[Summary, Flags, Exception | None]:
@@ -148,11 +167,19 @@ class Reducer:
         except Exception as error:  # noqa: BLE001  # the others wait for this rank
             failure = error
             buffers.empty()
-        # From here to the last collective nothing of ours is allocated, and nothing may fail.
-        dist.all_reduce(buffers.flat, dist.ReduceOp.SUM, group=self._group)
-        dist.all_reduce(buffers.largest, dist.ReduceOp.MAX, group=self._group)
-        dist.all_gather(buffers.everyone, buffers.mine, group=self._group)
+        self._send(buffers)
         return *buffers.merged(), failure
+
+    def _send(self, buffers: _Buffers) -> None:
+        """The collectives of a step that are not done; between them nothing is allocated."""
+        while self._sent < COLLECTIVES_PER_STEP:
+            self._sent += 1
+            if self._sent == 1:
+                dist.all_reduce(buffers.flat, dist.ReduceOp.SUM, group=self._group)
+            elif self._sent == 2:
+                dist.all_reduce(buffers.largest, dist.ReduceOp.MAX, group=self._group)
+            else:
+                dist.all_gather(buffers.everyone, buffers.mine, group=self._group)
 
 
 class _Buffers:

@@ -31,11 +31,27 @@ def monitors(rank):
         "fails in agree": lambda: Monitor(),
         "fails after the collectives": lambda: Monitor(),
         "cannot have its memory": lambda: Monitor(),
+        "fails before it reduces": lambda: Monitor(),
+        "fails before it agrees": lambda: Monitor(),
+        "cannot reduce": lambda: Monitor(),
         "disabled": lambda: Monitor(),
         "empty": lambda: Monitor(),
         "observes what fits nothing": lambda: Monitor(),
         "alike again": lambda: Monitor(),
     }
+
+
+def failing_once(function):
+    """The function, whose first call raises."""
+    calls = []
+
+    def wrapper(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MemoryError("made by the test")
+        return function(*arguments, **options)
+
+    return wrapper
 
 
 def sabotage(situation, rank, patch, step):
@@ -50,6 +66,12 @@ def sabotage(situation, rank, patch, step):
         patch.setattr(Intake, "take", fail)
     if situation == "fails in agree":
         patch.setattr(Intake, "digest", fail)
+    if situation == "fails before it reduces" and step == 2:
+        patch.setattr(Reducer, "reduce", fail)
+    if situation == "fails before it agrees" and step == 0:
+        patch.setattr(Reducer, "agree", failing_once(Reducer.agree))
+    if situation == "cannot reduce" and step == 0:
+        patch.setattr(Reducer, "__init__", failing_once(Reducer.__init__))
     if situation == "cannot have its memory":
         patch.setattr(module, "_Buffers", fail)
     if situation == "fails after the collectives" and step == 2:
@@ -109,6 +131,8 @@ WITHOUT_ONE = FULL - LP.numel()
         ("other prompts", [OFF] * STEPS),
         ("fails in agree", [OFF] * STEPS),
         ("cannot have its memory", [OFF] * STEPS),
+        ("fails before it agrees", [OFF] * STEPS),
+        ("cannot reduce", [OFF] * STEPS),
         ("fails in its preparation", [RIGHT, RIGHT, (False, WITHOUT_ONE), RIGHT]),
         ("disabled", [(False, WITHOUT_ONE)] * STEPS),
         ("empty", [(True, WITHOUT_ONE)] * STEPS),
@@ -125,6 +149,13 @@ def test_a_rank_that_fails_after_the_collectives_has_no_report_of_that_step_alon
     for rank, situations in enumerate(found):
         said = situations["fails after the collectives"][0]
         expected = (True, None) if rank == 1 else RIGHT
+        assert said == [RIGHT, RIGHT, expected, RIGHT]
+
+
+def test_a_rank_that_fails_before_the_collectives_takes_part_in_them_with_nothing(found):
+    for rank, situations in enumerate(found):
+        said = situations["fails before it reduces"][0]
+        expected = (True, None) if rank == 1 else (False, WITHOUT_ONE)
         assert said == [RIGHT, RIGHT, expected, RIGHT]
 
 
