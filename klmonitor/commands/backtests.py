@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from klmonitor.commands.inputs import add_runs, chosen_rules, load_labels, load_runs
 
 if TYPE_CHECKING:
-    from klmonitor.replay.scoring import Score
-    from klmonitor.replay.series import Recorded
+    from klmonitor.replay.curve import Curve
+    from klmonitor.replay.scoring import Tally
 
 NAME = "backtest"
 SEVERITIES = ("info", "warn", "critical")
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Replay and print; 1 where `--fail-on` says so, 2 where something cannot be read."""
     from klmonitor.replay import replay
-    from klmonitor.replay.scoring import Score, score
+    from klmonitor.replay.scoring import Tally, score
 
     try:
         rules = chosen_rules(args.rules, args.preset)
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(f"klmonitor backtest: {error}\n")
         return 2
     scores = [score(one, replay(one.reports, rules), events, args.since) for one in runs]
-    total = sum(scores, Score())
+    total = sum(scores, Tally())
     show = _print_json if args.json else _print_text
     show(runs, scores, total)
     if args.fail_on is None:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     return int(any(alert.severity in bad for alert in total.false))
 
 
-def _print_text(runs: Sequence[Recorded], scores: Sequence[Score], total: Score) -> None:
+def _print_text(runs: Sequence[Curve], scores: Sequence[Tally], total: Tally) -> None:
     labelled = bool(total.delays)
     for one, found in zip(runs, scores, strict=True):
         print(f"{one.name}: {found.steps} steps, {_count(len(found.alerts), 'alert')}")
@@ -63,11 +63,11 @@ def _print_text(runs: Sequence[Recorded], scores: Sequence[Score], total: Score)
             worse = " got worse" if alert.phase == "worse" else ""
             head = f"step {alert.step:<7} {alert.severity:8} {alert.kind}{worse}"
             print(f"  {head}: {alert.message}{note}")
-    for line in summary(total):
+    for line in say_total(total):
         print(line)
 
 
-def summary(total: Score) -> list[str]:
+def say_total(total: Tally) -> list[str]:
     """What all runs together say."""
     noun = "false alarm" if total.delays else "alert"
     lines = [
@@ -82,7 +82,7 @@ def summary(total: Score) -> list[str]:
     return lines
 
 
-def _print_json(runs: Sequence[Recorded], scores: Sequence[Score], total: Score) -> None:
+def _print_json(runs: Sequence[Curve], scores: Sequence[Tally], total: Tally) -> None:
     from klmonitor.record.rows import alert_to_row
 
     body = {
@@ -102,7 +102,7 @@ def _print_json(runs: Sequence[Recorded], scores: Sequence[Score], total: Score)
     print(json.dumps(body, indent=1, allow_nan=False))
 
 
-def _numbers(found: Score) -> dict[str, Any]:
+def _numbers(found: Tally) -> dict[str, Any]:
     return {
         "steps": found.steps,
         "false_alarms": len(found.false),

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from klmonitor.replay.curve import Curve
     from klmonitor.replay.scoring import Event
-    from klmonitor.replay.series import Recorded
     from klmonitor.report import Row
     from klmonitor.rules import Rules
 
@@ -42,14 +42,14 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_runs(args: argparse.Namespace) -> list[Recorded]:
+def load_runs(args: argparse.Namespace) -> list[Curve]:
     """The runs that `add_runs` names.
 
     Raises:
         ValueError, OSError: one cannot be read.
     """
     from klmonitor.pairs import PAIR_INDEX
-    from klmonitor.replay.series import load_run
+    from klmonitor.replay.curve import load_run
 
     if args.pair not in PAIR_INDEX:
         raise ValueError(f"unknown pair {args.pair!r}: choose from {', '.join(PAIR_INDEX)}")

@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay until it is quiet enough; 1 where no threshold makes it so, 2 on bad input."""
-    from klmonitor.commands.backtests import summary
+    from klmonitor.commands.backtests import say_total
     from klmonitor.replay.tuning import tune
     from klmonitor.rules.file import rules_toml
 
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
         return 2
     notes = [] if args.events else [_assumption(found)]
     notes += [
-        f"before, {found.rules['preset']}: {summary(found.before)[0]}",
-        f"after: {'; '.join(summary(found.after))}",
+        f"before, {found.rules['preset']}: {say_total(found.before)[0]}",
+        f"after: {'; '.join(say_total(found.after))}",
     ]
     if not found.resolved:
         notes.append(

@@ -203,6 +203,7 @@ def alert_to_row(alert: Alert) -> Row:
     row = asdict(alert)
     row["values"] = {key: finite_or_none(value) for key, value in alert.values.items()}
     row["tokens"] = [token_to_row(replace(token, text=None)) for token in alert.tokens]
+    row["kinds"] = list(alert.kinds)
     return row
 
 

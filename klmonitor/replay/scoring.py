@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from klmonitor.replay.series import Recorded
+from klmonitor.replay.curve import Curve
 from klmonitor.report import Alert
 
 WINDOW = 50
@@ -51,7 +51,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Score:
+class Tally:
     """One run, or several together.
 
     Attributes:
@@ -68,9 +68,9 @@ class Score:
     steps: int = 0
     quiet_steps: int = 0
 
-    def __add__(self, other: Score) -> Score:
+    def __add__(self, other: Tally) -> Tally:
         """Two scores as one."""
-        return Score(
+        return Tally(
             self.alerts + other.alerts,
             self.false + other.false,
             self.delays + other.delays,
@@ -100,8 +100,8 @@ class Score:
 
 
 def score(
-    run: Recorded, alerts: Iterable[Alert], events: Sequence[Event] = (), since: int | None = None
-) -> Score:
+    run: Curve, alerts: Iterable[Alert], events: Sequence[Event] = (), since: int | None = None
+) -> Tally:
     """Judge the alerts of one run.
 
     Args:
@@ -121,7 +121,7 @@ def score(
     for event in mine:
         hits = [alert.step for alert in counted if event.concerns(alert)]
         delays.append(min(hits) - event.start if hits else None)
-    return Score(
+    return Tally(
         alerts=tuple(counted),
         false=tuple(a for a in counted if not any(event.concerns(a) for event in mine)),
         delays=tuple(delays),

@@ -22,8 +22,8 @@ from statistics import median
 from typing import Any
 
 from klmonitor.replay import replay
-from klmonitor.replay.scoring import PER, Event, Score, score
-from klmonitor.replay.series import Recorded
+from klmonitor.replay.curve import Curve
+from klmonitor.replay.scoring import PER, Event, Tally, score
 from klmonitor.report import Alert
 from klmonitor.rules import parse_rules
 
@@ -55,15 +55,15 @@ class Proposal:
     """
 
     rules: Mapping[str, Any]
-    before: Score
-    after: Score
+    before: Tally
+    after: Tally
     resolved: bool
     reached: bool
     events: tuple[Event, ...] = ()
 
 
 def tune(
-    runs: Sequence[Recorded],
+    runs: Sequence[Curve],
     rate: float,
     events: Sequence[Event] | None = None,
     since: int | None = None,
@@ -85,9 +85,9 @@ def tune(
         events = [event for run in runs for event in evident(run, replay(run.reports))]
     known = tuple(events)
 
-    def judge(rules: Mapping[str, Any]) -> Score:
+    def judge(rules: Mapping[str, Any]) -> Tally:
         scores = (score(run, replay(run.reports, rules), known, since) for run in runs)
-        return sum(scores, Score())
+        return sum(scores, Tally())
 
     rules: dict[str, Any] = {"preset": "default"}
     steps = judge(rules).quiet_steps
@@ -109,7 +109,7 @@ def tune(
     return Proposal(rules, before, after, resolved, len(after.false) <= allowed, known)
 
 
-def evident(run: Recorded, alerts: Sequence[Alert]) -> list[Event]:
+def evident(run: Curve, alerts: Sequence[Alert]) -> list[Event]:
     """What nobody would call a false alarm: it is critical, or k3 is `EVIDENT` times its past."""
     events: list[Event] = []
     for alert in alerts:
@@ -120,7 +120,7 @@ def evident(run: Recorded, alerts: Sequence[Alert]) -> list[Event]:
     return events
 
 
-def _rise(run: Recorded, alert: Alert) -> float:
+def _rise(run: Curve, alert: Alert) -> float:
     """k3 at an alert over its median in the steps before; 0 where that is not known."""
     mine = [r for r in run.reports if alert.pair in r.pairs and r.step <= alert.step]
     k3 = [r.pairs[alert.pair or ""].k3.mean for r in mine[-1 - BEFORE :]]
@@ -128,14 +128,14 @@ def _rise(run: Recorded, alert: Alert) -> float:
     return k3[-1] / usual if usual > 0 else 0.0
 
 
-def _as_early(found: Score, before: Score) -> bool:
+def _as_early(found: Tally, before: Tally) -> bool:
     """Whether every event that was told is told, and no later."""
     both = zip(found.delays, before.delays, strict=True)
     return all(old is None or (new is not None and new <= old) for new, old in both)
 
 
 def _quieter(
-    rules: Mapping[str, Any], found: Score, spent: Container[str]
+    rules: Mapping[str, Any], found: Tally, spent: Container[str]
 ) -> tuple[str, dict[str, Any]] | None:
     """The loudest kind that has room, and the rules with its threshold a notch higher."""
     thresholds = parse_rules(rules).thresholds

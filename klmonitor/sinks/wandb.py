@@ -39,7 +39,7 @@ RECORD_SECONDS = 0.5
 """What an exit waits for the rows that the page is made of."""
 CAPACITY = 256
 """Reports that may wait once wandb has stalled."""
-PATIENCE = 5.0
+FLUSH_SECONDS = 5.0
 """Seconds that one report may wait for wandb; after that nothing waits until it recovers."""
 MEDIA_EVERY = 50
 """Steps between two histograms, and two tables, where nothing alerts."""
@@ -53,7 +53,7 @@ class WandbSink:
 
     Make it after the trainer's own ``wandb.init``, in the process that logs (rank 0). A call
     returns once wandb has taken the row, so that rows stay in step with the trainer's; if wandb
-    hangs it returns after `PATIENCE` seconds, and then at once.
+    hangs it returns after `FLUSH_SECONDS` seconds, and then at once.
 
     Args:
         run: the run to log to; None: ``wandb.run``, and if there is none, a run of our own. That
@@ -124,7 +124,7 @@ class WandbSink:
         if media:
             self._media_step = report.step
             self._worker.submit(partial(self._log_media, report, self._table_of(report)))
-        self._prompt = self._worker.flush(PATIENCE if self._prompt else 0.0)
+        self._prompt = self._worker.flush(FLUSH_SECONDS if self._prompt else 0.0)
 
     def close(self, timeout: float = 5.0) -> None:
         """Log what waits and the page, within `timeout` seconds; finish a run that we made."""

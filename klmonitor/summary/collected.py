@@ -16,7 +16,7 @@ from torch import Tensor
 
 from klmonitor.pairs import PAIR_INDEX, POLICIES, Pair
 from klmonitor.summary.batch import TokenBatch
-from klmonitor.summary.extremes import Place, RowExtremes, sequence_records
+from klmonitor.summary.extremes import Place, RowExtremes, sequence_rows
 from klmonitor.summary.fields import COLUMN, GRAM, PER_SEQUENCE
 from klmonitor.summary.state import Summary, first_of
 
@@ -91,7 +91,7 @@ class PairCollection:
         # Micro-batches come in order, so among equal keys the earlier place stays first.
         tokens = self.extremes.tokens(self.batch, self.pair, place, top)
         state.tokens[index] = first_of(torch.cat([state.tokens[index], tokens], dim=-2), top, 1)
-        sequences = sequence_records(per_sequence, place, top)
+        sequences = sequence_rows(per_sequence, place, top)
         state.sequences[index] = first_of(torch.cat([state.sequences[index], sequences]), top, 1)
 
 

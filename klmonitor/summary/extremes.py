@@ -99,8 +99,8 @@ class RowExtremes:
             found = first_largest(key, top)
             chosen.append(_fill(flat[found], top, 0))
             keys.append(_fill(key[found], top, -math.inf))
-        records = _records(batch, pair, place, torch.cat(chosen), torch.cat(keys))
-        return records.view(2, top, -1)
+        rows = _rows(batch, pair, place, torch.cat(chosen), torch.cat(keys))
+        return rows.view(2, top, -1)
 
 
 def _fill(values: Tensor, top: int, value: float) -> Tensor:
@@ -117,7 +117,7 @@ def _log_ratio(batch: TokenBatch, pair: Pair, flat: Tensor) -> Tensor:
     return d if batch.mask is None else torch.where(batch.mask[row, column], d, math.nan)
 
 
-def _records(batch: TokenBatch, pair: Pair, place: Place, flat: Tensor, key: Tensor) -> Tensor:
+def _rows(batch: TokenBatch, pair: Pair, place: Place, flat: Tensor, key: Tensor) -> Tensor:
     """[n, TOKEN_FIELDS] for the tokens at flat indices; key -inf: no token."""
     row, column = flat // batch.shape[1], flat % batch.shape[1]
     sequence, position = row, column
@@ -137,13 +137,13 @@ def _records(batch: TokenBatch, pair: Pair, place: Place, flat: Tensor, key: Ten
         unknown if batch.token_ids is None else batch.token_ids[row, column],
         unknown if batch.prompt_ids is None else batch.prompt_ids[sequence],
     )
-    records = torch.stack([field.double() for field in fields], dim=1)
-    nothing = torch.zeros_like(records[0])
+    rows = torch.stack([field.double() for field in fields], dim=1)
+    nothing = torch.zeros_like(rows[0])
     nothing[0] = -math.inf
-    return torch.where(key.unsqueeze(1) > 0, records, nothing)
+    return torch.where(key.unsqueeze(1) > 0, rows, nothing)
 
 
-def sequence_records(per_sequence: Tensor, place: Place, top: int) -> Tensor:
+def sequence_rows(per_sequence: Tensor, place: Place, top: int) -> Tensor:
     """[top, SEQUENCE_FIELDS]: the sequences of largest |S1|.
 
     Args:

@@ -16,8 +16,8 @@ from klmonitor.cli import main
 from klmonitor.record import RecordWriter
 from klmonitor.record.rows import alert_to_row
 from klmonitor.replay import backtest, replay
-from klmonitor.replay.scoring import Event, Score, score, upper
-from klmonitor.replay.series import Recorded, load_run
+from klmonitor.replay.curve import Curve, load_run
+from klmonitor.replay.scoring import Event, Tally, score, upper
 from klmonitor.replay.tuning import evident, tune
 from klmonitor.report import Report
 from klmonitor.rules import RuleSet, parse_rules
@@ -260,7 +260,7 @@ def test_the_bound_is_garwoods(count):
 
 
 runs = st.builds(
-    Recorded,
+    Curve,
     st.just("runs/a"),
     st.sets(st.integers(0, 60), max_size=40).map(
         lambda steps: [Report(step, {}) for step in sorted(steps)]
@@ -300,12 +300,12 @@ def test_scores_add_up(run, raised, labelled, since):
 
 
 def test_a_worsening_belongs_to_the_event_of_its_opening():
-    run = Recorded("a", [Report(step, {}) for step in range(100)])
+    run = Curve("a", [Report(step, {}) for step in range(100)])
     opening = make_alert(12, since=12)
     worse = make_alert(40, since=12, phase="worse")
     judged = score(run, [opening, worse], [Event(10, 20)])
     assert (judged.false, judged.delays) == ((), (2,))
-    assert math.isnan(Score().rate)
+    assert math.isnan(Tally().rate)
 
 
 # --- tuning ----------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def heavy(steps=1500, seed=3):
 def as_run(k3):
     from klmonitor.replay import _reports
 
-    return Recorded("run", list(_reports({"k3/mean": np.asarray(k3)}, "policy_ref")))
+    return Curve("run", list(_reports({"k3/mean": np.asarray(k3)}, "policy_ref")))
 
 
 def test_tuning_raises_the_threshold_that_rings_until_the_rate_is_met():

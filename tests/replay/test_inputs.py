@@ -11,7 +11,7 @@ import pytest
 
 from klmonitor.cli import main
 from klmonitor.record import RecordWriter
-from klmonitor.replay.series import load_run
+from klmonitor.replay.curve import load_run
 from klmonitor.sinks.tensorboard import TensorBoardSink
 from tests.helpers.reports import make_report, small_report
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from klmonitor.pairs import PAIR_INDEX
 from klmonitor.record.mutes import Mute, in_force, mute_from_row, mute_to_row
 from klmonitor.replay import backtest
+from klmonitor.replay.curve import Curve
 from klmonitor.replay.scoring import score
-from klmonitor.replay.series import Recorded
 from klmonitor.rules import describe_rules, parse_rules, settings_to_row
 from klmonitor.rules.mutes import NOT_MUTED, decode, encode, marked
 from klmonitor.rules.table import RULES
@@ -65,7 +65,7 @@ def test_a_mute_in_the_settings_is_replayed_and_counts_for_nothing():
     table = {"limit": {"policy_ref": 0.1}, "mute": [{"kind": "limit", "until_step": 20}]}
     alerts = [a for a in backtest([0.2] + [0.01] * 99 + [0.2], rules=table) if "limit" in a.kinds]
     assert [(alert.step, alert.muted) for alert in alerts] == [(0, True), (100, False)]
-    assert score(Recorded("a", []), alerts).false == (alerts[1],)
+    assert score(Curve("a", []), alerts).false == (alerts[1],)
 
 
 def test_an_alert_is_muted_where_all_that_it_tells_is():

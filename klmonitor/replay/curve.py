@@ -33,7 +33,7 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class Recorded:
+class Curve:
     """One run.
 
     Attributes:
@@ -47,7 +47,7 @@ class Recorded:
 
 def load_run(
     path: str, columns: Mapping[str, str] | None = None, pair: str = "policy_ref"
-) -> Recorded:
+) -> Curve:
     """Read a run.
 
     Args:
@@ -73,7 +73,7 @@ def load_run(
     by_step = {report.step: report for report in reports if report.phase == "train"}
     if not any(report.pairs for report in by_step.values()):
         raise ValueError(f"{path} holds no KL in any of its {len(by_step)} training steps")
-    return Recorded(path, [by_step[step] for step in sorted(by_step)])
+    return Curve(path, [by_step[step] for step in sorted(by_step)])
 
 
 def _only(path: str, places: Sequence[Path], columns: Mapping[str, str], pair: str) -> list[Report]:
