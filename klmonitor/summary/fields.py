@@ -225,10 +225,6 @@ class SummaryConfig:
         """Prompt buckets of one group."""
         return self.prompt_buckets // len(self.all_groups)
 
-    def group_index(self, name: str | None) -> int:
-        """Row of a group; an undeclared name is ``other``."""
-        return self.groups.index(name) if name in self.groups else len(self.groups)
-
     def sum_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of everything that merges by adding."""
         pairs, groups = len(PAIRS), len(self.all_groups)

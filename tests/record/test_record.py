@@ -1,6 +1,5 @@
 import errno
 import json
-import logging
 import math
 import os
 import random
@@ -35,13 +34,10 @@ from klmonitor.record.rows import (
 from klmonitor.report import Alert, ExtremeToken, Report
 from tests.helpers import reports as some
 from tests.helpers.reports import make_alert, make_report, make_token, small_report
+from tests.helpers.warnings import warnings_of
 
 LONG = 60.0
 """Seconds: a wait that only a broken build uses up."""
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 def write(path: Path, *reports: Report) -> RecordWriter:

@@ -35,12 +35,9 @@ from klmonitor.sinks.panels import PANELS, panels_of
 from tests.helpers import reports as some
 from tests.helpers.reports import make_alert, make_report, small_report
 from tests.helpers.wandb_reader import WandbFile, read_wandb
+from tests.helpers.warnings import warnings_of
 
 LONG = 60.0
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 # --- which metrics ---------------------------------------------------------------------------
@@ -823,7 +820,7 @@ def test_rows_of_a_shared_run_have_no_step() -> None:
 def test_a_wandb_that_hangs_holds_up_one_report_only_and_is_used_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(wandb_sink, "PATIENCE", 0.05)
+    monkeypatch.setattr(wandb_sink, "FLUSH_SECONDS", 0.05)
     run = FakeRun()
     sink = WandbSink(run)
     run.hang.clear()
