@@ -16,7 +16,7 @@ import math
 import operator
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -436,6 +436,14 @@ class Monitor(Observer):
             for name, pair in self._numbers(summary, last.phase, advance=False).items()
         }
         return replace(last, pairs=pairs, alerts=())
+
+    def describe(self, pairs: Iterable[str] = ()) -> str:
+        """From when the rules judge each pair, a line each; of `pairs` also before a first step.
+
+        A pair has its baseline in its own time: a step counts that had its tokens.
+        """
+        found = self._rules.standing(pairs)
+        return "\n".join(f"{name}: {standing}" for name, standing in found.items())
 
     # --- life cycle --------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:

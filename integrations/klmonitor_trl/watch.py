@@ -13,6 +13,7 @@ from torch import nn
 from klmonitor.boundary import cause
 from klmonitor.hooks.actions import CHECKPOINT, STOP
 from klmonitor.hooks.options import Options, disabled
+from klmonitor.hooks.progress import bits_of
 from klmonitor.hooks.text import TokenText
 from klmonitor.hooks.watch import OUTERMOST, Watch, everywhere
 from klmonitor.hooks.wraps import Wrap
@@ -105,11 +106,15 @@ class TrainerWatch(Watch):
         unwrap = trainer.accelerator.unwrap_model
         reference = getattr(trainer, "ref_model", None)
         mixed = getattr(trainer.args, "bf16", False) or getattr(trainer.args, "fp16", False)
+        given = self._options.reference
         self.run.begin(
             steps,
             unwrap(trainer.model),
             unwrap(reference) if isinstance(reference, nn.Module) else None,
-            16 if mixed else math.inf,
+            min(
+                16 if mixed else math.inf,
+                bits_of(given) if isinstance(given, nn.Module) else math.inf,
+            ),
         )
         self.run.scores_when_generating = isinstance(self.capture, BatchCapture)
         for callback in trainer.callback_handler.callbacks:

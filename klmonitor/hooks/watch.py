@@ -209,6 +209,7 @@ class Watch:
             else:
                 lines.append(f"  {policy:8}not held: {missing[policy]}")
         lines.append(f"  pairs   {', '.join(self.held) or 'none'}")
+        lines += [f"  judged  {line}" for line in self.monitor.describe(self.held).splitlines()]
         lines += self._penalty.lines()
         lines += [f"  absent: {name}: {what}" for name, what in self.capture.absent().items()]
         lines += [f"  given up: {name}" for name, guard in self.guards.items() if guard.resting]

@@ -159,6 +159,11 @@ class Track:
         self._steps = 0
         self._jump = 0
 
+    @property
+    def steps(self) -> int:
+        """Steps of this pair, since its (new) start."""
+        return self._steps
+
     def read(self, pair: PairReport, run: Mapping[str, float]) -> Reading:
         """One step against the past; changes nothing."""
         k3 = finite(pair["k3/mean"])

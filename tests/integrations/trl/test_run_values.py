@@ -142,7 +142,9 @@ def test_adapters_that_start_trained_are_told_before_the_first_update(
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(model_path)
-    adapted = get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"]))
+    adapted = get_peft_model(
+        base, LoraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"])
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         for name, parameter in adapted.named_parameters():
@@ -179,8 +181,6 @@ def test_a_handful_of_tokens_makes_no_critical_alert(make_trainer, watched_class
     config = {"mask_truncated_completions": True, "max_completion_length": 6, "beta": 0.04}
     run = watched_class(make_trainer(6, **config))
     run.trainer.train()
-    tokens = [
-        report.pairs["policy_ref"].tokens for report in run.reports.values() if report.pairs
-    ]
+    tokens = [report.pairs["policy_ref"].tokens for report in run.reports.values() if report.pairs]
     assert all(count < 64 for count in tokens)
     assert all(alert.severity != "critical" for alert in alerts_of(run))
