@@ -321,10 +321,12 @@ class Monitor(Observer):
 
     def _known(self, run: Mapping[str, Any] | None) -> Mapping[str, float]:
         """What is given of the run; after the first step what cannot be is left out."""
+        if run is None:
+            return {}
         try:
-            return runvalues.checked({} if run is None else run)
-        except (TypeError, ValueError) as error:
-            if self._last_step is None:
+            return runvalues.checked(run)
+        except Exception as error:  # between here and the collectives nothing may be raised
+            if self._last_step is None and isinstance(error, (TypeError, ValueError)):
                 raise
             self._always["step"].caught(error)
             return {}

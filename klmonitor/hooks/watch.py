@@ -126,12 +126,17 @@ class Watch:
     # --- steps -------------------------------------------------------------------------------
     def finish_step(self, step: int) -> None:
         """The optimizer has stepped; collective."""
-        known = {**self.run.values(), **dict.fromkeys(self._asked, 1.0)}
-        self.run.stepped()
+        known = self.guards[OUTERMOST](self._known) or {}
         self.report = self.guards[ALWAYS](self.monitor.step, step, run=known)
         self._decide(self.report)
         if self.text is not None:
             self.text.forget("train")
+
+    def _known(self) -> dict[str, float]:
+        """What is known of the run at the end of a step, and what the one before asked for."""
+        known = self.run.values()
+        self.run.stepped()
+        return {**known, **dict.fromkeys(self._asked, 1.0)}
 
     def _decide(self, report: Report | None) -> None:
         """What alerts ask for is done at once by one process, of several by all at the next step.
@@ -139,17 +144,23 @@ class Watch:
         A rule or a function of the user's may fail on one rank alone: then its alert is told on
         the others only, and what these would do by themselves training's collectives wait for.
         """
+        self._asked = frozenset()
         if report is None:
             return
+        for action in ACTIONS:
+            if report.run_values.get(PREFIX + action) == 1:
+                self._want(action, f"the step before {report.step}")
         told = report.alerts
         asked = self._actions(told, self.guards["action"].always) if told else frozenset()
-        together = world_of(default_ranks()) > 1
-        for action in ACTIONS:
-            if report.run_values.get(PREFIX + action) == 1 if together else action in asked:
-                self._wanted.add(action)
-                which = "the step before " if together else "step "
-                self.say(f"on_alert: {action}, as {which}{report.step} asks for it")
-        self._asked = asked if together else frozenset()
+        if world_of(default_ranks()) > 1:
+            self._asked = asked
+            return
+        for action in sorted(asked):
+            self._want(action, f"step {report.step}")
+
+    def _want(self, action: str, who: str) -> None:
+        self._wanted.add(action)
+        self.say(f"on_alert: {action}, as {who} asks for it")
 
     def wanted(self) -> set[str]:
         """The actions that alerts have asked for since the last time."""
