@@ -16,7 +16,7 @@ import math
 import operator
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from klmonitor.boundary import Boundary, cause, say
 from klmonitor.notify import Notify
+from klmonitor.numbers import runvalues
 from klmonitor.numbers.assemble import ExtraValues, pair_reports
 from klmonitor.numbers.causes import Causes
 from klmonitor.numbers.explain import judged
@@ -59,8 +60,10 @@ from klmonitor.summary.reduce import (
 )
 from klmonitor.summary.state import Summary
 
-N_FLAGS = 3 + len(encode(()))
-"""Of which every rank learns the largest: errors, dropped, inactive, and what is muted."""
+N_MUTES = len(encode(()))
+N_FLAGS = 3 + N_MUTES + len(runvalues.TABLE)
+"""Of which every rank learns the largest: errors, dropped, inactive, what is muted, and values of
+the run."""
 
 
 @dataclass(frozen=True)
@@ -216,21 +219,33 @@ class Monitor(Observer):
         self._intake.merge(part, rank)
 
     # --- out ---------------------------------------------------------------------------------
-    def step(self, step: int, *, phase: str = "train", wait: bool = True) -> Report:
+    def step(
+        self,
+        step: int,
+        *,
+        phase: str = "train",
+        wait: bool = True,
+        run: Mapping[str, Any] | None = None,
+    ) -> Report:
         """Close a step: reduce over the ranks, judge, record. Collective: call on every rank.
 
         Args:
             step: the trainer's step, for records and alerts: whole, and no smaller than the last.
             phase: which observations to close.
             wait: False: start the copy to the host and return the previous step's report.
+            run: what is known of the run, ``{"learning_rate": 1e-6, "beta": 0.04}``; names and
+                meanings are the table of `klmonitor.numbers.runvalues`. Of ranks that give
+                different numbers the largest counts.
 
         Returns:
             The report, the same on every rank; empty where nothing was observed, monitoring is off
             or something failed. Its step is None where there is no result yet (``wait=False``).
 
         Raises:
-            TypeError: at the first call: `step` is no whole number.
+            TypeError: at the first call: `step` is no whole number, or a value of the run none.
+            ValueError: at the first call: a value of the run has an unknown name.
         """
+        known = self._known(run)
         number = self._number(step)
         if self._closed:
             self._after_close()
@@ -238,7 +253,7 @@ class Monitor(Observer):
             return self._nothing(number, phase)
         if self._reducer is not None:
             self._reducer.begin()
-        pending = self._always["step"](self._begin, number, phase)
+        pending = self._always["step"](self._begin, number, phase, known)
         if pending is None:
             self._intake.drop(phase)
             self._always["step"](self._attend)
@@ -248,7 +263,7 @@ class Monitor(Observer):
             found = None if pending is None else self._finish(pending)
         return found or self._nothing(number if wait else None, phase)
 
-    def _begin(self, step: int, phase: str) -> Pending | None:
+    def _begin(self, step: int, phase: str, run: Mapping[str, float]) -> Pending | None:
         """Reduce; whatever fails before the collectives travels as a flag."""
         reducer = self._ready()
         with self._agreeing():
@@ -260,7 +275,8 @@ class Monitor(Observer):
             health = self._health()
             why = health.why
             fares = (float(health.errors), float(health.dropped), float(not health.active))
-            return self._intake.take(phase), (*fares, *encode(self._delivery.mutes))
+            said = *encode(self._delivery.mutes), *runvalues.encode(run)
+            return self._intake.take(phase), (*fares, *said)
 
         summary, flags, failure = reducer.reduce(make)
         if failure is not None:
@@ -302,6 +318,18 @@ class Monitor(Observer):
             run_values=health.values,
             health=health,
         )
+
+    def _known(self, run: Mapping[str, Any] | None) -> Mapping[str, float]:
+        """What is given of the run; after the first step what cannot be is left out."""
+        if run is None:
+            return {}
+        try:
+            return runvalues.checked(run)
+        except Exception as error:  # between here and the collectives nothing may be raised
+            if self._last_step is None and isinstance(error, (TypeError, ValueError)):
+                raise
+            self._always["step"].caught(error)
+            return {}
 
     def _number(self, step: Any) -> int:
         """The step as a whole number; what is none continues from the last one."""
@@ -346,7 +374,8 @@ class Monitor(Observer):
         return self._always["report"](self._report, pending)
 
     def _report(self, pending: Pending) -> Report:
-        summary, (errors, dropped, inactive, *muted, absent) = pending.copy.wait()
+        summary, (errors, dropped, inactive, *said, absent) = pending.copy.wait()
+        muted, run = said[:N_MUTES], runvalues.decode(said[N_MUTES:])
         train = pending.phase == "train"
         why = pending.why or ("a rank sent no summary of this step" if absent else "")
         health = Health(
@@ -359,7 +388,7 @@ class Monitor(Observer):
             phase=pending.phase,
             time=time.time(),
             pairs=pairs,
-            run_values=health.values,
+            run_values={**health.values, **run},
             health=health,
         )
         if not train:
@@ -409,6 +438,14 @@ class Monitor(Observer):
             for name, pair in self._numbers(summary, last.phase, advance=False).items()
         }
         return replace(last, pairs=pairs, alerts=())
+
+    def describe(self, pairs: Iterable[str] = ()) -> str:
+        """From when the rules judge each pair, a line each; of `pairs` also before a first step.
+
+        A pair has its baseline in its own time: a step counts that had its tokens.
+        """
+        found = self._rules.standing(pairs)
+        return "\n".join(f"{name}: {standing}" for name, standing in found.items())
 
     # --- life cycle --------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:

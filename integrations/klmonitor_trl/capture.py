@@ -124,6 +124,7 @@ class BatchCapture(TrainerCapture):
 
     def generation(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Around the function that generates and scores a batch."""
+        self.feed.guards["generation"](self.feed.run.generated)
         started = time.perf_counter()
         output = self._within("generation", original, args, kwargs)
         seconds = time.perf_counter() - started

@@ -16,19 +16,21 @@ import torch
 import torch.distributed as dist
 
 from klmonitor.boundary import Boundary, say
-from klmonitor.hooks.actions import Actions
+from klmonitor.hooks.actions import ACTIONS, Actions
 from klmonitor.hooks.feed import Capture, held_pairs
 from klmonitor.hooks.handle import Handle
 from klmonitor.hooks.objective import Objective, PenaltyRead
 from klmonitor.hooks.options import Options
+from klmonitor.hooks.progress import Progress
 from klmonitor.hooks.text import TokenText
 from klmonitor.hooks.wraps import Wrap
 from klmonitor.monitor import Monitor
 from klmonitor.numbers.buckets import Array
 from klmonitor.numbers.receipt import by_pair
+from klmonitor.numbers.runvalues import PREFIX
 from klmonitor.pairs import POLICIES
 from klmonitor.report import ExtremeToken, Later, Report
-from klmonitor.summary.reduce import communication_device, default_ranks
+from klmonitor.summary.reduce import communication_device, default_ranks, world_of
 
 CAPTURE = ("log-probs", "generation", "loss")
 """Hooks without which numbers are missing or wrong: one given up makes klmonitor/active 0."""
@@ -54,6 +56,7 @@ class Watch:
 
     Attributes:
         monitor: the monitor.
+        run: what the adapter tells of the run, for `Monitor.step`.
         guards: a boundary a hook.
         handle: what the user holds.
         report: the last optimizer step's report.
@@ -83,11 +86,13 @@ class Watch:
         self.wraps: list[Wrap] = []
         self.on_detach: Callable[[], None] = lambda: None
         self.text = text
+        self.run = Progress()
         self._run_dir, self._main, self._pairs = run_dir, main, pairs
         self._objective = objective
         given = by_pair(options.penalty)
         self._penalty = PenaltyRead(given) if given else penalty or PenaltyRead()
         self._actions = Actions(options.on_alert, options.rules)
+        self._asked: frozenset[str] = frozenset()
         self._wanted: set[str] = set()
         self.monitor = Monitor(
             run_dir=run_dir,
@@ -121,14 +126,41 @@ class Watch:
     # --- steps -------------------------------------------------------------------------------
     def finish_step(self, step: int) -> None:
         """The optimizer has stepped; collective."""
-        self.report = self.guards[ALWAYS](self.monitor.step, step)
-        if self.report is not None and self.report.alerts:
-            wanted = self._actions(self.report.alerts, self.guards["action"].always)
-            self._wanted |= wanted
-            for action in sorted(wanted):
-                self.say(f"on_alert: {action}, as step {step} asks for it")
+        known = self.guards[OUTERMOST](self._known) or {}
+        self.report = self.guards[ALWAYS](self.monitor.step, step, run=known)
+        self._decide(self.report)
         if self.text is not None:
             self.text.forget("train")
+
+    def _known(self) -> dict[str, float]:
+        """What is known of the run at the end of a step, and what the one before asked for."""
+        known = self.run.values()
+        self.run.stepped()
+        return {**known, **dict.fromkeys(self._asked, 1.0)}
+
+    def _decide(self, report: Report | None) -> None:
+        """What alerts ask for is done at once by one process, of several by all at the next step.
+
+        A rule or a function of the user's may fail on one rank alone: then its alert is told on
+        the others only, and what these would do by themselves training's collectives wait for.
+        """
+        self._asked = frozenset()
+        if report is None:
+            return
+        for action in ACTIONS:
+            if report.run_values.get(PREFIX + action) == 1:
+                self._want(action, f"the step before {report.step}")
+        told = report.alerts
+        asked = self._actions(told, self.guards["action"].always) if told else frozenset()
+        if world_of(default_ranks()) > 1:
+            self._asked = asked
+            return
+        for action in sorted(asked):
+            self._want(action, f"step {report.step}")
+
+    def _want(self, action: str, who: str) -> None:
+        self._wanted.add(action)
+        self.say(f"on_alert: {action}, as {who} asks for it")
 
     def wanted(self) -> set[str]:
         """The actions that alerts have asked for since the last time."""
@@ -188,6 +220,7 @@ class Watch:
             else:
                 lines.append(f"  {policy:8}not held: {missing[policy]}")
         lines.append(f"  pairs   {', '.join(self.held) or 'none'}")
+        lines += [f"  judged  {line}" for line in self.monitor.describe(self.held).splitlines()]
         lines += self._penalty.lines()
         lines += [f"  absent: {name}: {what}" for name, what in self.capture.absent().items()]
         lines += [f"  given up: {name}" for name, guard in self.guards.items() if guard.resting]

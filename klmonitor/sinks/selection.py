@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from klmonitor.numbers.metrics import CORE, NAMES
+from klmonitor.numbers.runvalues import PREFIX, TABLE
 from klmonitor.pairs import PAIRS
 from klmonitor.report import Report
 
@@ -20,6 +21,7 @@ RUN_CORE = frozenset({"kl/alerts"})
 RUN_NAMES = (
     "kl/alerts",
     *(f"klmonitor/{name}" for name in ("active", "errors", "dropped", "rule_errors")),
+    *(PREFIX + name for name in TABLE),
 )
 """What belongs to the run."""
 EVAL_CORE = frozenset(name for name in CORE if name.endswith(("/mean", "/se")))

@@ -55,6 +55,19 @@ def test_the_spike_is_found_and_nothing_before_it(spike):
     assert "do first" in done.stdout
 
 
+def test_one_event_is_one_alert_with_continuations(spike):
+    directory, _ = spike
+    told = [a for a in rows(directory / "klmonitor" / "alerts.jsonl") if a["phase"] != "end"]
+    opening, *later = told
+    assert opening["phase"] == "open"
+    assert {"spike", "surge"} <= set(opening["kinds"])
+    assert later, "it goes on"
+    assert {alert["phase"] for alert in later} == {"worse"}
+    assert {alert["since"] for alert in told} == {opening["step"]}
+    said = [kind for alert in told for kind in alert["kinds"]]
+    assert len(said) == len(set(said)), "no kind is told twice"
+
+
 def test_the_record_has_a_row_a_step(spike):
     directory, _ = spike
     record = rows(directory / "klmonitor" / "steps.jsonl")
