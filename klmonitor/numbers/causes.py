@@ -25,6 +25,7 @@ from klmonitor.numbers.causewords import (
     says_context,
     says_cut,
     says_end,
+    says_lone,
     says_sequences,
     says_shift,
     says_stale,
@@ -33,7 +34,7 @@ from klmonitor.numbers.causewords import (
 )
 from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.evidence import Evidence, Z, evidence_of, oldest
-from klmonitor.numbers.impossible import impossible
+from klmonitor.numbers.impossible import FILLER, impossible
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.sums import StepSums
 from klmonitor.report import Cause, PairReport
@@ -96,7 +97,8 @@ class Causes:
 def _suspect(step: StepSums, i: int) -> bool:
     """Whether any count of what cannot be is not 0 (the extreme tokens are looked at then)."""
     counts = [step.signatures[i, SIGNATURE[name]] for name in _IMPOSSIBLE]
-    return bool(np.any(counts)) or step.policy_count("positive")[i] > 0
+    far = step.maxima[i].max() > -FILLER
+    return bool(np.any(counts) or far) or step.policy_count("positive")[i] > 0
 
 
 _IMPOSSIBLE = ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")
@@ -124,8 +126,8 @@ def _other_context(e: Evidence) -> bool:
 
 def _end_off(end: str) -> Callable[[Evidence], bool]:
     def holds(e: Evidence) -> bool:
-        beyond = e[end] - e["middle"]
-        return e.mismatch and e[end] > 8 * e["middle"] and beyond > max(0.1, 5 * e[f"{end}_se"])
+        beyond, error = e[end] - e["middle"], e[f"{end}_se"]
+        return e.mismatch and e[end] > 8 * e["middle"] and beyond > 0.1 and beyond > 5 * error
 
     return holds
 
@@ -139,6 +141,13 @@ def _other_tokens(e: Evidence) -> bool:
     others_fit = e["up"] + e["down"] < 0.6 and abs(e.numbers.get("log_ratio/p50", 1.0)) < ASIDE
     some = far >= max(0.01 * n, 5) and far > 4 * near
     return e.mismatch and some and others_fit and here_and_there and e["d_z"] < -5
+
+
+def _garbled(e: Evidence) -> bool:
+    """Most are hardly possible to the trainer, and its log-probs go with the engine's no more."""
+    n, far = (e.numbers.get(name, math.nan) for name in ("tokens", "log_ratio/le_-2"))
+    lost = e["gap"] < -0.1 and e["gap_z"] < -5
+    return e.mismatch and lost and far > 0.1 * n and e["qp"] < ALIKE and e["d_z"] < -5
 
 
 def _argmax(e: Evidence) -> bool:
@@ -158,7 +167,7 @@ def _cut(e: Evidence) -> bool:
 
 def _temperature(e: Evidence) -> bool:
     most = e["up"] + e["down"] > 0.1  # not the slope of a few odd tokens
-    return e.mismatch and most and e.significant("slope", 0.025)
+    return e.mismatch and most and not e["qp"] < ALIKE and e.significant("slope", 0.025)
 
 
 def _surprised(e: Evidence) -> bool:
@@ -181,9 +190,14 @@ def _stale(e: Evidence) -> bool:
 
 
 def _coarse_or_stale(e: Evidence) -> bool:
-    return e.mismatch and e["gap"] - e["d"] > COARSE
+    """Of the tokens at large: over the last steps, and now without those that dominate."""
+    dominated = e.numbers.get("dominance/k3/level", 0.0) >= 1
+    now = e.numbers.get("k3/mean_without_top" if dominated else "k3/mean", math.inf)
+    return e.mismatch and e["gap"] - e["d"] > COARSE and not now <= COARSE
 
 
+ALIKE = 0.7
+"""Correlation of two policies' log-probs within sequences: of other tokens' it is near 0."""
 SURE = 100.0
 """Tokens beside the nearly sure ones that should have come: enough to tell none from few."""
 COARSE = 0.02
@@ -203,6 +217,7 @@ RULES: tuple[CauseRule, ...] = (
     ),
     CauseRule("shift", _shift, says_shift),
     CauseRule("shift", _other_context, says_context),
+    CauseRule("empty sequences", _end_off("lone"), says_lone),
     CauseRule("first token", _end_off("first"), says_end("first")),
     CauseRule("last token", _end_off("last"), says_end("last")),
     CauseRule(
@@ -216,6 +231,13 @@ RULES: tuple[CauseRule, ...] = (
         _other_tokens,
         says("the engine and the trainer do not score the same tokens: some are nearly "
               "impossible to {p}, the others fit (tokenised again, or ids replaced)"),
+    ),
+    CauseRule(
+        "other tokens",
+        _garbled,
+        says("the engine and the trainer do not score the same tokens: {p} finds them hardly "
+              "possible, and its log-probs do not go with those of {q} (tokenised again, ids "
+              "replaced, or rows of another batch)"),
     ),
     CauseRule("stale", _stale, says_stale),
     CauseRule("sequences", lambda e: bool(e.carriers.text), says_sequences),

@@ -253,8 +253,9 @@ class Track:
             self._gaps[0].append(gap)
             self._gaps[1].append(error**2)
         if not math.isnan(reading.k1.value):
+            error = finite(reading["k1/sequence_se"])
             self._signs[0].append(reading.k1.value)
-            self._signs[1].append(reading.k1.se**2)
+            self._signs[1].append((reading.k1.se if math.isnan(error) else error) ** 2)
 
     def _take_k3(self, k3: float, score: Score, moved: bool) -> None:
         self._steps += 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -44,6 +45,22 @@ class World:
     prompts: NDArray[np.int64]
     completions: int
     length: int
+
+    @cached_property
+    def trainer(self) -> Array:
+        """[contexts, V] the trainer's log-probs, nats."""
+        return log_softmax(self.logits)
+
+    @cached_property
+    def referred(self) -> Array:
+        """[contexts, V] the reference's."""
+        return log_softmax(self.reference)
+
+    @cached_property
+    def entropy(self) -> Array:
+        """[contexts] of the trainer's policy, nats."""
+        found: Array = -(np.exp(self.trainer) * self.trainer).sum(-1)
+        return found
 
 
 @dataclass(frozen=True)
@@ -108,15 +125,16 @@ def step(rng: Generator, at: World, engine: Engine) -> Step:
     if at.noise:
         served = served + rng.normal(0, at.noise, served.shape)
     sampled = engine.samples(rng, at, served)
-    scored = sampled if engine.scores is engine.samples else engine.scores(rng, at, served)
-    token = _drawn(rng, log_softmax(sampled), context)
-    trainer = log_softmax(at.logits)
-    entropy = -(np.exp(trainer) * trainer).sum(-1)
+    drawn_from = log_softmax(sampled)
+    token = _drawn(rng, drawn_from, context)
+    scored = drawn_from
+    if engine.scores is not engine.samples:
+        scored = log_softmax(engine.scores(rng, at, served))
     found = Step(
-        rollout=log_softmax(scored)[context, token],
-        old=trainer[context, token],
-        ref=log_softmax(at.reference)[context, token],
-        entropy=entropy[context],
+        rollout=scored[context, token],
+        old=at.trainer[context, token],
+        ref=at.referred[context, token],
+        entropy=at.entropy[context],
         prompt=prompt,
     )
     return engine.arrives(rng, found)
