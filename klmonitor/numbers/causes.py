@@ -124,10 +124,10 @@ def _other_context(e: Evidence) -> bool:
     return abs(e["context_z"]) >= Z and abs(e["gap_z"]) >= Z and abs(e["gap"]) > 0.05
 
 
-def _end_off(end: str) -> Callable[[Evidence], bool]:
+def _end_off(end: str, errors: float = 5.0) -> Callable[[Evidence], bool]:
     def holds(e: Evidence) -> bool:
         beyond, error = e[end] - e["middle"], e[f"{end}_se"]
-        return e.mismatch and e[end] > 8 * e["middle"] and beyond > 0.1 and beyond > 5 * error
+        return e.mismatch and e[end] > 8 * e["middle"] and beyond > 0.1 and beyond > errors * error
 
     return holds
 
@@ -144,17 +144,21 @@ def _other_tokens(e: Evidence) -> bool:
 
 
 def _garbled(e: Evidence) -> bool:
-    """Most are hardly possible to the trainer, and its log-probs go with the engine's no more."""
+    """Log-probs that do not go with each other: of other tokens, or of another place."""
+    apart = e["up"] + e["down"] > 0.6 and e["gap"] - e["d"] > 10 * COARSE
     n, far = (e.numbers.get(name, math.nan) for name in ("tokens", "log_ratio/le_-2"))
-    lost = e["gap"] < -0.1 and e["gap_z"] < -5
-    return e.mismatch and lost and far > 0.1 * n and e["qp"] < ALIKE and e["d_z"] < -5
+    lost = e["gap"] < -0.1 and e["gap_z"] < -5 and far > 0.1 * n and e["d_z"] < -5
+    return e.mismatch and apart and (e["qp"] < UNLIKE or (lost and e["qp"] < ALIKE))
 
 
 def _argmax(e: Evidence) -> bool:
-    """Q is never the lower one, and by more than a cut leaves."""
-    n, far = (e.numbers.get(k, math.nan) for k in ("tokens", "log_ratio/le_-2"))
-    many = e["down"] > 0.05 and far >= max(0.005 * n, 5)
-    return e.mismatch and e["up"] == 0 and many and e["gap_z"] < -Z
+    """Q is never the lower one but for noise, and by moderate amounts, more than a cut leaves."""
+    above, near, far, very = (
+        e.numbers.get(f"log_ratio/{k}", math.nan) for k in ("ge_1", "le_-1", "le_-2", "le_-5")
+    )
+    many = e["down"] > 0.05 and far >= max(0.005 * e.numbers.get("tokens", math.nan), 5)
+    one_side = e["up"] <= 0.1 * e["down"] and above == 0 and not very > near / 3
+    return e.mismatch and one_side and many and e["gap_z"] < -Z
 
 
 def _reference(e: Evidence) -> bool:
@@ -196,12 +200,13 @@ def _coarse_or_stale(e: Evidence) -> bool:
     return e.mismatch and e["gap"] - e["d"] > COARSE and not now <= COARSE
 
 
-ALIKE = 0.7
+ALIKE, UNLIKE = 0.7, 0.3
 """Correlation of two policies' log-probs within sequences: of other tokens' it is near 0."""
 SURE = 100.0
 """Tokens beside the nearly sure ones that should have come: enough to tell none from few."""
-COARSE = 0.02
-"""Nats of k3 that noise of .1 on an engine's logits, more than 16 bits make, does not reach."""
+COARSE = 0.01
+"""Nats of k3 that noise of .1 on an engine's logits, more than 16 bits make, does not reach; the
+norm of the pair (`rollout_info` of the alert limit)."""
 
 
 def _not_q(e: Evidence) -> bool:
@@ -217,7 +222,7 @@ RULES: tuple[CauseRule, ...] = (
     ),
     CauseRule("shift", _shift, says_shift),
     CauseRule("shift", _other_context, says_context),
-    CauseRule("empty sequences", _end_off("lone"), says_lone),
+    CauseRule("empty sequences", _end_off("lone", 3.0), says_lone),
     CauseRule("first token", _end_off("first"), says_end("first")),
     CauseRule("last token", _end_off("last"), says_end("last")),
     CauseRule(
@@ -235,9 +240,9 @@ RULES: tuple[CauseRule, ...] = (
     CauseRule(
         "other tokens",
         _garbled,
-        says("the engine and the trainer do not score the same tokens: {p} finds them hardly "
-              "possible, and its log-probs do not go with those of {q} (tokenised again, ids "
-              "replaced, or rows of another batch)"),
+        says("the engine and the trainer do not score the same tokens: {p}'s log-probs do not go "
+              "with those of {q}, their correlation is {qp:.2f} (tokenised again, ids replaced, "
+              "rows of another batch)"),
     ),
     CauseRule("stale", _stale, says_stale),
     CauseRule("sequences", lambda e: bool(e.carriers.text), says_sequences),

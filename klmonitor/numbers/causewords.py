@@ -69,9 +69,8 @@ def says_temperature(e: Evidence) -> str:
     colder, warmer = (e.q, e.p) if e["slope"] < 0 else (e.p, e.q)
     return (
         f"sampled and scored at different temperatures: the log-probs of {colder} are sharper than "
-        f"those of {warmer} ({e['slope_z']:+.0f} errors; "
-        f"T between {_temperature_at(slope):.2g} and {_temperature_at(slope / 2):.2g} where the "
-        "other has 1)"
+        f"those of {warmer} ({e['slope_z']:+.0f} errors; T below {_temperature_at(slope / 2):.2g} "
+        f"where the other has 1, {_temperature_at(slope):.2g} if contexts' constants hide half)"
     )
 
 
@@ -115,5 +114,7 @@ def says_stale(e: Evidence) -> str:
 
 
 def says(text: str) -> Callable[[Evidence], str]:
-    """A sentence with the places ``q``, ``p``, ``k3``, ``gap`` and ``z``."""
-    return lambda e: text.format(q=e.q, p=e.p, k3=e["gap"] - e["d"], gap=e["gap"], z=e["gap_z"])
+    """A sentence with the places ``q``, ``p``, ``k3``, ``gap``, ``z`` and ``qp``."""
+    return lambda e: text.format(
+        q=e.q, p=e.p, k3=e["gap"] - e["d"], gap=e["gap"], z=e["gap_z"], qp=e["qp"]
+    )

@@ -12,7 +12,7 @@ import numpy as np
 
 from klmonitor.numbers.student import normal_deviate
 from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
-from klmonitor.rules.track import SIGNED, Reading
+from klmonitor.rules.track import SIGNED, Reading, sign_error
 from klmonitor.rules.words import dominating, heaviest, name_tokens, nats
 
 TOGETHER = 5
@@ -84,7 +84,7 @@ def k1_negative(reading: Reading, limits: Thresholds) -> Finding | None:
 
 def _negative_at_once(reading: Reading, limits: Thresholds) -> Finding | None:
     """One step, or the last few together, whose k1 is so far below 0 that no more are needed."""
-    error = reading["k1/sequence_se"]
+    error = sign_error(reading.pair)
     if reading["on_policy"] == 0 or not (error > 0 and reading["k1/mean"] < -limits["nats"]):
         return None
     means, squares = (earlier[1 - TOGETHER :] for earlier in reading.signs)

@@ -255,6 +255,23 @@ def other_sequences(share: float = 0.03) -> Engine:
     return replace(clean(), arrives=arrives)
 
 
+def ids_replaced(share: float = 0.03) -> Engine:
+    """The trainer scores another token here and there: one that it finds hardly possible."""
+
+    def arrives(rng: Generator, found: Step) -> Step:
+        old = found.old.copy()
+        other = rng.random(old.shape) < share
+        old[other] -= 5 + rng.exponential(3.0, int(other.sum()))
+        return replace(found, old=old)
+
+    return replace(clean(), arrives=arrives)
+
+
+def rows_moved() -> Engine:
+    """The engine's log-probs come in another order of the sequences."""
+    return replace(clean(), arrives=lambda rng, s: replace(s, rollout=np.roll(s.rollout, 1, 0)))
+
+
 ENGINES: Mapping[str, tuple[str, Engine]] = {
     "clean": ("", clean()),
     "the reference": ("reference", serves_reference()),
@@ -281,5 +298,8 @@ ENGINES: Mapping[str, tuple[str, Engine]] = {
     "placeholder": ("placeholder", placeholder()),
     "other sequences": ("sequences", other_sequences()),
     "stale, versions told": ("stale", stale(0.3, versions=3)),
+    "stale, not told": ("coarse or stale", stale(0.3)),
+    "ids replaced": ("other tokens", ids_replaced()),
+    "rows of others": ("other tokens", rows_moved()),
 }
 """Name -> the cause that is right, and the engine."""

@@ -162,8 +162,9 @@ def _impossible(q: Tensor, p: Tensor, mask: Tensor) -> tuple[Sums, Tensor]:
     """Counts of what is no log-prob, and the tokens that are left: [P, R, C]."""
     if q.is_cpu and _ordinary(q) and _ordinary(p):  # all of this is 0
         return {}, mask.expand_as(q)
-    huge_q, huge_p = mask & (q.abs() >= SENTINEL), mask & (p.abs() >= SENTINEL)
-    usable = mask & (p - q).isfinite() & ~huge_q & ~huge_p
+    far_q, far_p = mask & (q.abs() >= SENTINEL), mask & (p.abs() >= SENTINEL)
+    usable = mask & (p - q).isfinite() & ~far_q & ~far_p
+    huge_q, huge_p = far_q & q.isfinite(), far_p & p.isfinite()
     counted = {
         "zero_q": usable & (q == 0) & (p < PLACEHOLDER),
         "zero_p": usable & (p == 0) & (q < PLACEHOLDER),
