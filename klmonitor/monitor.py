@@ -27,6 +27,7 @@ from klmonitor.notify import Notify
 from klmonitor.numbers import runvalues
 from klmonitor.numbers.assemble import ExtraValues, pair_reports
 from klmonitor.numbers.causes import Causes
+from klmonitor.numbers.cliprange import ClipRange
 from klmonitor.numbers.explain import judged
 from klmonitor.numbers.receipt import by_pair
 from klmonitor.numbers.running import Running
@@ -103,6 +104,7 @@ class Monitor(Observer):
         extra_values: ExtraValues | None = None,
         annotate: Annotate | None = None,
         penalty: Penalty | Mapping[str, Penalty] | None = None,
+        clip_range: Sequence[float] | None = None,
     ) -> None:
         """Set up; nothing is collective yet.
 
@@ -129,6 +131,8 @@ class Monitor(Observer):
             annotate: gives extreme tokens, seen in a phase, their text for the record.
             penalty: the KL term of the objective, of ``policy_ref`` if no pair is named; its
                 receipt is in ``penalty/*`` (docs/penalty.md).
+            clip_range: bounds of the ratio policy / old that the objective clips to, (low, high),
+                such as (0.8, 1.28); a third is the most where the advantage is negative.
 
         Raises:
             ValueError: a setting cannot work; the message names it and the remedy.
@@ -142,7 +146,9 @@ class Monitor(Observer):
         self._running = Running(half_life)
         self._causes = Causes()
         self._group = process_group
-        self._extra_values = extra_values
+        self._extra_values = (
+            extra_values if clip_range is None else ClipRange(clip_range, extra_values)
+        )
         self.penalties = by_pair(penalty)
         self._workers: list[str] = []
         self._health_of: dict[str, Health] = {}

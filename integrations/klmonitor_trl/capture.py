@@ -215,6 +215,7 @@ class BatchCapture(TrainerCapture):
             prompt_ids=prompts,
             group=inputs.get(RIDER + "group"),
             entropy=None if "old" in policies else self._entropy,  # it is the policy's own
+            advantages=advantages_of(inputs),
         )
 
     def _policy(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -258,3 +259,9 @@ def entropies_of(result: Any, log_probs: Tensor) -> Tensor | None:
     if not isinstance(found, Tensor) or found.shape != log_probs.shape:
         return None
     return found.detach()
+
+
+def advantages_of(inputs: Mapping[str, Any]) -> Tensor | None:
+    """The advantages of a micro-batch, [B] or [B, T], where TRL passes them to the loss."""
+    found = inputs.get("advantages")
+    return found.detach() if isinstance(found, Tensor) and found.is_floating_point() else None

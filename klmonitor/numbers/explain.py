@@ -144,11 +144,16 @@ def _gap(pair: PairReport) -> str:
     gap, z = pair["gap"], pair["gap_z"]
     if not gap_fails(pair.values):
         return ""
-    why = "q has collapsed or was cut (top-p, top-k)" if gap < 0 else "the sampler was another one"
+    q, p = pair.name.split("_")
+    what = f"the tokens were hardly drawn from {q}"
+    likely = "the sampler was another one"
+    if gap < 0:
+        what = f"{min(-gap, 1.0):.2g} of {p}'s mass lies where {q} hardly samples"
+        likely = f"{q} has collapsed or was cut (top-p, top-k)"
+    why = "" if pair.cause.text else f"; likely {likely}"
     return (
-        f"the tokens were hardly drawn from {pair.name.split('_')[0]}: mean(k3) - mean(k1) = "
-        f"{gap:.3g}, {z:.1f} standard errors from its expectation 0; likely {why} "
-        f"[docs/estimators.md]"
+        f"{what}: mean(k3) - mean(k1) = {gap:.3g}, {z:.1f} standard errors from its expectation 0"
+        f"{why} [docs/estimators.md]"
     )
 
 

@@ -153,6 +153,14 @@ def _sequence_ess(t: StepSums) -> Array:
     return ratio(of("ratio") ** 2, of("sequences") * of("ratio2"))
 
 
+def _unclipped(name: str, t: StepSums) -> Array:
+    return t.where(t.signs.sum("weighed") > 0, t.signs.sum(name))
+
+
+def _unclipped_of(name: str, of: str, t: StepSums) -> Array:
+    return ratio(_unclipped(name, t), _unclipped(of, t))
+
+
 def _by_probability(number: int) -> list[Metric]:
     edges = ("0", *(f"{edge:g}" for edge in PROBABILITIES), "1")
     inside = f"{edges[number]} <= q(x) < {edges[number + 1]}"
@@ -315,6 +323,14 @@ METRICS: tuple[Metric, ...] = (
            "raw importance ratios below the range that the trainer clips to, whatever the sign of "
            "the advantage; the edge to 0.8 %"),
     Metric("clip/high", "share", "#(r > 1 + epsilon) / N", "above it, likewise"),
+    Metric("unclipped/tokens", "tokens", "#(A < 0, r >= 10)",
+           "tokens of old_policy whose ratio no clipping of PPO's kind bounds, where "
+           "observe(advantages=) gave A", partial(_unclipped, "unclipped")),
+    Metric("unclipped/share", "share", "sum of their |A| r / sum |A| r",
+           "how much of the loss's weight they hold; r is 10 at most where A > 0",
+           partial(_unclipped_of, "unclipped_loss", "loss")),
+    Metric("unclipped/ratio", "ratio", "exp(mean d) of these", "how far they are from old",
+           lambda t: np.exp(_unclipped_of("unclipped_d", "unclipped", t))),
 )
 # fmt: on
 

@@ -19,10 +19,12 @@ from klmonitor.rules.signed import K1_EXCURSION, K1_NEGATIVE
 from klmonitor.rules.silence import NO_DATA
 from klmonitor.rules.spikes import SHIFT, SPIKE, SURGE
 from klmonitor.rules.start import IDENTICAL, NEGATIVE_PENALTY, NONZERO_START
+from klmonitor.rules.unclipped import UNCLIPPED
 
 RULES: tuple[Rule, ...] = (
     IMPOSSIBLE,
     NONFINITE,
+    UNCLIPPED,
     NEGATIVE_PENALTY,
     NONZERO_START,
     IDENTICAL,

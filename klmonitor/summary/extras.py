@@ -21,10 +21,12 @@ class Extras:
     Attributes:
         entropy: [B, T] (or [1, N] packed) of the trainer's policy at each position, nats.
         lag: int64 [sequences], weight updates since the weights that sampled.
+        advantages: [B, T] (or [1, N] packed) of each token.
     """
 
     entropy: Tensor | None = None
     lag: Tensor | None = None
+    advantages: Tensor | None = None
 
 
 class Versions:
@@ -90,3 +92,29 @@ def checked_entropy(entropy: TensorLike | None, batch: TokenBatch) -> Tensor | N
             "pass the entropy of every token's position, sliced alike"
         )
     return moved(found, batch.device)
+
+
+def checked_advantages(advantages: TensorLike | None, batch: TokenBatch) -> Tensor | None:
+    """Advantages in the batch's layout: of tokens as they are, of sequences spread over them.
+
+    Raises:
+        ValueError: they are neither one a sequence nor one a token.
+        TypeError: they are no floats.
+    """
+    if advantages is None:
+        return None
+    found = as_tensor("advantages", advantages)
+    if not found.is_floating_point():
+        raise TypeError(f"advantages have dtype {found.dtype}: pass floats")
+    found = moved(found.detach(), batch.device)
+    packed = batch.segments is not None
+    if packed and tuple(found.shape) == (batch.shape[1],):
+        return found.unsqueeze(0)
+    if tuple(found.shape) == (batch.n_sequences,):
+        return found[batch.segments].unsqueeze(0) if packed else found[:, None].expand(batch.shape)
+    if tuple(found.shape) != batch.shape:
+        raise ValueError(
+            f"advantages have shape {list(found.shape)} but log-probs have {list(batch.shape)}: "
+            "pass one a sequence, or one a token sliced alike"
+        )
+    return found

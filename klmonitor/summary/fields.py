@@ -106,6 +106,10 @@ HIGH = 0.5
 """Nats: a log-prob above it is far above 0; one token of it is no rounding."""
 ASIDE = 0.01
 """Nats: a d further from 0 has a side."""
+END_OFF = 0.1
+"""Nats: a first or last token of a larger |d| is off."""
+CERTAIN = 1e-3
+"""Nats: a log-prob nearer to 0 is that of a token that had to come."""
 SURE = 0.15
 """Nats: at an entropy below it one token has at least .96 of the probability."""
 LAGS = ("lag0", "lag1", "lag2", "lag3")
@@ -118,9 +122,10 @@ SIGNATURE_RATIOS = (
     "shift",  # q(t) p(t-1) - p(t) q(t-1), by (q^2 + p^2) / 2, within sequences
     "context",  # the same of d (log q + log p) / 2 in the place of log q, by its square
     "who",  # (log q - log ref)^2 - (log q - log p)^2, by token
-    "first",  # |d| of the first token of a sequence
+    "first",  # |d| of the first token of a sequence of two and more
     "last",  # and of its last
     "middle",  # and of the others
+    "lone",  # and of the only token of a sequence
     *LAGS,  # k3, by token, of sequences of that lag
 )
 """Ratios of two sums over sequences; five sums each tell the ratio and its error."""
@@ -158,6 +163,14 @@ SIGNATURE_SUMS = (
     "ratio",  # sum of the sequences' ratios
     "ratio2",  # and of their squares
     "largest",  # sum over sequences of their largest token k3
+    "first_off",  # sequences whose first token has |d| > END_OFF
+    "last_off",  # and whose last has
+    "lone_off",  # and whose only one has
+    "weighed",  # of old_policy, over all tokens: whose advantage A is known
+    "loss",  # sum of |A| r, where A > 0 with r of FAR_RATIO at most
+    "unclipped",  # A < 0 and r >= FAR_RATIO
+    "unclipped_loss",  # |A| r of these
+    "unclipped_d",  # and their d
     *(f"{what}_{i}" for what in ("n", "abs", "left") for i in range(len(PROBABILITIES) + 1)),
 )
 """Sums over tokens or sequences; ``n_i``, ``abs_i``, ``left_i``: by bin of q(x) its tokens, their
@@ -167,6 +180,8 @@ SIGNATURES = (
     *(f"{ratio}/{what}" for ratio in SIGNATURE_RATIOS for what in RATIO_SUMS),
 )
 SIGNATURE = {name: i for i, name in enumerate(SIGNATURES)}
+FAR_RATIO = 10.0
+"""A token's ratio policy / old that no clipping meant to allow."""
 SEQUENCE_RATIO = 3.0
 """A sequence's ratio from which it is far from 1."""
 

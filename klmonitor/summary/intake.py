@@ -13,9 +13,15 @@ from torch import Tensor
 
 from klmonitor.boundary import Boundary, HealthLog, say
 from klmonitor.pairs import POLICIES, Pair, default_pairs, parse_pairs
-from klmonitor.summary import signatures
+from klmonitor.summary import signatures, unclipped
 from klmonitor.summary.batch import TensorLike, TokenBatch, build, log_probs_of, moved
-from klmonitor.summary.extras import Extras, Version, Versions, checked_entropy
+from klmonitor.summary.extras import (
+    Extras,
+    Version,
+    Versions,
+    checked_advantages,
+    checked_entropy,
+)
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import SummaryConfig
 from klmonitor.summary.parts import PHASES, MergedParts, Part, digest_of
@@ -30,6 +36,7 @@ class Known:
     entropy: TensorLike | None = None
     version: Version = None
     current_version: int | None = None
+    advantages: TensorLike | None = None
 
 
 NOTHING_KNOWN = Known()
@@ -133,6 +140,7 @@ class Intake:
         extras = Extras(
             checked_entropy(known.entropy, batch),
             self._versions.lag(known.version, known.current_version, batch),
+            checked_advantages(known.advantages, batch),
         )
         pairs = self._pairs_of(batch)
         state = self._states.get(phase)
@@ -146,6 +154,7 @@ class Intake:
             groups=self._rows_of(group, batch),
         )
         self._taken[phase] = signatures.add(state, batch, pairs, extras, self._taken[phase])
+        unclipped.add(state, batch, pairs, extras.advantages)
         self._micro_batches[phase] += 1
         self._checked = True
         self.seen.update(batch.log_probs)

@@ -58,6 +58,7 @@ class Observer:
         entropy: TensorLike | None = None,
         version: Version = None,
         current_version: int | None = None,
+        advantages: TensorLike | None = None,
         **log_probs: TensorLike | None,
     ) -> None:
         """Add one micro-batch; never synchronises with the device.
@@ -77,6 +78,7 @@ class Observer:
                 `old` where it is given, else of `policy`, under the temperature of its log-probs.
             version: the number of weight updates in the weights that sampled, one integer or [B].
             current_version: the trainer's; None: the largest version seen.
+            advantages: of each sequence, [B], or of each token, same layout.
 
         Raises:
             ValueError: at the first call: shapes, masks or layouts do not fit.
@@ -90,7 +92,7 @@ class Observer:
             "cu_seqlens": cu_seqlens,
             "sequence_ids": sequence_ids,
         }
-        known = Known(entropy, version, current_version)
+        known = Known(entropy, version, current_version, advantages)
         arguments = (log_probs, layout, prompt_ids, group, phase, known)
         if self._observed:
             self._boundary(self._add, *arguments)

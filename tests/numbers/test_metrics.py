@@ -23,7 +23,7 @@ QUANTILES = ("p0.1", "p1", "p50", "p99", "p99.9")
 ELSEWHERE = {
     # rules, running numbers and input checks have tests of their own
     *("spike/z", "best"),
-    *(name for name in NAMES if name.startswith(("penalty/", "clip/"))),
+    *(name for name in NAMES if name.startswith(("penalty/", "clip/", "unclipped/"))),
     *(f"{k}/running_{what}" for k in ("k1", "k2", "k3") for what in ("mean", "var")),
     *("nonfinite", "positive_logp", "zero_logp", "low_precision"),
     *(f"dominance/{k}/{what}" for k in ("k1", "k3") for what in ("level", "tokens", "v", "j")),
