@@ -140,7 +140,7 @@ class Monitor(Observer):
         self._causes = Causes()
         self._group = process_group
         self._extra_values = extra_values
-        self.penalties = by_pair(penalty)
+        self.penalties = self._intake.penalties = by_pair(penalty)
         self._workers: list[str] = []
         self._health_of: dict[str, Health] = {}
         self._pending: Pending | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
@@ -49,6 +50,7 @@ def pair_reports(
         penalty = penalties.get(pair)
         if penalty is not None:
             values |= receipt(penalty, step, i)
+            penalty = replace(penalty, beta=values["penalty/beta"])
         found[pair] = PairReport(
             pair,
             values,
