@@ -214,6 +214,7 @@ class BatchCapture(TrainerCapture):
             prompt_ids=prompts,
             group=inputs.get(RIDER + "group"),
             entropy=None if "old" in policies else self._entropy,  # it is the policy's own
+            advantages=inputs.get("advantages"),
         )
 
     def _policy(self, inputs: Mapping[str, Any]) -> Tensor:

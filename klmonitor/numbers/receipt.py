@@ -127,6 +127,7 @@ def _of_tokens(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
         if on_policy or penalty.ratio is None:
             mean = _sums(penalty, step, pair, tokens, c)[0] / n
             found["penalty/pull"] = penalty.beta * mean
+            found["penalty/top_d"] = float(tokens.d[np.argmax(np.abs(c))])
             found["penalty/top_share"] = _top_share(np.abs(c), tokens.weight, most_tokens_k1(n))
         dead, far = (c == 0) & (tokens.d != 0), tokens.weight * np.abs(tokens.d)
         found["penalty/dead_share"] = _share(tokens, dead)

@@ -29,6 +29,7 @@ RECEIPT: tuple[tuple[str, str, str, str], ...] = (
      "tokens that the KL term pulls the wrong way"),
     ("penalty/top_share", "share", "sum_o |c| / sum |c|",
      "share of the pull that the tokens of largest |c| hold, clip(N / 400, 1, 10) of them"),
+    ("penalty/top_d", "nats", "d of the token of largest |c|", "exact: it is an extreme token"),
     ("penalty/overruled", "share", "#(|beta c| > |A rho|, A c > 0) / #(A != 0)",
      "tokens that the KL term moves against their reward, where observe(advantages=) gave it; "
      "of a term in the loss"),

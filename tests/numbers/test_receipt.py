@@ -51,6 +51,7 @@ def plain(penalty, d):
         "penalty/beta": penalty.beta,
         "penalty/pull": penalty.beta * c.mean(),
         "penalty/top_share": size[:m].sum() / size.sum(),
+        "penalty/top_d": d.flat[np.argmax(np.abs(c))],
         "penalty/dead_share": np.mean((c == 0) & (t != 0)),
         "penalty/dead_pull": np.abs(t[c == 0]).sum() / np.abs(t).sum(),
         "penalty/opposite_share": np.mean(c * t < 0),
@@ -124,7 +125,7 @@ def test_one_token_may_carry_the_pull():
 
 
 SHARES = {"penalty/dead_share", "penalty/dead_pull", "penalty/opposite_share"}
-C_IS_KNOWN = {"penalty/pull", "penalty/top_share"}
+C_IS_KNOWN = {"penalty/pull", "penalty/top_share", "penalty/top_d"}
 WEIGHT = {"penalty/effective_beta", "penalty/effective_beta_se"}
 
 
