@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from klmonitor.boundary import Boundary, cause, say
 from klmonitor.notify import Notify
 from klmonitor.numbers.assemble import ExtraValues, pair_reports
@@ -59,8 +61,8 @@ from klmonitor.summary.reduce import (
 )
 from klmonitor.summary.state import Summary
 
-N_FLAGS = 3 + len(encode(()))
-"""Of which every rank learns the largest: errors, dropped, inactive, and what is muted."""
+N_FLAGS = 4 + len(encode(()))
+"""Of which every rank learns the largest: errors, dropped, inactive, an adapter's offer, mutes."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Monitor(Observer):
     """Watches the KL of one training run; `observe` is the `Observer`'s.
 
     Attributes:
+        offer: a number of an adapter's own that travels with each step's flags; agreed: the largest
+            of all ranks' at the last step.
         penalties: pair -> the KL term that the objective has on it.
     """
 
@@ -141,6 +145,7 @@ class Monitor(Observer):
         self._group = process_group
         self._extra_values = extra_values
         self.penalties = self._intake.penalties = by_pair(penalty)
+        self.offer = self.agreed = -math.inf
         self._workers: list[str] = []
         self._health_of: dict[str, Health] = {}
         self._pending: Pending | None = None
@@ -207,6 +212,10 @@ class Monitor(Observer):
         if self._enabled:
             self._always["a worker's part"](self._add_part, part)
 
+    def add_audit(self, pair: str, sums: Tensor) -> None:
+        """Add what logits told of a pair (`klmonitor.summary.audited`) to the present step."""
+        self._intake.add_audit(pair, sums)
+
     def _add_part(self, data: bytes) -> None:
         part = unpack(data, self._intake.config)
         if part.worker not in self._workers:
@@ -259,7 +268,12 @@ class Monitor(Observer):
             nonlocal why
             health = self._health()
             why = health.why
-            fares = (float(health.errors), float(health.dropped), float(not health.active))
+            fares = (
+                float(health.errors),
+                float(health.dropped),
+                float(not health.active),
+                self.offer,
+            )
             return self._intake.take(phase), (*fares, *encode(self._delivery.mutes))
 
         summary, flags, failure = reducer.reduce(make)
@@ -346,7 +360,8 @@ class Monitor(Observer):
         return self._always["report"](self._report, pending)
 
     def _report(self, pending: Pending) -> Report:
-        summary, (errors, dropped, inactive, *muted, absent) = pending.copy.wait()
+        summary, (errors, dropped, inactive, offered, *muted, absent) = pending.copy.wait()
+        self.agreed = offered
         train = pending.phase == "train"
         why = pending.why or ("a rank sent no summary of this step" if absent else "")
         health = Health(

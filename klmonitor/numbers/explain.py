@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection
 from dataclasses import replace
 
-from klmonitor.numbers.receiptwords import told
+from klmonitor.numbers.receiptwords import audit_line, told
 from klmonitor.numbers.student import interval
 from klmonitor.numbers.verdicts import gap_fails, unresolved, verdict
 from klmonitor.report import ExtremeToken, PairReport
@@ -59,6 +59,7 @@ def findings(pair: PairReport) -> list[str]:
         _dominated(pair, "k1"),
         _dominated(pair, "k3"),
         _pull(pair),
+        audit_line(pair),
         _gap(pair),
         _precision(pair),
         _cancellation(pair),

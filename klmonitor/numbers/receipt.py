@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from klmonitor.numbers.buckets import EDGES, MIDDLES
 from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.dominance import most_tokens_k1
-from klmonitor.numbers.receiptrows import RowSums, of_audit, of_rows
+from klmonitor.numbers.receiptrows import RowSums, of_rows
 from klmonitor.numbers.sums import KEY, StepSums
 from klmonitor.pairs import parse_pairs
 from klmonitor.penalty import Penalty
@@ -102,7 +102,7 @@ def receipt(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
     rows = RowSums(step.pulls[pair])
     penalty = replace(penalty, beta=rows.beta(penalty.beta))
     found = of_rows(rows, penalty.beta) | _of_tokens(penalty, step, pair)
-    return {"penalty/beta": penalty.beta, **found, **of_audit(rows, penalty.beta)}
+    return {"penalty/beta": penalty.beta, **found}
 
 
 def _of_tokens(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:

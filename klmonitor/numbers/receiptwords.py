@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from klmonitor.numbers.dominance import most_tokens_k1
 from klmonitor.report import PairReport
 
@@ -21,7 +23,7 @@ def told(pair: PairReport) -> str:
 
 def measured(pair: PairReport) -> str:
     """What a step's tokens make of the term: how strong, on how many, through how few of them."""
-    parts = [_weight(pair), _dead(pair), _largest(pair), _overruled(pair)]
+    parts = [_weight(pair), _exactly(pair), _dead(pair), _largest(pair), _overruled(pair)]
     return ", ".join(part for part in parts if part)
 
 
@@ -36,12 +38,37 @@ def _weight(pair: PairReport) -> str:
     if not beta:
         return ""
     effective = pair["penalty/effective_beta"]
-    if effective != effective:  # noqa: PLR0124  # nan
+    if math.isnan(effective):
         return ""
     times = round(effective / beta, 2) + 0.0
     error = abs(pair["penalty/effective_beta_se"] / beta)
     doubt = ", with tails too heavy for this to be the gradient's" if heavy(pair) and error else ""
     return f"in the space of tokens it pulls {times:.2f} +- {error:.1g} times beta{doubt}"
+
+
+def _exactly(pair: PairReport) -> str:
+    """The same in the space of logits, where an audit looked."""
+    beta, effective = pair["penalty/beta"], pair["audit/effective_beta"]
+    if not beta or math.isnan(effective):
+        return ""
+    return (
+        f"exactly, in the logits of {pair['audit/positions']:.0f} positions, "
+        f"{effective / beta:.2f} times (cosine {pair['audit/cosine']:.2f})"
+    )
+
+
+def audit_line(pair: PairReport) -> str:
+    """The exact KL of an audit beside k1 of the same positions; empty where there was none."""
+    n = pair["audit/positions"]
+    if not n > 0:
+        return ""
+    exact, k1 = (
+        f"{pair[f'audit/{name}']:.3g} +- {pair[f'audit/{name}_se']:.1g}" for name in ("kl", "k1")
+    )
+    return (
+        f"exact KL at {n:.0f} positions: {exact} nats, where k1 of their tokens is {k1} "
+        "[docs/penalty.md]"
+    )
 
 
 def _dead(pair: PairReport) -> str:

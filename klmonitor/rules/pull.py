@@ -102,7 +102,7 @@ PULL_DEAD = Rule(
     kind="pull_dead",
     judge=pull_dead,
     thresholds={"share": 0.1, "tokens": 5},
-    means="a clamp in the loss has no derivative beyond its limit: the penalty lets go of the worst",
+    means="a clamp in the loss has no derivative beyond its limit: it lets go of the worst tokens",
     action=(
         "take the clamp off, or give its tokens a gradient (straight-through; rho times k3, rho "
         "differentiated; k1 in the reward)"

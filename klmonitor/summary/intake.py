@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from klmonitor.boundary import Boundary, HealthLog, say
-from klmonitor.pairs import POLICIES, Pair, default_pairs, parse_pairs
+from klmonitor.pairs import PAIR_INDEX, POLICIES, Pair, default_pairs, parse_pairs
 from klmonitor.penalty import Penalty
 from klmonitor.summary import pulls, signatures
 from klmonitor.summary.batch import TensorLike, TokenBatch, build, log_probs_of, moved
@@ -25,7 +25,7 @@ from klmonitor.summary.extras import (
     checked_entropy,
 )
 from klmonitor.summary.extremes import Place
-from klmonitor.summary.fields import SummaryConfig
+from klmonitor.summary.fields import AUDIT_SUMS, SummaryConfig
 from klmonitor.summary.parts import PHASES, MergedParts, Part, digest_of
 from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary
@@ -168,6 +168,13 @@ class Intake:
         self._micro_batches[phase] += 1
         self._checked = True
         self.seen.update(batch.log_probs)
+
+    def add_audit(self, pair: str, sums: Tensor) -> None:
+        """Add sums of audit positions, [AUDIT_SUMS], to the present training step."""
+        state = self._states.get("train")
+        if state is None:
+            state = self._states["train"] = self._empty(torch.device("cpu"), None)
+        state.pulls[PAIR_INDEX[pair], -len(AUDIT_SUMS) :] += sums.to(state.device)
 
     def _batch(
         self,

@@ -80,7 +80,7 @@ class Observer:
             version: the number of weight updates in the weights that sampled, one integer or [B].
             current_version: the trainer's; None: the largest version seen.
             advantages: of each sequence, [B], or of each token, same layout.
-            beta: weight of the KL term on this micro-batch, where it changes; None: its `Penalty`'s.
+            beta: weight of the KL term here, where it changes; None: its `Penalty`'s.
 
         Raises:
             ValueError: at the first call: shapes, masks or layouts do not fit.

@@ -163,7 +163,9 @@ def test_packed_tokens_have_the_advantages_of_their_sequences():
     lengths = mask.sum(1)
     packed = {name: torch.tensor(x[mask]) for name, x in log_probs.items()}
     monitor.observe(
-        **packed, cu_seqlens=torch.tensor([0, *lengths.cumsum()]), advantages=torch.tensor(advantages)
+        **packed,
+        cu_seqlens=torch.tensor([0, *lengths.cumsum()]),
+        advantages=torch.tensor(advantages),
     )
     pair = monitor.step(1).pairs["policy_ref"]
     names = ("overruled", "overruled_lost", "paid", "reward", "effective_beta")

@@ -74,7 +74,7 @@ def test_k3_in_the_reward_that_pushes_away_is_told():
         return np.log(np.where(rng.random((64, 64)) < 0.25, 2.2, 0.6))
 
     penalty = Penalty("k3", "reward", beta=0.05)
-    (alert,), report = raised(penalty, skewed)
+    (alert,), _ = raised(penalty, skewed)
     assert (alert.kind, alert.severity) == ("pull_reversed", "warn")
     assert alert.values["effective_beta"] < 0
     assert alert.values["effective_beta"] + 4 * alert.values["se"] < 0
