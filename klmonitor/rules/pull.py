@@ -31,7 +31,7 @@ def pull_dead(reading: Reading, limits: Thresholds) -> Finding | None:
         level=WARN,
         message=(
             f"the KL term pulls {count(dead, 'token')} of {pair.tokens:.0f} not at all, those that "
-            f"strayed furthest: {lost:.0%} of what the reverse KL would pull; it is {told(pair)}"
+            f"strayed furthest: {lost:.0%} of what the reverse KL would pull; the term is {pair.penalty}"
         ),
         values={"dead_share": pair["penalty/dead_share"], "dead_pull": lost},
     )
@@ -60,7 +60,7 @@ def pull_dominated(reading: Reading, limits: Thresholds) -> Finding | None:
         message += f"; {name_tokens(tokens)}"
     return Finding(
         level=WARN,
-        message=f"{message}; it is {told(pair)}",
+        message=f"{message}; the term is {pair.penalty}",
         values={"top_share": share},
         tokens=tokens,
     )
@@ -92,7 +92,7 @@ def pull_reversed(reading: Reading, limits: Thresholds) -> Finding | None:
         message=(
             f"the KL term pushes away from the reference: its effective beta is {effective:.2g} +- "
             f"{pair['penalty/effective_beta_se']:.1g} at k3 = {nats(pair['k3/mean'])}, beta is "
-            f"{beta:g}; it is {told(pair)}"
+            f"{beta:g}; the term is {pair.penalty}"
         ),
         values={"effective_beta": effective, "se": pair["penalty/effective_beta_se"]},
     )

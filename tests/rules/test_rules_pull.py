@@ -46,7 +46,7 @@ def test_a_clamp_that_lets_go_of_what_strayed_is_told_once():
     d = draw(np.random.default_rng(5))
     assert lost == pytest.approx(20 * 8 / np.abs(d).sum(), rel=1e-2)
     assert "pulls 20 tokens of 2048 not at all" in alert.message
-    assert "it is 0.04 x k3 in the loss, clamped at 3" in alert.message
+    assert "the term is 0.04 x k3 in the loss, clamped at 3" in alert.message
     assert raised(Penalty("k3", clamp=3.0, straight_through=True), draw)[0] == []
     assert raised(Penalty("k3", clamp=10.0), draw)[0] == []
     assert raised(Penalty("k3", clamp=3.0), with_far(noise(0.1), 4, -8.0))[0] == []
@@ -78,7 +78,7 @@ def test_k3_in_the_reward_that_pushes_away_is_told():
     assert (alert.kind, alert.severity) == ("pull_reversed", "warn")
     assert alert.values["effective_beta"] < 0
     assert alert.values["effective_beta"] + 4 * alert.values["se"] < 0
-    assert "beta is 0.05; it is 0.05 x k3 in the reward" in alert.message
+    assert "beta is 0.05; the term is 0.05 x k3 in the reward" in alert.message
     assert raised(Penalty("k1", "reward", beta=0.05), skewed)[0] == []
     assert raised(Penalty("k3", beta=0.05), skewed)[0] == []
     assert raised(Penalty("k3", "reward", beta=-0.05), skewed)[0] == []
