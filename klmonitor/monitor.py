@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ from klmonitor.penalty import Penalty
 from klmonitor.record import RecordWriter
 from klmonitor.record.mutes import in_force
 from klmonitor.record.notices import Notice
-from klmonitor.record.runfile import PENALTY
+from klmonitor.record.runfile import PENALTY, TERMS
 from klmonitor.report import Health, PairReport, Report
 from klmonitor.rules import Judgement, RuleSet, settings_to_row
 from klmonitor.rules.file import load_rules
@@ -161,8 +161,11 @@ class Monitor(Observer):
         if self._enabled and rank_of(self._ranks()) == 0:
             record = None
             if run_dir is not None:
-                terms = {pair: str(term) for pair, term in self.penalties.items()}
-                known = {PENALTY: terms} if terms else {}
+                known = {
+                    PENALTY: {pair: str(term) for pair, term in self.penalties.items()},
+                    TERMS: {pair: asdict(term) for pair, term in self.penalties.items()},
+                }
+                known = known if self.penalties else {}
                 record = RecordWriter(
                     Path(run_dir),
                     {"groups": list(self._intake.config.groups), **known, **(meta or {})},

@@ -9,7 +9,7 @@ so it is told once in a thousand steps.
 from __future__ import annotations
 
 from klmonitor.numbers.dominance import most_tokens_k1
-from klmonitor.numbers.receiptwords import heavy, told
+from klmonitor.numbers.receiptwords import heavy
 from klmonitor.report import ExtremeToken, PairReport
 from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
@@ -31,7 +31,8 @@ def pull_dead(reading: Reading, limits: Thresholds) -> Finding | None:
         level=WARN,
         message=(
             f"the KL term pulls {count(dead, 'token')} of {pair.tokens:.0f} not at all, those that "
-            f"strayed furthest: {lost:.0%} of what the reverse KL would pull; the term is {pair.penalty}"
+            f"strayed furthest: {lost:.0%} of what the reverse KL would pull; the term is "
+            f"{pair.penalty}"
         ),
         values={"dead_share": pair["penalty/dead_share"], "dead_pull": lost},
     )

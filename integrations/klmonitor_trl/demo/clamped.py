@@ -24,13 +24,15 @@ def clamped(limit: float) -> type[GRPOTrainer]:
             return found
 
         def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-            beta, self.beta = self.beta, 0.0
+            beta = float(vars(self)["beta"])
+            self.beta = 0.0
             try:
                 loss: torch.Tensor = super()._compute_loss(model, inputs)
             finally:
                 self.beta = beta
             d, mask = inputs["ref_per_token_logps"] - self._last, inputs["completion_mask"]
             k3 = (torch.expm1(d) - d).clamp(max=limit)
-            return loss + beta * (k3 * mask).sum() / mask.sum()
+            found: torch.Tensor = loss + beta * (k3 * mask).sum() / mask.sum()
+            return found
 
     return ClampedGRPOTrainer

@@ -15,7 +15,6 @@ from klmonitor.report import Alert, Report
 from klmonitor_trl.demo.scenarios import SCENARIOS, Scenario
 from klmonitor_trl.demo.screen import Screen, make_screen
 
-
 AUDIT_EVERY = 50
 """Optimizer steps."""
 
