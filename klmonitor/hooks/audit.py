@@ -81,7 +81,8 @@ class Audit(Generic[Batch]):
         self._positions, self._rows, self._temperature = positions, rows, temperature
         self._main, self._seed, self._say = main, seed, say
         self._last = 0
-        self._cost = 0.0
+        self._cost = self._spent = 0.0
+        self._told = False
         self._step_seconds = math.nan
         self._ended = math.nan
 
@@ -115,7 +116,7 @@ class Audit(Generic[Batch]):
         if found:
             sums = audit_sums(torch.cat(found, dim=1), places[:, 0])
             self._monitor.add_audit(self._pair, sums)
-        self._cost = time.perf_counter() - started
+        self._cost = self._spent = time.perf_counter() - started
         self.seconds += self._cost
         self.passes += 1
 
@@ -130,10 +131,8 @@ class Audit(Generic[Batch]):
     def before_step(self) -> None:
         """What this rank sends with the step's collective."""
         now = time.perf_counter()
-        took, self._ended = now - self._ended, now
-        if self._cost:
-            took -= self._cost
-        usual = self._step_seconds
+        took, self._ended = now - self._ended - self._spent, now
+        self._spent, usual = 0.0, self._step_seconds
         self._step_seconds = took if math.isnan(usual) else usual + MEMORY * (took - usual)
         self._monitor.offer = float(self._wanted()) if self._main else -math.inf
 
@@ -141,15 +140,16 @@ class Audit(Generic[Batch]):
         """The step of the next audit, so that they take no more than their share."""
         if not self._cost:
             return self.next or 0
+        if not self._step_seconds > 0:  # the first step of all: what one takes is not known
+            return self._last + self.every
         cost, self._cost = self._cost, 0.0
-        known = self._step_seconds > 0
-        interval = max(self.every, math.ceil(cost / (SHARE * self._step_seconds))) if known else 0
-        interval = max(interval, self.every)
-        self.share = cost / (interval * self._step_seconds) if known else math.nan
-        if self.passes == 1:
+        interval = max(self.every, math.ceil(cost / (SHARE * self._step_seconds)))
+        self.share = cost / (interval * self._step_seconds)
+        if not self._told:
+            self._told = True
             self._say(
-                f"the first audit took {1e3 * cost:.0f} ms; one in {interval} steps is "
-                f"{self.share:.1%} of the training time (audit_every = {self.every})"
+                f"an audit took {1e3 * cost:.0f} ms; one in {interval} steps is {self.share:.1%} "
+                f"of the training time (audit_every = {self.every})"
             )
         return self._last + interval
 
