@@ -18,9 +18,11 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import Tensor
 
 from klmonitor.boundary import Boundary, cause, say
 from klmonitor.notify import Notify
@@ -37,7 +39,7 @@ from klmonitor.penalty import Penalty
 from klmonitor.record import RecordWriter
 from klmonitor.record.mutes import in_force
 from klmonitor.record.notices import Notice
-from klmonitor.record.runfile import PENALTY
+from klmonitor.record.runfile import PENALTY, TERMS
 from klmonitor.report import Health, PairReport, Report
 from klmonitor.rules import Judgement, RuleSet, settings_to_row
 from klmonitor.rules.file import load_rules
@@ -62,9 +64,9 @@ from klmonitor.summary.reduce import (
 from klmonitor.summary.state import Summary
 
 N_MUTES = len(encode(()))
-N_FLAGS = 3 + N_MUTES + len(runvalues.TABLE)
-"""Of which every rank learns the largest: errors, dropped, inactive, what is muted, and values of
-the run."""
+N_FLAGS = 4 + N_MUTES + len(runvalues.TABLE)
+"""Of which every rank learns the largest: errors, dropped, inactive, an adapter's offer, what is
+muted, and values of the run."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Monitor(Observer):
     """Watches the KL of one training run; `observe` is the `Observer`'s.
 
     Attributes:
+        offer: a number of an adapter's own that travels with each step's flags; agreed: the largest
+            of all ranks' at the last step.
         penalties: pair -> the KL term that the objective has on it.
     """
 
@@ -149,7 +153,8 @@ class Monitor(Observer):
         self._extra_values = (
             extra_values if clip_range is None else ClipRange(clip_range, extra_values)
         )
-        self.penalties = by_pair(penalty)
+        self.penalties = self._intake.penalties = by_pair(penalty)
+        self.offer = self.agreed = -math.inf
         self._workers: list[str] = []
         self._health_of: dict[str, Health] = {}
         self._pending: Pending | None = None
@@ -165,8 +170,11 @@ class Monitor(Observer):
         if self._enabled and rank_of(self._ranks()) == 0:
             record = None
             if run_dir is not None:
-                terms = {pair: str(term) for pair, term in self.penalties.items()}
-                known = {PENALTY: terms} if terms else {}
+                known = {
+                    PENALTY: {pair: str(term) for pair, term in self.penalties.items()},
+                    TERMS: {pair: asdict(term) for pair, term in self.penalties.items()},
+                }
+                known = known if self.penalties else {}
                 record = RecordWriter(
                     Path(run_dir),
                     {"groups": list(self._intake.config.groups), **known, **(meta or {})},
@@ -215,6 +223,10 @@ class Monitor(Observer):
         """
         if self._enabled:
             self._always["a worker's part"](self._add_part, part)
+
+    def add_audit(self, pair: str, sums: Tensor) -> None:
+        """Add what logits told of a pair (`klmonitor.summary.audited`) to the present step."""
+        self._intake.add_audit(pair, sums)
 
     def _add_part(self, data: bytes) -> None:
         part = unpack(data, self._intake.config)
@@ -280,7 +292,12 @@ class Monitor(Observer):
             nonlocal why
             health = self._health()
             why = health.why
-            fares = (float(health.errors), float(health.dropped), float(not health.active))
+            fares = (
+                float(health.errors),
+                float(health.dropped),
+                float(not health.active),
+                self.offer,
+            )
             said = *encode(self._delivery.mutes), *runvalues.encode(run)
             return self._intake.take(phase), (*fares, *said)
 
@@ -380,7 +397,8 @@ class Monitor(Observer):
         return self._always["report"](self._report, pending)
 
     def _report(self, pending: Pending) -> Report:
-        summary, (errors, dropped, inactive, *said, absent) = pending.copy.wait()
+        summary, (errors, dropped, inactive, offered, *said, absent) = pending.copy.wait()
+        self.agreed = offered
         muted, run = said[:N_MUTES], runvalues.decode(said[N_MUTES:])
         train = pending.phase == "train"
         why = pending.why or ("a rank sent no summary of this step" if absent else "")

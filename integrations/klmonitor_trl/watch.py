@@ -20,6 +20,7 @@ from klmonitor.hooks.wraps import Wrap
 from klmonitor.report import Report
 from klmonitor.sinks import select
 from klmonitor_trl import describe
+from klmonitor_trl.audit import audit_of
 from klmonitor_trl.capture import BatchCapture
 from klmonitor_trl.feed import TrainerCapture, TrainerFeed
 from klmonitor_trl.kinds import capture_for, kind_of, watched_pairs
@@ -93,6 +94,11 @@ class TrainerWatch(Watch):
                 self.monitor, self.guards, text, pairs, run=self.run, trainer=trainer
             )
             self.capture = capture_for(trainer, kind, feed, options, self._reference)
+            self.audit = audit_of(
+                trainer, kind, options, self.monitor, main=self._main, say=self.say
+            )
+            if isinstance(self.capture, BatchCapture):
+                self.capture.audit = self.audit
             wanted = {**self.capture.wraps(), "log": self._log}
             self.wraps = [Wrap(trainer, name, around) for name, around in wanted.items()]
             self.warn_of_absent()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from klmonitor.dashboard.heat import ROWS, heat_columns
+from klmonitor.dashboard.pull import curves
 from klmonitor.numbers.explain import with_verdict
 from klmonitor.record.notices import Notice
 from klmonitor.record.rows import (
@@ -24,6 +25,7 @@ from klmonitor.record.rows import (
     token_from_row,
     token_to_row,
 )
+from klmonitor.record.runfile import PENALTY, TERMS
 from klmonitor.report import Alert, ExtremeToken, PairReport, Row
 from klmonitor.rules.spikes import SPIKE
 
@@ -34,7 +36,7 @@ SHOWN = frozenset(
         *(f"log_ratio/{q}" for q in ("p0.1", "p1", "p25", "p50", "p75", "p99", "p99.9")),
         *(f"dominance/{k}/{what}" for k in ("k1", "k3") for what in ("top_share", "level")),
         *("outliers/k1", "outliers/k3", "outliers/rate", "spike/z"),
-        *("sequence/k1", "sequence/k3", "tokens", "sequences"),
+        *("sequence/k1", "sequence/k3", "tokens", "sequences", "penalty/dead_share"),
     )
 )
 """Metrics that the page draws, beside ``group/*``."""
@@ -227,7 +229,8 @@ class RunColumns:
             return None
         mine = tuple(token for token in self.tokens_at(self.steps[row]) if token.pair == pair)
         open_kinds = self._open.get(self.steps[row], {}).get(pair, ())
-        return with_verdict(PairReport(pair, values, extremes=mine), open_kinds)
+        term = str(self.meta.get(PENALTY, {}).get(pair, ""))
+        return with_verdict(PairReport(pair, values, extremes=mine, penalty=term), open_kinds)
 
     def spike_threshold(self) -> Row:
         """``z`` of the spike rule in scales, None where it was off, and whether that is `known`.
@@ -259,9 +262,10 @@ class RunColumns:
             pair.settle()
         return {
             "name": self.name,
-            "meta": {str(key): _text(value) for key, value in self.meta.items()},
+            "meta": {str(k): _text(v) for k, v in self.meta.items() if k != TERMS},
             "starts": self.starts,
             "spike": self.spike_threshold(),
+            "pull": curves(self.meta.get(TERMS)),
             "generation": self.generation,
             "rows": rows,
             "steps": pack("d", self.steps[rows:]),

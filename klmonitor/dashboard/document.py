@@ -16,6 +16,7 @@ from typing import Any
 from klmonitor.dashboard.assets import SCRIPTS, STYLES, text_of
 from klmonitor.dashboard.columns import NOTICE, RunColumns
 from klmonitor.dashboard.source import Source, overview
+from klmonitor.record.runfile import TERMS
 from klmonitor.rules import describe_rules
 
 DETAILED_STEPS = 2000
@@ -66,7 +67,7 @@ def summary(run: RunColumns) -> str:
         lines += ["", "Notices:", *(f"  {a['kind']}, {_message(a)}" for a in notices)]
     lines += ["", "Worst steps, by mean k3 in nats per token:"]
     lines += [f"  {pair}: step {step}, k3 {value:.4g}" for pair, step, value in worst]
-    settings = ", ".join(f"{key} = {value}" for key, value in run.meta.items())
+    settings = ", ".join(f"{key} = {value}" for key, value in run.meta.items() if key != TERMS)
     lines += ["", f"Settings: {settings or 'none were recorded'}"]
     if run.starts:
         rules = run.starts[-1].get("rules")

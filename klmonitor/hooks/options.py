@@ -32,6 +32,10 @@ class Options:
             table of these by kind and severity (see `klmonitor.hooks.actions`).
         penalty: the KL term of the objective, as `Monitor` takes it; None: what the trainer's
             options tell of it.
+        audit_every: look at logits of policy and reference at some positions every so many
+            optimizer steps, for the exact KL and the exact pull of the KL term; 50 is
+            recommended. None: never.
+        audit_positions: how many, on each rank.
         strict: raise errors of the monitor into training instead of counting them; not those of the
             text of tokens, which is made on the record's thread.
     """
@@ -50,6 +54,8 @@ class Options:
     notify: Any = None
     on_alert: Any = None
     penalty: Any = None
+    audit_every: int | None = None
+    audit_positions: int = 64
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -59,6 +65,13 @@ class Options:
                 f"reference_every = {self.reference_every}: it counts generation batches, "
                 "give 1 or more"
             )
+        if self.audit_every is not None and self.audit_every < 1:
+            raise ValueError(
+                f"audit_every = {self.audit_every}: it counts optimizer steps, give 1 or more, or "
+                "None for no audit"
+            )
+        if self.audit_positions < 1:
+            raise ValueError(f"audit_positions = {self.audit_positions}: give 1 or more")
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> Options:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from klmonitor.boundary import Boundary, say
 from klmonitor.hooks.actions import ACTIONS, Actions
+from klmonitor.hooks.audit import Audit
 from klmonitor.hooks.feed import Capture, held_pairs
 from klmonitor.hooks.handle import Handle
 from klmonitor.hooks.objective import Objective, PenaltyRead
@@ -27,6 +28,7 @@ from klmonitor.hooks.wraps import Wrap
 from klmonitor.monitor import Monitor
 from klmonitor.numbers.buckets import Array
 from klmonitor.numbers.receipt import by_pair
+from klmonitor.numbers.receiptwords import measured
 from klmonitor.numbers.runvalues import PREFIX
 from klmonitor.pairs import POLICIES
 from klmonitor.report import ExtremeToken, Later, Report
@@ -34,7 +36,7 @@ from klmonitor.summary.reduce import communication_device, default_ranks, world_
 
 CAPTURE = ("log-probs", "generation", "loss")
 """Hooks without which numbers are missing or wrong: one given up makes klmonitor/active 0."""
-OTHERS = ("log", "action", "text", "objective")
+OTHERS = ("log", "action", "text", "objective", "audit")
 ALWAYS, OUTERMOST = "step", "callback"
 """Boundaries that never rest: of what other ranks wait for, and around every entry of ours."""
 
@@ -63,6 +65,7 @@ class Watch:
         active: whether anything is bound.
         capture: how log-probs are had; None: not at all.
         wraps: the functions that were replaced.
+        audit: looks at logits now and then; None: nobody does.
         on_detach: called when the trainer is let go.
     """
 
@@ -84,6 +87,7 @@ class Watch:
         self.report: Report | None = None
         self.capture: Capture | None = None
         self.wraps: list[Wrap] = []
+        self.audit: Audit[Any] | None = None
         self.on_detach: Callable[[], None] = lambda: None
         self.text = text
         self.run = Progress()
@@ -127,7 +131,11 @@ class Watch:
     def finish_step(self, step: int) -> None:
         """The optimizer has stepped; collective."""
         known = self.guards[OUTERMOST](self._known) or {}
+        if self.audit is not None:
+            self.guards["audit"].always(self.audit.before_step)
         self.report = self.guards[ALWAYS](self.monitor.step, step, run=known)
+        if self.audit is not None:
+            self.guards["audit"].always(self.audit.after_step)
         self._decide(self.report)
         if self.text is not None:
             self.text.forget("train")
@@ -222,9 +230,21 @@ class Watch:
         lines.append(f"  pairs   {', '.join(self.held) or 'none'}")
         lines += [f"  judged  {line}" for line in self.monitor.describe(self.held).splitlines()]
         lines += self._penalty.lines()
+        lines += self._measured()
         lines += [f"  absent: {name}: {what}" for name, what in self.capture.absent().items()]
         lines += [f"  given up: {name}" for name, guard in self.guards.items() if guard.resting]
         return "\n".join(lines)
+
+    def _measured(self) -> list[str]:
+        """What the last step's tokens made of the KL term, and the audit."""
+        pairs = {} if self.report is None else self.report.pairs
+        told = [(name, measured(pair)) for name, pair in pairs.items() if pair.penalty]
+        lines = [
+            f"          {name} at step {self.report.step}: {text}"
+            for name, text in told
+            if text and self.report is not None
+        ]
+        return lines if self.audit is None else [*lines, self.audit.describe()]
 
     def announce(self, remedy: str) -> None:
         """One line: what is bound, where the record is, the next command.

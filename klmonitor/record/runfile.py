@@ -14,6 +14,8 @@ from klmonitor.report import Row
 
 PENALTY = "penalty"
 """Key of what a run was started with: pair -> its KL term in one line."""
+TERMS = "penalty_terms"
+"""And pair -> the fields of its `Penalty`."""
 FORMAT = 1
 """The version of the record's layout."""
 PACKAGES = ("klmonitor", "torch", "numpy", "transformers", "trl", "verl", "openrlhf", "vllm")

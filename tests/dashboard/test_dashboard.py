@@ -9,16 +9,18 @@ import struct
 import threading
 import urllib.error
 import urllib.request
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
+from klmonitor import Penalty
 from klmonitor.cli import main
 from klmonitor.commands.watch import Tail
 from klmonitor.dashboard.columns import RunColumns, is_shown
 from klmonitor.dashboard.document import document, summary
 from klmonitor.dashboard.heat import HALF, ROWS, heat_columns
+from klmonitor.dashboard.pull import curves
 from klmonitor.dashboard.server import PageServer
 from klmonitor.dashboard.source import RecordSource, answer, run_names
 from klmonitor.monitor import Monitor
@@ -355,3 +357,44 @@ def test_an_event_holds_what_the_page_draws_without_text():
     assert [alert["kind"] for alert in row["alerts"]] == ["spike"]
     total = sum(count for _, count in report.pairs["policy_ref"].histogram)
     assert sum(row["pairs"]["policy_ref"]["histogram"]["counts"]) == total
+
+
+# --- the curve of the KL term -------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        Penalty("k3", clamp=10.0, beta=0.04),
+        Penalty("k3", clamp_d=3.0),
+        Penalty("k1", "reward"),
+        Penalty("k3", ratio="differentiated"),
+        Penalty("k3", clamp=10.0, clamp_d=20.0),
+    ],
+    ids=str,
+)
+def test_the_curve_is_the_terms_coefficient_and_steps_at_its_clamp(tmp_path, penalty):
+    monitor = Monitor(tmp_path / "run", penalty=penalty)
+    q = np.full((2, 8), -5.0)
+    monitor.observe(policy=q, ref=q + 0.1)
+    monitor.step(1)
+    monitor.close()
+    data = ask(RecordSource([tmp_path / "run"]), "data", run=0)
+    curve = data["pull"]["policy_ref"]
+    assert curve["term"] == str(penalty) == json.loads(data["meta"]["penalty"])["policy_ref"]
+    assert "penalty_terms" not in data["meta"]
+    d = np.array(curve["d"])
+    assert (np.diff(d) > 0).all()
+    np.testing.assert_allclose(d[[0, -1]], [-64, 64])
+    np.testing.assert_allclose(curve["c"], penalty.coefficient(d).clip(-1e30, 1e30))
+    assert len(curve["rows"]) == ROWS
+    dead = np.array(curve["c"]) == 0
+    for i in np.flatnonzero(dead[1:] != dead[:-1]):
+        if d[i] and d[i + 1]:  # not c(0) = 0
+            assert abs(d[i + 1] - d[i]) < 1e-4
+
+
+def test_a_term_of_sequences_has_no_curve_and_nonsense_is_left_out():
+    fields = asdict(Penalty("k1", "reward", returns="sequence"))
+    found = curves({"old_ref": fields, "policy_ref": {"estimator": "k9"}, "rollout_old": 3})
+    assert list(found) == ["old_ref"]
+    assert "whole sequences" in found["old_ref"]["why"]
+    assert curves(None) == curves("x") == {}

@@ -15,6 +15,9 @@ from klmonitor.report import Alert, Report
 from klmonitor_trl.demo.scenarios import SCENARIOS, Scenario
 from klmonitor_trl.demo.screen import Screen, make_screen
 
+AUDIT_EVERY = 50
+"""Optimizer steps."""
+
 
 @dataclass
 class Run:
@@ -109,7 +112,12 @@ def _train(run: Run, steps: int, event: int, scenario: Scenario, trackers: Seque
 
     model = tiny.save_tiny_model(run.directory / "model")
     tab = ["tensorboard"] if "tensorboard" in trackers else []
-    callback = KLMonitorCallback(run_dir=run.directory / "klmonitor", sinks=tab)
+    callback = KLMonitorCallback(
+        run_dir=run.directory / "klmonitor",
+        sinks=tab,
+        audit_every=AUDIT_EVERY,
+        penalty=None if scenario.clamp is None else _term(scenario),
+    )
     trainer = tiny.make_trainer(
         model,
         run.directory,
@@ -121,6 +129,7 @@ def _train(run: Run, steps: int, event: int, scenario: Scenario, trackers: Seque
         optimizer=lambda weights: _optimizer(weights, scenario, event),
         callbacks=[callback],
         report_to=list(trackers) or "none",
+        trainer_class=_trainer_class(scenario),
     )
     if scenario.disturb is not None:
         run.did = scenario.disturb(trainer, event)
@@ -135,6 +144,21 @@ def _train(run: Run, steps: int, event: int, scenario: Scenario, trackers: Seque
         run.wandb = _finish_wandb() if "wandb" in trackers else None
         if callback.handle is not None:
             callback.handle.detach()
+
+
+def _term(scenario: Scenario) -> Any:
+    """The KL term that a trainer of our own has, which no option tells of."""
+    from klmonitor import Penalty
+
+    return Penalty("k3", clamp=scenario.clamp, beta=scenario.beta)
+
+
+def _trainer_class(scenario: Scenario) -> Any:
+    if scenario.clamp is None:
+        return None
+    from klmonitor_trl.demo.clamped import clamped
+
+    return clamped(scenario.clamp)
 
 
 def _optimizer(model: Any, scenario: Scenario, event: int) -> tuple[Any, Any]:

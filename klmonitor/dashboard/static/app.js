@@ -27,6 +27,7 @@
       this.runs = [];
       this.pinned = this.state.step !== null;
       this.charts = KLM.panels.map((panel) => new KLM.Chart(panel, this));
+      this.pull = new KLM.Pull(this);
       this.build();
     }
 
@@ -179,7 +180,7 @@
       const table = el("section", { className: "panel wide", id: "panel-tokens" }, el("header", {}, this.tokenTitle), this.tokenBox);
       table.setAttribute("aria-label", "Extreme tokens at the cursor");
       document.body.append(el("div", { id: "klm" }, this.bar, this.notes,
-        el("main", {}, el("div", { className: "grid" }, ...this.charts.map((chart) => chart.node), table), side),
+        el("main", {}, el("div", { className: "grid" }, ...this.charts.map((chart) => chart.node), this.pull.node, table), side),
         el("footer", { textContent: KEYS }), this.tip));
       document.addEventListener("keydown", (event) => this.key(event));
       addEventListener("hashchange", () => { this.state = readAddress(); this.pinned = this.state.step !== null; this.draw(); });
@@ -282,6 +283,7 @@
 
     cursor() {
       for (const chart of this.charts) { chart.moveCursor(); chart.values(); }
+      this.pull.draw();
       this.mark();
       clearTimeout(this.waiting);
       this.waiting = setTimeout(() => this.explain(), 40);
