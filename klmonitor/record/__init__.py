@@ -14,12 +14,14 @@ tried. A row that counts as written survives ``kill -9``: all but those of the l
 where steps are shorter than that.
 """
 
+from klmonitor.record.achieved import Achieved
 from klmonitor.record.files import ALERTS, MUTES, NOTES, RUN, STEPS, TOKENS
 from klmonitor.record.reader import RunRecord, read_run
 from klmonitor.record.writer import RecordWriter
 
 __all__ = [
     "ALERTS",
+    "Achieved",
     "MUTES",
     "NOTES",
     "RUN",

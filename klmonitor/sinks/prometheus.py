@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PORT = 9464
 SEVERITIES = ("info", "warn", "critical")
-HEALTH = ("klmonitor/active", "klmonitor/errors")
+HEALTH = ("klmonitor/active", "klmonitor/errors", "klmonitor/dropped")
 """Always served: the shipped rules look at them."""
 
 
