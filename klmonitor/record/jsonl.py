@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar
@@ -25,7 +25,7 @@ SAID = 10
 """Numbers of skipped lines that are said."""
 COMPARED = 64
 """Bytes before a reader's place that tell it whether the file still is the one it has read."""
-_UNREADABLE = (
+UNREADABLE = (
     ValueError, KeyError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError,
 )  # fmt: skip
 
@@ -186,10 +186,7 @@ class LineReader(Generic[T]):
         """What was skipped, in words; empty: nothing."""
         if not self.bad_lines:
             return ""
-        numbers = ", ".join(str(number) for number in self.skipped[:SAID])
-        more = ", ..." if self.bad_lines > SAID else ""
-        lines = "1 line" if self.bad_lines == 1 else f"{self.bad_lines} lines"
-        return f"{self.path.name}: {lines} skipped: {numbers}{more}"
+        return skipped_remark(self.path.name, self.bad_lines, self.skipped)
 
     def replaced(self) -> bool:
         """Whether what was read is not what the file begins with now: cut short, or another one."""
@@ -240,7 +237,7 @@ class LineReader(Generic[T]):
                 elif line.strip():
                     try:
                         item = self._build(parse(line))
-                    except _UNREADABLE:
+                    except UNREADABLE:
                         self._skip()
                     else:
                         yield item
@@ -251,14 +248,22 @@ class LineReader(Generic[T]):
             self.skipped.append(self._line)
 
 
-def parse(line: bytes) -> Row:
+def skipped_remark(name: str, count: int, lines: Sequence[int]) -> str:
+    """That lines of a file were skipped, and which."""
+    numbers = ", ".join(str(number) for number in lines[:SAID])
+    more = ", ..." if count > SAID else ""
+    return f"{name}: {'1 line' if count == 1 else f'{count} lines'} skipped: {numbers}{more}"
+
+
+def parse(line: bytes | str) -> Row:
     """A line as a JSON object.
 
     Raises:
         ValueError: it is none.
         RecursionError: it is too deep.
     """
-    row = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+    text = line if isinstance(line, str) else line.decode("utf-8")
+    row = json.loads(text, parse_constant=_refuse)
     if not isinstance(row, dict):
         raise ValueError("no JSON object")
     return row

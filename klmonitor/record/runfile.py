@@ -115,11 +115,12 @@ def _are_rules(body: Any) -> bool:
     if not isinstance(body, dict) or not isinstance(body.get("preset"), str):
         return False
     thresholds, own, mutes = body.get("thresholds"), body.get("own"), body.get("mute", [])
-    tables = list(thresholds.values()) if isinstance(thresholds, dict) else [None]
-    if not all(isinstance(table, dict) for table in tables):
+    if not isinstance(thresholds, dict):
         return False
+    tables = list(thresholds.values())
     return (
-        all(type(value) in (int, float) for table in tables for value in table.values())
+        all(isinstance(table, dict) for table in tables)
+        and all(type(value) in (int, float) for table in tables for value in table.values())
         and isinstance(own, list)
         and all(isinstance(name, str) for name in own)
         and isinstance(mutes, list)
