@@ -25,7 +25,7 @@ NAP_SECONDS = 0.2
 all else that a step's jobs ask of it, so it is woken only where jobs come more seldom than this,
 somebody waits, or the queue fills."""
 
-URGENT = 2
+KEPT = 4
 """Times as many jobs that must not be lost may wait."""
 
 Job = Callable[[], object]
@@ -40,8 +40,7 @@ class Worker:
 
     Args:
         name: what the thread works for, for messages: ``"the run's record"``.
-        capacity: jobs that may wait, besides the one that runs; of those that are submitted with
-            ``now`` `URGENT` times as many.
+        capacity: jobs that may wait, besides the one that runs; with ``keep`` `KEPT` times as many.
         idle: called every `NAP_SECONDS` while there is nothing to do.
 
     Attributes:
@@ -76,12 +75,13 @@ class Worker:
         """Jobs that raised."""
         return self._boundary.failures
 
-    def submit(self, job: Job, *, now: bool = False) -> bool:
+    def submit(self, job: Job, *, now: bool = False, keep: bool = False) -> bool:
         """Queue a job. Never blocks, never raises.
 
         Args:
             job: what to run.
             now: do not wait for the thread to look.
+            keep: it must not be lost as easily as the others.
 
         Returns:
             Whether the job was taken; False counts in `dropped`.
@@ -89,7 +89,7 @@ class Worker:
         if os.getpid() != self._pid:
             return False
         with self._changed:
-            room = self._capacity * (URGENT if now else 1)
+            room = self._capacity * (KEPT if keep else 1)
             taken = not self._closed and len(self._jobs) < room
             if taken:
                 self._jobs.append(job)

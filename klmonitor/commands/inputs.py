@@ -30,7 +30,7 @@ def add_earlier(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--earlier",
         action="store_true",
-        help="also the earlier starts in a run's directory (RUN/earlier/1, ...), as runs of their own",
+        help="also the earlier starts in a run's directory (RUN/earlier/1, ...), as other runs",
     )
 
 

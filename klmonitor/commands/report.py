@@ -24,8 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token-text",
         action="store_true",
-        help="put the text of extreme tokens into the file too (ids and positions always are); only "
-        "you may read it then",
+        help="put the text of extreme tokens into the file too (ids and positions always are); "
+        "only you may read it then",
     )
     add_earlier(parser)
     parser.add_argument("--json", action="store_true", help="say what was written as a JSON object")

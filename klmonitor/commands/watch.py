@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NAME = "watch"
 COLUMNS = ("step", "pair", "k1 ± se", "k2", "k3 ± se", "z", "outliers", "by one")
-"""z is the spike score; outliers are tokens with d <= -2 / d >= 2; by one: dominated by few tokens."""
+"""z: the spike score; outliers: tokens with d <= -2 / d >= 2; by one: dominated by few tokens."""
 KEPT_EVENTS = 8
 
 
@@ -154,8 +154,8 @@ class Tail:
         told = [a for a in self.events if isinstance(a, Alert) and not a.muted]
         alerted = {alert.step for alert in told}
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-        for name in COLUMNS:
-            table.add_column(name, no_wrap=True)
+        for column in COLUMNS:
+            table.add_column(column, no_wrap=True)
         for report in self._reports:
             style = "bold red" if report.step in alerted else ""
             for pair in report.pairs.values():
@@ -185,16 +185,16 @@ def cells(step: int, pair: PairReport) -> tuple[str, ...]:
         _with_error(pair.k1),
         _short(pair.k2.mean),
         _with_error(pair.k3),
-        f"{pair['spike/z']:.3g}",
-        "/".join(f"{count:.3g}" for count in outliers),
+        f"{pair['spike/z']:.2g}",
+        "/".join(f"{count:.0f}" if count < 1e3 else f"{count:.0e}" for count in outliers),
         ",".join(dominated),
     )
 
 
 def _with_error(estimate: Estimate) -> str:
-    return f"{_short(estimate.mean)} ± {estimate.se:.1g}"
+    return f"{_short(estimate.mean)} ±{estimate.se:.1g}"
 
 
 def _short(value: float) -> str:
     """Four decimals where they say something, three digits elsewhere."""
-    return f"{value:.4f}" if 1e-3 <= abs(value) < 100 or value == 0 else f"{value:.3g}"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 10 or value == 0 else f"{value:.3g}"

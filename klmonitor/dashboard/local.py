@@ -1,7 +1,7 @@
 """A small HTTP server for people at this machine: few connections, none for long, asked by name.
 
-What a browser is told by a page elsewhere, whose name was bent to 127.0.0.1, names that page's host:
-such a request is refused.
+What a browser is told by a page elsewhere, whose name was bent to 127.0.0.1, names that page's
+host: such a request is refused.
 """
 
 from __future__ import annotations

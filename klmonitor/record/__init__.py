@@ -21,12 +21,12 @@ from klmonitor.record.writer import RecordWriter
 
 __all__ = [
     "ALERTS",
-    "Achieved",
     "MUTES",
     "NOTES",
     "RUN",
     "STEPS",
     "TOKENS",
+    "Achieved",
     "RecordWriter",
     "RunRecord",
     "read_run",

@@ -1,7 +1,7 @@
 """What a row of each file must be: looked at as a whole, before anything is made of it.
 
 The rule for rows of newer versions: fields are added, their meaning is never changed. So a field
-that is not known here is left out, and a pair, a metric or a kind that is not known is none of ours;
+that is not known here is left out, and so is a pair;
 a row that has a ``format`` above `FORMAT`, or a ``row`` that is not known, is skipped and counted.
 """
 

@@ -155,8 +155,8 @@ class LiveRecord:
         found = [reader.remark for reader in (self._steps, *self._readers[:3]) if reader.remark]
         if self.run.format > FORMAT:
             found.append(
-                f"{RUN}: of a newer klmonitor (format {self.run.format}, this reads {FORMAT}): what "
-                "is not known here is left out"
+                f"{RUN}: of a newer klmonitor (format {self.run.format}, this reads {FORMAT}): "
+                "what is not known here is left out"
             )
         if self.missing:
             found.append(f"{self.missing} rows were written and are missing")

@@ -1,4 +1,4 @@
-"""Every start is a run of its own: the last one lies in the run directory, others in ``earlier``."""
+"""Every start is a run of its own: the last one in the run directory, others in ``earlier``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Room within ``max_disk``: old steps are thinned, what alerts and people said is kept.
 
-Of the steps before the newest `WHOLE` of a file, those that 2, 4, 8, ... divides are kept, and those
-that opened or worsened an alert; so what is kept does not depend on how often there was no room.
+Of the steps before the newest `WHOLE` of a file, those that 2, 4, 8, ... divides are kept, and
+those that opened or worsened an alert: what is kept does not depend on how often room was short.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ class RecordWriter:
             if self._segment is not None and run_id:  # nobody has been here: it goes on here
                 self._segment = self._segment.renamed(run_id, step)
         else:
-            self._worker.submit(partial(self._mark_resumed, step, True), now=True)
+            self._worker.submit(partial(self._mark_resumed, step, True), now=True, keep=True)
 
     def step(self, report: Report) -> None:
         """Record a report; its tokens and alerts go to `tokens` and `alert`."""
@@ -156,14 +156,14 @@ class RecordWriter:
         """Record an opening, a worsening or an end."""
         self._begin()
         self.alerts += alert.phase != "end"
-        self._worker.submit(partial(self._write_alert, alert), now=True)
+        self._worker.submit(partial(self._write_alert, alert), now=True, keep=True)
 
     def note(self, notice: Notice) -> None:
         """Record a notice; one that comes before the first report waits for it."""
         if self._segment is None:
             self._early.append(notice)
         else:
-            self._worker.submit(partial(self._write_notice, notice), now=True)
+            self._worker.submit(partial(self._write_notice, notice), now=True, keep=True)
 
     def checkpoint(self) -> None:
         """Have what was recorded survive a loss of power, as a state that is saved now will."""

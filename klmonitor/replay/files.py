@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def _json_lines(path: Path, text: str) -> Rows:
         rows.append({**row, **data} if isinstance(data, dict) else row)
     if skipped and not rows:
         raise ValueError(
-            f"{path}, line {skipped[0]} is no JSON object, nor is any other: give one a line, or CSV"
+            f"{path}, line {skipped[0]} is no JSON object, nor is another: give one a line, or CSV"
         )
     rows.remarks = (skipped_remark(path.name, len(skipped), skipped),) if skipped else ()
     return rows

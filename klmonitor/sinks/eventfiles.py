@@ -175,6 +175,7 @@ def _events(file: Path) -> Iterator[tuple[int | None, bytes]]:
 
 
 def summary(scalars: dict[str, float], shown: Report | None, layout: Any = None) -> Any:
+    """Scalars, the report that the KL tab draws and a layout as a ``Summary``."""
     summary_type = protocol()[1]
     values = [summary_type.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
     if shown is not None:

@@ -79,8 +79,9 @@ class PrometheusSink:
         try:
             self._server = MetricsServer(self._registry, port, address)
         except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or error
             raise OSError(
-                f"cannot serve metrics at port {port}: {getattr(error, 'strerror', None) or error}; "
+                f"cannot serve metrics at port {port}: {why}; "
                 "give PrometheusSink another port, or an address of this machine"
             ) from error
         self._thread = threading.Thread(

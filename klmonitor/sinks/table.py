@@ -21,7 +21,6 @@ from klmonitor.sinks.tensorboard import TensorBoardSink
 from klmonitor.sinks.tokentable import Annotate
 from klmonitor.sinks.wandb import WandbSink
 
-
 MAX_DISK = 10**9
 """Bytes."""
 EVENTS_SHARE = 0.25

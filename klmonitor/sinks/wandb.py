@@ -9,9 +9,9 @@ open already holds an earlier report of ours. This keeps the trainer's rows and 
 - as long as a trainer that passes steps counts them no slower than reports come.
 
 All of that is on a thread of our own, so a row may be late: somebody else has moved the step since
-its report was made. A late row moves nothing; it goes into the row that is open if there is none of
-ours in it, and else waits for the next one, or for the end. Where the newest report is not late, the
-step is moved by one at most. When the run is finished, what waits is logged first.
+its report was made. A late row moves nothing; it goes into the row that is open if there is none
+of ours in it, and else waits for the next one, or for the end. Where the newest report is not late,
+the step is moved by one at most. When the run is finished, what waits is logged first.
 
 Our x-axis is a metric of its own, ``klmonitor/step``, not the run's step.
 
@@ -47,7 +47,7 @@ RECORD_SECONDS = 0.5
 """What an exit waits for the rows that the page is made of."""
 CAPACITY = 256
 """Reports that may wait once wandb has stalled."""
-FINISH_SECONDS = 2.0
+FINISH_SECONDS = 5.0
 """What ``wandb.finish()`` waits for rows that are on their way."""
 MEDIA_EVERY = 50
 """Steps between two histograms, and two tables, where nothing alerts."""
@@ -145,19 +145,18 @@ class WandbSink:
 
     def _follow(self) -> bool:
         """Go on with the run that is active, where the last one is finished; False: none is."""
-        if not getattr(self.run, "_is_finished", False):
-            if self._hooked is not self.run:
-                self._hooked = self.run
-                _before_finish(self.run, self._finish)
-            return True
-        active = getattr(sys.modules.get("wandb"), "run", None) if self._follows else None
-        if active is None:
-            self._too_late += 1
-            if self._too_late == 1:
-                say("the wandb run is finished: what comes now is not in wandb, the record has it")
-            return False
-        self._worker.submit(partial(self._begin, active), now=True)
-        self.run, self._owns_run, self._media_step = active, False, None
+        if getattr(self.run, "_is_finished", False):
+            active = getattr(sys.modules.get("wandb"), "run", None) if self._follows else None
+            if active is None:
+                self._too_late += 1
+                if self._too_late == 1:
+                    say("the wandb run is finished: what comes now is not in it, the record has it")
+                return False
+            self._worker.submit(partial(self._begin, active), now=True)
+            self.run, self._owns_run, self._media_step = active, False, None
+        if self._hooked is not self.run:
+            self._hooked = self.run
+            _before_finish(self.run, self._finish)
         return True
 
     def _finish(self) -> None:

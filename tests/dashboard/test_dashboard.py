@@ -210,6 +210,7 @@ def test_records_are_found_below_a_directory(run_dir):
 )
 def test_the_page_knows_the_threshold_that_was_in_force(tmp_path, rules, spike, said):
     """A resumed run's last start decides."""
+    state = {}
     for number, one in enumerate(("sensitive", rules)):
         monitor = Monitor(tmp_path, rules=one)
         if number:

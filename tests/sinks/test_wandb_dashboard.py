@@ -1,10 +1,10 @@
 """The workspace that is sent to wandb's server, caught at the wire; nothing leaves the machine."""
 
 import base64
-import json
-import os
 import contextlib
 import io
+import json
+import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
