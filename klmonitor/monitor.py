@@ -12,12 +12,13 @@ ranks wait for.
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +37,7 @@ from klmonitor.numbers.running import Running
 from klmonitor.numbers.stored import check_plain, count_of
 from klmonitor.numbers.sums import StepSums
 from klmonitor.penalty import Penalty
-from klmonitor.record import RecordWriter
+from klmonitor.record import Achieved, RecordWriter
 from klmonitor.record.mutes import in_force
 from klmonitor.record.notices import Notice
 from klmonitor.record.runfile import PENALTY, TERMS
@@ -47,7 +48,7 @@ from klmonitor.rules.mutes import decode, encode, marked
 from klmonitor.rules.notices import RunNotices
 from klmonitor.sinks import Metrics, Sink
 from klmonitor.sinks.delivery import Delivery
-from klmonitor.sinks.table import SinkOptions, make_sinks
+from klmonitor.sinks.table import EVENTS_SHARE, MAX_DISK, SinkOptions, make_sinks
 from klmonitor.sinks.tokentable import Annotate
 from klmonitor.summary.logged import LoggedSteps
 from klmonitor.summary.observer import Observer
@@ -63,6 +64,10 @@ from klmonitor.summary.reduce import (
 )
 from klmonitor.summary.state import Summary
 
+logger = logging.getLogger("klmonitor")
+
+LEAST_DISK = 10**5
+"""Bytes: some dozens of rows."""
 N_MUTES = len(encode(()))
 N_FLAGS = 4 + N_MUTES + len(runvalues.TABLE)
 """Of which every rank learns the largest: errors, dropped, inactive, an adapter's offer, what is
@@ -100,6 +105,7 @@ class Monitor(Observer):
         pairs: Collection[str] | None = None,
         prompts: bool = True,
         log_tokens: str | bool = "local",
+        max_disk: int = MAX_DISK,
         half_life: float = 100.0,
         process_group: Ranks | Literal[False] | None = None,
         strict: bool = False,
@@ -124,6 +130,8 @@ class Monitor(Observer):
             pairs: names of the pairs to watch; None: those that the observed policies allow.
             prompts: keep sums by prompt, for standard errors when `prompt_ids` are given.
             log_tokens: ``"local"`` keeps extreme tokens in the record, False keeps none.
+            max_disk: bytes that the run may take on disk; then old steps are thinned, alerts and
+                notes are not (docs/record.md).
             half_life: of the running means and variances, steps.
             process_group: whose ranks are reduced over; None: the default group, if there is one;
                 False: nobody's (a driver whose workers send parts).
@@ -144,6 +152,8 @@ class Monitor(Observer):
         """
         if log_tokens not in ("local", True, False):
             raise ValueError(f"log_tokens is {log_tokens!r}: choose 'local', True or False")
+        if not max_disk >= LEAST_DISK:
+            raise ValueError(f"max_disk = {max_disk!r}: give bytes, {LEAST_DISK} or more")
         super().__init__(groups, pairs, prompts, strict)
         self._rules = RuleSet(load_rules(rules), self.log)
         self._notices = RunNotices()
@@ -178,7 +188,9 @@ class Monitor(Observer):
                 record = RecordWriter(
                     Path(run_dir),
                     {"groups": list(self._intake.config.groups), **known, **(meta or {})},
+                    max_bytes=int((1 - EVENTS_SHARE) * max_disk),
                     rules=settings_to_row(self._rules.settings),
+                    log=self.log,
                 )
             self._delivery = Delivery(
                 self.log,
@@ -186,9 +198,10 @@ class Monitor(Observer):
                 make_sinks(
                     sinks,
                     SinkOptions(
-                        run_dir,
+                        None if record is None else record.path,
                         metrics,
                         tokens=log_tokens is not False,
+                        max_disk=max_disk,
                         annotate=annotate if log_tokens is True else None,
                     ),
                     notify,
@@ -474,9 +487,11 @@ class Monitor(Observer):
     # --- life cycle --------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Running numbers, baselines and episodes, as JSON-able data; what is queued is written."""
+        self._always["close"](self._delivery.checkpoint)
         self.flush(0.0)  # a checkpoint that survives should find its steps in the record
         return {
             "version": 1,
+            "run_id": self._delivery.run_id,
             "running": self._running.state_dict(),
             "rules": self._rules.state_dict(),
             "notices": self._notices.state_dict(),
@@ -493,33 +508,61 @@ class Monitor(Observer):
             version = state.get("version") if isinstance(state, Mapping) else None
             raise ValueError(f"state has version {version!r}, this is 1: start with a new Monitor")
         running, rules = Running(self._running.half_life), self._rules.fresh()
-        notices, step = RunNotices(), state.get("step")
+        notices, step, run_id = RunNotices(), state.get("step"), state.get("run_id", "")
         try:
             check_plain(dict(state))
             running.load_state_dict(state["running"])
             rules.load_state_dict(state["rules"])
             notices.resume(state.get("notices", {}), step)
             last = None if step is None else count_of(step, "the step of the state")
+            if not isinstance(run_id, str):
+                raise TypeError("run_id is no text")
         except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
             raise ValueError(
                 f"the state is damaged ({cause(error)}): start with a new Monitor"
             ) from error
         self._running, self._rules = running, rules
         self._notices, self._last_step = notices, last
+        self._always["close"](self._delivery.resumed, last, run_id)
 
-    def flush(self, timeout: float = 5.0) -> None:
-        """Wait until the record is written, at most `timeout` seconds; never raises."""
-        self._always["close"](self._delivery.flush, timeout)
+    def flush(self, timeout: float = 5.0) -> Achieved:
+        """Wait until the record is written, at most `timeout` seconds; never raises.
 
-    def close(self) -> None:
-        """Deliver the last report, write what is queued (at most 5 s), close the sinks."""
+        Returns:
+            What was achieved; true where nothing waits any more.
+        """
+        found = self._always["close"](self._delivery.flush, timeout)
+        return Achieved(done=False) if found is None else found
+
+    @property
+    def run_dir(self) -> Path | None:
+        """Where the record is: what was asked for, or beside it where others write there."""
+        return self._delivery.run_dir
+
+    def described(self) -> list[str]:
+        """Where the record is and what was lost so far, a line an item."""
+        return self._delivery.described(self._health())
+
+    def conclusion(self) -> str:
+        """What came of it in a line: steps, alerts, what failed, and where to look."""
+        return self._delivery.conclusion(self._last_step, self._health())
+
+    def close(self) -> Achieved:
+        """Deliver the last report, write what is queued (at most 5 s), close the sinks.
+
+        Returns:
+            What was achieved; true where all of it was.
+        """
         if self._closed:
-            return
+            return self.flush(0.0)
         self._closed = True
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._finish(pending)
-        self._always["close"](self._delivery.close)
+        found = self._always["close"](self._delivery.close)
+        with suppress(Exception):  # a handler of the log's may do anything
+            logger.info("klmonitor: %s", self.conclusion())
+        return Achieved(done=False) if found is None else found
 
     def _ranks(self) -> Ranks | None:
         if self._group is False:

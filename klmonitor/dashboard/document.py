@@ -48,12 +48,13 @@ def document(source: Source, detailed: int = DETAILED_STEPS) -> str:
 def summary(run: RunColumns) -> str:
     """What there is to know first: verdict, alerts, worst steps, settings, rules, versions."""
     if not run.steps:
-        return f"{run.name}: no training step was recorded yet"
+        return "\n".join([f"{run.name}: no training step was recorded yet", *run.remarks])
     opened = [alert for alert in run.alerts if alert["phase"] not in ("end", NOTICE)]
     notices = [alert for alert in run.alerts if alert["phase"] == NOTICE]
     last, worst = run.steps[-1], worst_steps(run)
     lines = [
         f"{run.name}: steps {run.steps[0]} to {last}, pairs {', '.join(run.pairs) or 'none'}",
+        *(f"  the record: {remark}" for remark in run.remarks),
         "",
         f"Verdict at the last step ({last}):",
         *run.details(last)["explain"].values(),
@@ -73,7 +74,7 @@ def summary(run: RunColumns) -> str:
         rules = run.starts[-1].get("rules")
         if rules is not None:
             lines.append(f"Alert rules: {', '.join(describe_rules(rules))}")
-        versions = run.starts[-1].get("versions", {})
+        versions = run.starts[-1]["versions"]
         lines.append("Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()))
     return "\n".join(lines)
 

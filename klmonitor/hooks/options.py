@@ -21,6 +21,7 @@ class Options:
         groups: names that the data set's `group_column` may hold; any other counts as ``other``.
         group_column: the column of the data set that names a prompt's group.
         log_tokens: ``"local"``, True or False: where the text of tokens may go.
+        max_disk: bytes that the run may take on disk, as `Monitor` takes it.
         reference: ``"auto"`` (the trainer's own; with adapters and no reference of its own, the
             model without its adapters), a model, or None for no other than the trainer's own.
         reference_every: a reference of ours is evaluated on every so many generation batches.
@@ -46,6 +47,7 @@ class Options:
     groups: Sequence[str] = ()
     group_column: str = "group"
     log_tokens: str | bool = "local"
+    max_disk: int = 10**9
     reference: Any = "auto"
     reference_every: int = 10
     recompute: bool = False

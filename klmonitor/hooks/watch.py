@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -31,12 +32,15 @@ from klmonitor.numbers.receipt import by_pair
 from klmonitor.numbers.receiptwords import measured
 from klmonitor.numbers.runvalues import PREFIX
 from klmonitor.pairs import POLICIES
+from klmonitor.record.files import ALERTS
 from klmonitor.report import ExtremeToken, Later, Report
 from klmonitor.summary.reduce import communication_device, default_ranks, world_of
 
 CAPTURE = ("log-probs", "generation", "loss")
 """Hooks without which numbers are missing or wrong: one given up makes klmonitor/active 0."""
 OTHERS = ("log", "action", "text", "objective", "audit")
+CONCLUDE_SECONDS = 1.0
+"""What the end of training may wait for rows to be written."""
 ALWAYS, OUTERMOST = "step", "callback"
 """Boundaries that never rest: of what other ranks wait for, and around every entry of ours."""
 
@@ -91,7 +95,7 @@ class Watch:
         self.on_detach: Callable[[], None] = lambda: None
         self.text = text
         self.run = Progress()
-        self._run_dir, self._main, self._pairs = run_dir, main, pairs
+        self._main, self._pairs = main, pairs
         self._objective = objective
         given = by_pair(options.penalty)
         self._penalty = PenaltyRead(given) if given else penalty or PenaltyRead()
@@ -105,6 +109,7 @@ class Watch:
             groups=options.groups,
             pairs=pairs,
             log_tokens=options.log_tokens,
+            max_disk=options.max_disk,
             strict=options.strict,
             notify=options.notify,
             half_life=options.half_life,
@@ -231,6 +236,7 @@ class Watch:
         lines += [f"  judged  {line}" for line in self.monitor.describe(self.held).splitlines()]
         lines += self._penalty.lines()
         lines += self._measured()
+        lines += [f"  record  {line}" for line in self.monitor.described()]
         lines += [f"  absent: {name}: {what}" for name, what in self.capture.absent().items()]
         lines += [f"  given up: {name}" for name, guard in self.guards.items() if guard.resting]
         return "\n".join(lines)
@@ -253,8 +259,9 @@ class Watch:
             remedy: the line that gives a trainer without a second distribution one.
         """
         assert self.capture is not None  # the only caller has made it
-        look = "" if self._run_dir is None else f"; look: tail -F {self._run_dir}/alerts.jsonl"
-        record = "no record" if self._run_dir is None else f"record in {self._run_dir}"
+        place = self.monitor.run_dir
+        look = "" if place is None else f"; look: tail -F {quote(str(place / ALERTS))}"
+        record = "no record" if place is None else f"record in {place}"
         self.say(
             f"watching {self.what}: {', '.join(self.capture.sources())}; "
             f"pairs {', '.join(self.held) or 'none'}; {record}{look}"
@@ -277,10 +284,9 @@ class Watch:
         say("%s has %s%s", self.what, found, "" if self.held else ", so klmonitor is off")
 
     def conclude(self) -> None:
-        """One line at the end of training, if something of ours failed on the way."""
-        errors = self.monitor.errors
-        if errors:
-            self.say(f"{errors} errors of the monitor were caught; see describe()")
+        """One line at the end of training: alerts, what failed on the way, where to look."""
+        self.monitor.flush(CONCLUDE_SECONDS)  # what is lost is known then
+        self.say(self.monitor.conclusion())
 
     def say(self, line: str) -> None:
         """A line on the console of the main process."""

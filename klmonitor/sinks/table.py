@@ -21,6 +21,11 @@ from klmonitor.sinks.tensorboard import TensorBoardSink
 from klmonitor.sinks.tokentable import Annotate
 from klmonitor.sinks.wandb import WandbSink
 
+MAX_DISK = 10**9
+"""Bytes."""
+EVENTS_SHARE = 0.25
+"""What TensorBoard's event files may have of a run's bytes; the record has the rest."""
+
 
 @dataclass(frozen=True)
 class SinkOptions:
@@ -30,12 +35,14 @@ class SinkOptions:
         run_dir: of the record; None: there is none.
         metrics: which metrics they send.
         tokens: whether trackers get extreme tokens.
+        max_disk: bytes that the run may take on disk, event files included.
         annotate: gives those their text; None: they have none.
     """
 
     run_dir: str | os.PathLike[str] | None = None
     metrics: Metrics = "core"
     tokens: bool = True
+    max_disk: int = MAX_DISK
     annotate: Annotate | None = None
 
 
@@ -60,7 +67,9 @@ class SinkKind:
 
 def _tensorboard(options: SinkOptions) -> Sink:
     directory = Path(options.run_dir) / "tensorboard" if options.run_dir else "runs/klmonitor"
-    return TensorBoardSink(directory, metrics=options.metrics)
+    return TensorBoardSink(
+        directory, metrics=options.metrics, max_bytes=int(EVENTS_SHARE * options.max_disk)
+    )
 
 
 def _wandb(options: SinkOptions) -> Sink:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
+from shutil import which
 from typing import Any
 
 from klmonitor.report import Alert, Report
@@ -217,14 +220,23 @@ def _tell_findings(run: Run, steps: Sequence[int]) -> None:
 def _tell_places(run: Run) -> None:
     """Where the files are, and the command to look at each."""
     record, board = run.directory / "klmonitor", run.directory / "tensorboard"
-    places = [("record", record, f"klmonitor serve {record}")]
+    places = [("record", record, command("klmonitor", "serve", record))]
     if board.exists():
-        places.append(("TensorBoard", board, f"tensorboard --logdir {run.directory}"))
+        look = command("tensorboard", "--logdir", run.directory)
+        places.append(("TensorBoard", board, look))
     if run.wandb is not None:
-        places.append(("wandb, offline", run.wandb, f"wandb sync {run.wandb}"))
+        places.append(("wandb, offline", run.wandb, command("wandb", "sync", run.wandb)))
     print("\nWhere it is, and how to look:")
-    for name, path, command in places:
-        print(f"  {name:15} {path}\n  {'':15} $ {command}")
+    for name, path, line in places:
+        print(f"# {name}: {path}\n{line}")
+
+
+def command(program: str, *arguments: object) -> str:
+    """A line that can be pasted into a shell as it stands, also where nothing is on its path."""
+    beside = Path(sys.executable).with_name(program)
+    if which(program) is None and beside.exists():
+        program = str(beside)
+    return " ".join(quote(str(part)) for part in (program, *arguments))
 
 
 def _fresh(parent: Path, name: str) -> Path:
