@@ -17,6 +17,7 @@ from klmonitor.commands import (
     mute,
     note,
     notify_test,
+    read,
     report,
     serve,
     tune,
@@ -40,6 +41,7 @@ class Command(Protocol):
 
 COMMANDS: tuple[Command, ...] = (
     demo,
+    read,
     report,
     serve,
     watch,
