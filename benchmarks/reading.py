@@ -83,7 +83,8 @@ def main() -> None:
             ratios.append(alone / seconds)
             peaks.append(peak)
             print(
-                f"parsing alone {size / alone / 1e6:.0f} MB/s, read {size / seconds / 1e6:.0f} MB/s, "
+                f"parsing alone {size / alone / 1e6:.0f} MB/s, "
+                f"read {size / seconds / 1e6:.0f} MB/s, "
                 f"ratio {alone / seconds:.2f}, {peak:.0f} MB beyond the imports",
                 flush=True,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from klmonitor.commands.inputs import chosen_rules
 from klmonitor.record import RUN, STEPS
 from klmonitor_dumps.feed import feed, groups_ahead
 from klmonitor_dumps.files import Reading, Record, find_files, read_records
-from klmonitor_dumps.layout import ROLES, Layout
+from klmonitor_dumps.layout import ROLES, Layout, Row
 from klmonitor_dumps.layouts import layout_of
 from klmonitor_dumps.order import by_step
 from klmonitor_dumps.problems import Problems, RowError
@@ -47,23 +48,27 @@ class Dump:
     def _read(self, path: Path) -> Iterator[Rollout]:
         for record in read_records(path, self.reading):
             for row in self.layout.rows(record.row):
-                try:
-                    yield from rollouts(row, self.layout, self._step_in(path), record.where)
-                except RowError as error:
-                    self.reading.problems.left_out(error, record.where)
+                yield from self._checked(row, path, record.where)
 
-    def _step_in(self, path: Path) -> int | None:
-        """The step that a path names, where rows do not."""
-        if self.layout.columns.get("step") and self.layout.path is None:
-            return None
-        return self.layout.step_of(path.as_posix())
+    def _checked(self, row: Row, path: Path, where: str) -> Iterator[Rollout]:
+        step = self.layout.step_of(path.as_posix())
+        try:
+            yield from rollouts(row, self.layout, step, where, last_number(path))
+        except RowError as error:
+            self.reading.problems.left_out(error, where)
 
     def _first_step(self, path: Path) -> int | None:
-        step = self._step_in(path)
+        step = self.layout.step_of(path.as_posix())
         if step is not None:
             return step
         quiet = Dump([path], self.layout, Reading(Problems(lambda _: None), self.reading.trust))
         return next((row.step for row in quiet._read(path)), None)
+
+
+def last_number(path: Path) -> int | None:
+    """The last number in a file's name: its step, where nothing else says it."""
+    found = re.findall(r"\d+", path.name.partition(".")[0])
+    return int(found[-1]) if found else None
 
 
 def open_dump(args: argparse.Namespace, problems: Problems) -> tuple[Dump, Record]:
@@ -154,9 +159,7 @@ class Tally:
 SEVERITIES = ("info", "warn", "critical")
 
 
-def _feed(
-    dump: Dump, output: Path, rules: Any, problems: Problems
-) -> tuple[Monitor | None, Tally]:
+def _feed(dump: Dump, output: Path, rules: Any, problems: Problems) -> tuple[Monitor | None, Tally]:
     rows, tally = dump.rollouts(), Tally()
     groups, held = groups_ahead(rows)
     if not held:
@@ -238,5 +241,3 @@ def say(text: str) -> None:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from klmonitor_dumps.problems import Problems
 from klmonitor_dumps.sequences import Rollout
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 TOKENS = 2**16
 """Tokens of a micro-batch, about."""
 FLUSH_STEPS = 16
-"""Steps after which the record is waited for: its queue drops what comes faster than a disk takes."""
+"""Steps after which the record is waited for: its queue drops what a disk is too slow for."""
 LOOK_AHEAD = 2**20
 """Tokens that are held to find the names of groups, at most."""
 MOST_GROUPS = 32
@@ -86,21 +87,25 @@ def observe(monitor: Monitor, held: list[Rollout]) -> None:
     first = held[0]
     lengths = np.array([row.length for row in held])
     masked = any(row.mask is not None for row in held)
+    ids = [row.tokens for row in held if row.tokens is not None]
+    log_probs: dict[str, Any] = {
+        role: np.concatenate([row.log_probs[role] for row in held]) for role in first.log_probs
+    }
     monitor.observe(
         mask=np.concatenate([_mask(row) for row in held]) if masked else None,
-        token_ids=None if first.tokens is None else np.concatenate([r.tokens for r in held]),  # type: ignore[misc]
+        token_ids=np.concatenate(ids) if ids else None,
         prompt_ids=_prompts(held),
         cu_seqlens=np.concatenate([[0], np.cumsum(lengths)]),
         group=None if first.group is None else [row.group or "other" for row in held],
-        **{role: np.concatenate([r.log_probs[role] for r in held]) for role in first.log_probs},
+        **log_probs,
     )
 
 
-def _mask(row: Rollout) -> np.ndarray:  # type: ignore[type-arg]
+def _mask(row: Rollout) -> NDArray[np.bool_]:
     return np.ones(row.length, dtype=bool) if row.mask is None else row.mask
 
 
-def _prompts(held: list[Rollout]) -> list[str] | np.ndarray | None:  # type: ignore[type-arg]
+def _prompts(held: list[Rollout]) -> list[str] | NDArray[np.int64] | None:
     if held[0].prompt is None:
         return None
     if isinstance(held[0].prompt, int):

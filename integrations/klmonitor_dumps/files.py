@@ -1,7 +1,7 @@
 """Every format as records: an object a line, a row, or a file, each with its place.
 
-JSON lines, also ``.gz`` and ``.zst``, and parquet are streamed; npz, safetensors and ``.pt`` are one
-record a file, which is held while it is read.
+JSON lines, also ``.gz`` and ``.zst``, and parquet are streamed; npz, safetensors and ``.pt`` are
+one record a file, which is held while it is read.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _plain(path: Path, reading: Reading) -> Iterator[Record]:
 
 def _gzip(path: Path, reading: Reading) -> Iterator[Record]:
     with path.open("rb") as raw, gzip.open(raw) as file:
-        yield from _lines(path, io.BufferedReader(file), raw, reading)  # type: ignore[arg-type]
+        yield from _lines(path, io.BufferedReader(file), raw, reading)
 
 
 def _zstd(path: Path, reading: Reading) -> Iterator[Record]:
@@ -178,7 +178,9 @@ def _parquet(path: Path, reading: Reading) -> Iterator[Record]:
             columns = {name: _values(batch.column(name)) for name in batch.schema.names}
             for index in range(batch.num_rows):
                 number += 1
-                yield Record({name: column(index) for name, column in columns.items()}, path, number)
+                yield Record(
+                    {name: column(index) for name, column in columns.items()}, path, number
+                )
             reading.done(size * batch.num_rows // max(file.metadata.num_rows, 1))
 
 

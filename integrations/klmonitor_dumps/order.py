@@ -8,6 +8,7 @@ from pathlib import Path
 
 from klmonitor_dumps.sequences import Rollout
 
+LAST = 2**62
 Read = Callable[[Path], Iterator[Rollout]]
 
 
@@ -20,11 +21,12 @@ def by_step(
 
     Args:
         files: in an order of their own for rows of one step.
-        first_step: the first step of a file without reading all of it; None: it has no row.
+        first_step: the first step of a file without reading all of it; None: it has no row that
+            can be read, and comes last, to say so.
         read: its sequences.
     """
     starts = ((first_step(path), index) for index, path in enumerate(files))
-    heap = [(step, index) for step, index in starts if step is not None]
+    heap = [(LAST if step is None else step, index) for step, index in starts]
     heapq.heapify(heap)
     opened: dict[int, tuple[Rollout, Iterator[Rollout]]] = {}
     while heap:

@@ -1,8 +1,8 @@
 """Files that only Python can read, and what is needed to trust them.
 
-A pickle is a program: loading it runs what its writer put there. ``.pt`` files are loaded as weights
-(`torch.load` with ``weights_only=True``), which runs nothing; a ``.pkl`` is loaded with ``--trust``
-alone. SkyRL's batches are taken apart without SkyRL.
+A pickle is a program: loading it runs what its writer put there. ``.pt`` files are loaded as
+weights (`torch.load` with ``weights_only=True``), which runs nothing; a ``.pkl`` is loaded with
+``--trust`` alone. SkyRL's batches are taken apart without SkyRL.
 """
 
 from __future__ import annotations

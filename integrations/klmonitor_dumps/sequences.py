@@ -46,14 +46,23 @@ class Rollout:
         return len(next(iter(self.log_probs.values())))
 
 
-def rollouts(row: Row, layout: Layout, step: int | None, where: str) -> Iterator[Rollout]:
+def rollouts(
+    row: Row, layout: Layout, step: int | None, where: str, number: int | None = None
+) -> Iterator[Rollout]:
     """The sequences of a row that have a token that counts.
+
+    Args:
+        row: of the dump.
+        layout: which column is what.
+        step: its step, None: it is in the row.
+        where: the row's place.
+        number: the step of a row that has none.
 
     Raises:
         RowError: a column is missing or of a wrong kind, or lengths differ.
     """
     if step is None:
-        step = _step(row, layout)
+        step = _step(row, layout, number)
     every = {role: _column(row, layout, role) for role in POLICIES}
     given = {role: found for role, found in every.items() if found is not None}
     if len(given) < 2:
@@ -109,18 +118,20 @@ def _one(
     return (cut, mask) if length > layout.first else None
 
 
-def _step(row: Row, layout: Layout) -> int:
+def _step(row: Row, layout: Layout, number: int | None) -> int:
     for name in layout.columns.get("step", ()):
         value = row.get(name)
         if value is not None:
-            try:
-                number = float(_plain(value))
-            except (TypeError, ValueError):
-                number = np.nan
-            if number.is_integer():
-                return int(number)
+            plain = _plain(value)
+            if isinstance(plain, list) and len(plain) == 1:
+                plain = plain[0]
+            if isinstance(plain, (int, float)) and float(plain).is_integer():
+                return int(plain)
             raise RowError("wrong step", f"{name} is {value!r}, not a whole number")
-    raise RowError("no step", "has no step: name its column with --step")
+    if number is None:
+        text = "has no step: name its column with --step, or put a number into the file's name"
+        raise RowError("no step", text)
+    return number
 
 
 def _column(row: Row, layout: Layout, role: str) -> tuple[str, list[Array]] | None:
@@ -148,7 +159,7 @@ def split(name: str, value: Any, offsets: Any = None) -> list[Array]:
     """
     if isinstance(value, (list, tuple)):
         first = next((item for item in value if item is not None), None)
-        if isinstance(first, (list, tuple)) or getattr(first, "ndim", 0):
+        if isinstance(first, (list, tuple)) or getattr(first, "ndim", None):
             return [_array(name, item) for item in value]
     array = _array(name, value)
     if array.ndim > 2:
@@ -184,8 +195,12 @@ def _floats(name: str, value: Array) -> Array:
         except ValueError:
             raise RowError("mixed lengths", f"{name} is a list of uneven lists") from None
     if value.dtype.kind != "f" and (value.dtype.kind not in "iu" or value.any()):
-        what = {"i": "whole numbers (token ids?)", "u": "whole numbers (token ids?)",
-                "b": "true and false", "U": "text"}.get(value.dtype.kind, str(value.dtype))
+        what = {
+            "i": "whole numbers (token ids?)",
+            "u": "whole numbers (token ids?)",
+            "b": "true and false",
+            "U": "text",
+        }.get(value.dtype.kind, str(value.dtype))
         raise RowError(f"wrong dtype of {name!r}", f"{name} holds {what}, not log-probs")
     if value.dtype == np.float32:
         return value
@@ -200,7 +215,7 @@ def _integers(name: str, value: Array) -> Array:
         value = value.astype(np.int64)
     if value.dtype.kind not in "iu" and value.size:
         raise RowError(f"wrong dtype of {name!r}", f"{name} holds {value.dtype}, not token ids")
-    return value.astype(np.int64, copy=False)
+    return np.asarray(value, dtype=np.int64)
 
 
 def _masks(row: Row, layout: Layout, count: int) -> list[list[Array]]:
@@ -214,7 +229,7 @@ def _masks(row: Row, layout: Layout, count: int) -> list[list[Array]]:
     if not names and "mask" in layout.named:
         _column(row, layout, "mask")
     for name in names:
-        parts = split(name, row[name], row.get("cu_seqlens"))
+        parts = split(name, _small(row[name]), row.get("cu_seqlens"))
         if len(parts) == 1 and parts[0].size == count != 1:
             parts = list(parts[0].reshape(count, 1))  # a value a sequence
         if len(parts) != count:
@@ -223,12 +238,22 @@ def _masks(row: Row, layout: Layout, count: int) -> list[list[Array]]:
     return found
 
 
+def _small(value: Any) -> Any:
+    """A list of small whole numbers as an array, three times as fast."""
+    if isinstance(value, list) and value and isinstance(value[0], int):
+        try:
+            return np.frombuffer(bytes(value), dtype=np.uint8)
+        except (TypeError, ValueError):
+            return value
+    return value
+
+
 def _bools(name: str, mask: Array) -> Array:
     if mask.dtype == np.bool_:
         return mask
     if mask.dtype.kind not in "iuf":
         raise RowError(f"wrong dtype of {name!r}", f"{name} holds {mask.dtype}, not 0 and 1")
-    found = mask != 0
+    found = np.asarray(mask != 0)
     if not np.array_equal(found, mask):
         text = f"{name} has values other than 0 and 1: name a mask, not weights"
         raise RowError(f"weights in {name!r}", text)

@@ -1,8 +1,8 @@
 """Read rollouts that a trainer dumped into a run directory, as if klmonitor had watched the run.
 
-PATH: JSON lines (.jsonl, .gz, .zst), parquet, .npz, .safetensors, .pt, .pkl (with --trust), directories
-and patterns of them. Dumps of NeMo-RL, prime-rl, slime, miles and SkyRL are known; in any other,
-name the columns that hold log-probs of the sampled tokens.
+PATH: JSON lines (.jsonl, .gz, .zst), parquet, .npz, .safetensors, .pt, .pkl (with --trust),
+directories and patterns of them. Dumps of NeMo-RL, prime-rl, slime, miles and SkyRL are known; in
+any other, name the columns that hold log-probs of the sampled tokens.
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ def layout_of(record: Row, name: str | None, named: Mapping[str, str]) -> Layout
     if name is not None and name not in {layout.name for layout in LAYOUTS}:
         known = ", ".join(layout.name for layout in LAYOUTS)
         raise ValueError(f"unknown layout {name!r}: choose from {known}")
-    found = next((one for one in LAYOUTS if one.name == name or (not name and one.knows(record))), PLAIN)
+    found = next(
+        (one for one in LAYOUTS if one.name == name or (not name and one.knows(record))), PLAIN
+    )
     columns = {**found.columns, **{role: (column,) for role, column in named.items()}}
     chosen = replace(found, columns=columns, named=frozenset(named))
     row = next(iter(chosen.rows(record)), None)

@@ -1,9 +1,9 @@
 """slime and miles: ``train_data/{rollout_id}.pt`` under ``--dump-details``.
 
-``torch.save`` of an object with ``rollout_id`` and either ``samples``, one a sequence (format 2), or
-``rollout_data``, a list a column (before it, and miles: a file a rank). Log-probs and ``loss_masks``
-are those of the response; ``tokens`` are prompt and response. ``log_probs`` are the trainer's before
-the update. Source: ``slime.observability.train_data_utils``, August 2026.
+``torch.save`` of an object with ``rollout_id`` and either ``samples``, one a sequence (format 2),
+or ``rollout_data``, a list a column (before it, and miles: a file a rank). Log-probs and
+``loss_masks`` are those of the response; ``tokens`` are prompt and response. ``log_probs`` are the
+trainer's before the update. Source: ``slime.observability.train_data_utils``, August 2026.
 """
 
 from __future__ import annotations
