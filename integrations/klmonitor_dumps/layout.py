@@ -12,7 +12,9 @@ Row = Mapping[str, Any]
 
 POLICIES = ("policy", "old", "rollout", "ref")
 ROLES = (*POLICIES, "mask", "tokens", "prompt", "group", "step")
-"""What a column may be."""
+"""What a column may be, for the user."""
+REAL = "real"
+"""And for a layout: 1 where ``tokens`` are no padding."""
 
 
 def as_it_is(row: Row) -> Iterable[Row]:
@@ -27,8 +29,8 @@ class Layout:
     Attributes:
         name: for ``--layout``.
         title: whose it is, and which files.
-        columns: role (one of `ROLES`) -> columns; several are alternatives, the first that a row
-            has counts, and of the mask all that it has, multiplied.
+        columns: role (one of `ROLES`, or `REAL`) -> columns; several are alternatives, the first
+            that a row has counts, and of the mask all that it has, multiplied.
         required: columns by which a record is known.
         path: finds the step in a file's path, as its first group; None: it is in the rows.
         first: index of the first value of a row that belongs to a sampled token.

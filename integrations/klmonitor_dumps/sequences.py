@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from klmonitor_dumps.layout import POLICIES, Layout, Row
+from klmonitor_dumps.layout import POLICIES, REAL, Layout, Row
 from klmonitor_dumps.problems import RowError
 
 Array = NDArray[Any]
@@ -68,7 +68,8 @@ def rollouts(
     if len(given) < 2:
         raise RowError("missing column", f"has {_held(given)}, and a KL needs two policies")
     tokens = _column(row, layout, "tokens")
-    every_one = [*given.values(), *([] if tokens is None else [tokens])]
+    real = _column(row, layout, REAL)
+    every_one = [*given.values(), *(one for one in (tokens, real) if one is not None)]
     count = _same_number({name: len(arrays) for name, arrays in every_one})
     masks = _masks(row, layout, count)
     prompts, groups = (_labels(row, layout, role, count) for role in ("prompt", "group"))
@@ -79,15 +80,15 @@ def rollouts(
             continue
         log_probs, mask = found
         length = len(next(iter(log_probs.values())))
-        full = None if tokens is None else _integers(tokens[0], tokens[1][index])[layout.first :]
+        full = None if tokens is None else _integers(tokens[0], tokens[1][index])
         prompt = prompts[index] if prompts else None
         if prompt is None and full is not None and layout.prompts_from_tokens:
-            prompt = _prompt(full, length, mask)
+            prompt = _prompt(full, length, mask, None if real is None else real[1][index])
         yield Rollout(
             step,
             log_probs,
             mask,
-            None if full is None else _own(full, length, layout),
+            None if full is None else _own(full[layout.first :], length, layout),
             prompt,
             groups[index] if groups else None,
             where,
@@ -279,13 +280,10 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _prompt(full: Array, length: int, mask: Array | None) -> str:
+def _prompt(full: Array, length: int, mask: Array | None, real: Array | None) -> str:
     """A name for the tokens before the first that counts, without what they are padded with."""
-    first = full.size - length + (0 if mask is None else int(mask.argmax()))
-    before = full[: max(first, 0)]
-    if before.size:
-        other = before != before[0]
-        before = before[int(other.argmax()) if other.any() else before.size - 1 :]
+    first = max(full.size - length + (0 if mask is None else int(mask.argmax())), 0)
+    before = full[:first] if real is None else full[:first][real[:first] != 0]
     return hashlib.blake2b(before.tobytes(), digest_size=8).hexdigest()
 
 

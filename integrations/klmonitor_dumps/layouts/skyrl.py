@@ -21,6 +21,7 @@ SKYRL = Layout(
         "ref": ("base_action_log_probs",),
         "mask": ("loss_mask",),
         "tokens": ("sequences",),
+        "real": ("attention_mask",),
     },
     required=frozenset({"action_log_probs", "loss_mask"}),
     path=re.compile(r"global_step_(\d+)_training_input"),
