@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -103,7 +104,7 @@ def read_records(path: Path, reading: Reading) -> Iterator[Record]:
         yield from FORMATS[suffix or ""](path, reading)
     except RowError as error:
         reading.problems.left_out(error, str(path))
-    except (OSError, EOFError, zlib.error, ValueError, KeyError) as error:
+    except (OSError, EOFError, BadZipFile, zlib.error, ValueError, KeyError) as error:
         text = " ".join(str(error).split())
         reading.problems.add("unreadable file", str(path), f"cannot be read ({text}); left out")
 
@@ -202,7 +203,7 @@ def _values(column: Any) -> Callable[[int], Any]:
 
 
 def _npz(path: Path, reading: Reading) -> Iterator[Record]:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         row = {name: file[name] for name in file.files}
     yield Record(row, path)
     reading.done(path.stat().st_size)
