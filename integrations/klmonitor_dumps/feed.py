@@ -77,6 +77,7 @@ def _kind(row: Rollout) -> tuple[object, ...]:
     return (
         row.log_probs.keys(),
         row.tokens is None,
+        row.entropy is None,
         type(row.prompt),
         row.group is None,
     )
@@ -87,6 +88,7 @@ def observe(monitor: Monitor, held: list[Rollout]) -> None:
     first = held[0]
     lengths = np.array([row.length for row in held])
     masked = any(row.mask is not None for row in held)
+    entropies = [row.entropy for row in held if row.entropy is not None]
     ids = [row.tokens for row in held if row.tokens is not None]
     log_probs: dict[str, Any] = {
         role: np.concatenate([row.log_probs[role] for row in held]) for role in first.log_probs
@@ -95,6 +97,7 @@ def observe(monitor: Monitor, held: list[Rollout]) -> None:
         mask=np.concatenate([_mask(row) for row in held]) if masked else None,
         token_ids=np.concatenate(ids) if ids else None,
         prompt_ids=_prompts(held),
+        entropy=np.concatenate(entropies) if entropies else None,
         cu_seqlens=np.concatenate([[0], np.cumsum(lengths)]),
         group=None if first.group is None else [row.group or "other" for row in held],
         **log_probs,

@@ -11,7 +11,7 @@ Row = Mapping[str, Any]
 """Column -> value: one sequence's, or those of several."""
 
 POLICIES = ("policy", "old", "rollout", "ref")
-ROLES = (*POLICIES, "mask", "tokens", "prompt", "group", "step")
+ROLES = (*POLICIES, "mask", "entropy", "tokens", "prompt", "group", "step")
 """What a column may be, for the user."""
 REAL = "real"
 """And for a layout: 1 where ``tokens`` are no padding."""

@@ -24,6 +24,7 @@ class Rollout:
         step: the optimizer step.
         log_probs: policy -> log-probs, nats, [T], float32 where that holds them exactly.
         mask: bool [T]: which tokens count; None: all.
+        entropy: [T] of the trainer's policy, nats, None: unknown.
         tokens: int64 [T] vocabulary ids, None: unknown.
         prompt: which prompt it answers, None: unknown.
         group: its environment or data set, None: unknown.
@@ -34,6 +35,7 @@ class Rollout:
     step: int
     log_probs: Mapping[str, Array]
     mask: Array | None
+    entropy: Array | None
     tokens: Array | None
     prompt: str | int | None
     group: str | None
@@ -69,7 +71,9 @@ def rollouts(
         raise RowError("missing column", f"has {_held(given)}, and a KL needs two policies")
     tokens = _column(row, layout, "tokens")
     real = _column(row, layout, REAL)
-    every_one = [*given.values(), *(one for one in (tokens, real) if one is not None)]
+    entropy = _column(row, layout, "entropy")
+    others = [one for one in (tokens, real, entropy) if one is not None]
+    every_one = [*given.values(), *others]
     count = _same_number({name: len(arrays) for name, arrays in every_one})
     masks = _masks(row, layout, count)
     prompts, groups = (_labels(row, layout, role, count) for role in ("prompt", "group"))
@@ -88,6 +92,7 @@ def rollouts(
             step,
             log_probs,
             mask,
+            None if entropy is None else _beside(*_at(entropy, index), length, layout),
             None if full is None else _own(full[layout.first :], length, layout),
             prompt,
             groups[index] if groups else None,
@@ -202,7 +207,7 @@ def _floats(name: str, value: Array) -> Array:
             "b": "true and false",
             "U": "text",
         }.get(value.dtype.kind, str(value.dtype))
-        raise RowError(f"wrong dtype of {name!r}", f"{name} holds {what}, not log-probs")
+        raise RowError(f"wrong dtype of {name!r}", f"{name} holds {what}, not numbers in nats")
     if value.dtype == np.float32:
         return value
     with np.errstate(over="ignore"):
@@ -293,6 +298,19 @@ def _own(full: Array, length: int, layout: Layout) -> Array:
         return full[full.size - length :]
     text = f"has sequences of mixed lengths: tokens {full.size}, log-probs {length}"
     raise RowError("mixed lengths", text)
+
+
+def _at(column: tuple[str, list[Array]], index: int) -> tuple[str, Array]:
+    return column[0], column[1][index]
+
+
+def _beside(name: str, value: Array, length: int, layout: Layout) -> Array:
+    """Numbers of the same tokens as the log-probs."""
+    found = _floats(name, value)[layout.first :]
+    if found.size != length:
+        text = f"has sequences of mixed lengths: {name} {found.size}, log-probs {length}"
+        raise RowError("mixed lengths", text)
+    return found
 
 
 def _nonfinite(x: Array, mask: Array | None) -> int:

@@ -18,6 +18,7 @@ ROLES = {
     "rollout": "by the engine that sampled",
     "ref": "under the frozen reference",
     "mask": "1 where a token counts",
+    "entropy": "of the trainer's policy at each token, nats",
     "tokens": "vocabulary ids of the sampled tokens",
     "prompt": "which prompt a sequence answers",
     "group": "its environment or data set, reported apart",

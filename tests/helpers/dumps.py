@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from klmonitor import Monitor
 from klmonitor.record import read_run
 
-SINGLE = ("by_probability/", "sequence/ess")
+
+def dump_what_is_observed(path):
+    """From now on in this process: every sequence that any monitor observes becomes a row."""
+    file = Path(path).open("w")  # noqa: SIM115  # as long as the process
+    atexit.register(file.close)
+    waiting = []
+    observe, step = Monitor.observe, Monitor.step
+
+    def listed(value, index):
+        return value[index].detach().cpu().tolist()
+
+    def observing(self, **given):
+        columns = {k: v for k, v in given.items() if k in COLUMNS and v is not None}
+        assert set(columns) >= {k for k, v in given.items() if v is not None} - {"phase", "version"}
+        for index in range(len(columns["mask"])):
+            row = {COLUMNS[k]: listed(v, index) for k, v in columns.items()}
+            waiting.append({k: v if k != "mask" else [int(x) for x in v] for k, v in row.items()})
+        return observe(self, **given)
+
+    def stepping(self, number, **given):
+        for row in waiting:
+            file.write(json.dumps({"step": int(number), **row}) + "\n")
+        waiting.clear()
+        return step(self, number, **given)
+
+    Monitor.observe, Monitor.step = observing, stepping
+
+
+COLUMNS = {
+    **{name: name for name in ("policy", "old", "rollout", "ref", "mask", "entropy")},
+    "token_ids": "tokens",
+    "prompt_ids": "prompt",
+}
+SINGLE = ("by_probability/", "sequence/ess", "entropy")
 """Metrics that are summed in float32 by micro-batch: they depend on how tokens were split."""
 
 

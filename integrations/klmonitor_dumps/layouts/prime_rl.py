@@ -18,6 +18,7 @@ PRIME_RL = Layout(
         "rollout": ("inference_logprobs",),
         "policy": ("trainer_logprobs",),
         "mask": ("loss_mask",),
+        "entropy": ("entropy",),
         "tokens": ("token_ids",),
         "group": ("env_name",),
         "step": ("step",),

@@ -14,7 +14,7 @@ from typing import Any
 
 from klmonitor_dumps.layout import Layout, Row
 
-COLUMNS = ("rollout_log_probs", "log_probs", "ref_log_probs", "loss_masks", "tokens")
+COLUMNS = ("rollout_log_probs", "log_probs", "ref_log_probs", "loss_masks", "entropy", "tokens")
 
 
 def rows(record: Row) -> Iterator[Row]:
@@ -38,6 +38,7 @@ SLIME = Layout(
         "old": ("log_probs",),
         "ref": ("ref_log_probs",),
         "mask": ("loss_masks", "loss_mask"),
+        "entropy": ("entropy",),
         "tokens": ("tokens",),
         "step": ("rollout_id",),
     },

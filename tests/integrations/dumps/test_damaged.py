@@ -60,13 +60,13 @@ WRONG = {
     "mask of another length": ({"mask": [1] * 4}, "a mask of 4 values for 6 tokens; left out"),
     "ids of another length": ({"tokens": [1, 2]}, "mixed lengths: tokens 2, log-probs 6; left out"),
     "ids for log-probs": ({"ref": [4, 5, 6, 7, 8, 9]}, "ref holds whole numbers (token ids?)"),
-    "text": ({"ref": ["a"] * 6}, "ref holds text, not log-probs; left out"),
-    "a text": ({"ref": "not recorded"}, "ref holds text, not log-probs; left out"),
-    "booleans": ({"ref": [True] * 6}, "ref holds true and false, not log-probs; left out"),
+    "text": ({"ref": ["a"] * 6}, "ref holds text, not numbers in nats; left out"),
+    "a text": ({"ref": "not recorded"}, "ref holds text, not numbers in nats; left out"),
+    "booleans": ({"ref": [True] * 6}, "ref holds true and false, not numbers in nats; left out"),
     "weights": ({"mask": [0.5] * 6}, "mask has values other than 0 and 1"),
     "uneven": ({"ref": [-1.0, [-1.0]]}, "ref is a list of uneven lists; left out"),
     "a fractional step": ({"step": 2.5}, "step is 2.5, not a whole number; left out"),
-    "an object": ({"ref": {"a": 1}}, "ref holds object, not log-probs; left out"),
+    "an object": ({"ref": {"a": 1}}, "ref holds object, not numbers in nats; left out"),
 }
 
 
@@ -226,7 +226,8 @@ def test_a_wrong_parquet_type_is_named(tmp_path, capsys):
     status, _, said = read(tmp_path / "a.parquet", tmp_path, capsys)
     assert status == 2
     assert said[0] == (
-        f"{tmp_path / 'a.parquet'}:1: ref holds whole numbers (token ids?), not log-probs; left out"
+        f"{tmp_path / 'a.parquet'}:1: ref holds whole numbers (token ids?), not numbers in nats; "
+        "left out"
     )
 
 
