@@ -1,7 +1,7 @@
 """Write what the docs take from tables in code: ``python docs/tables.py [--check]``.
 
-`docs/metrics.md` is made whole; in `docs/alerts.md` and `docs/delivery.md` what stands between two
-marks is.
+`docs/metrics.md` is made whole; in `docs/alerts.md`, `docs/delivery.md` and `docs/estimators.md`
+what stands between two marks is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from klmonitor.numbers.metrics import METRICS
 from klmonitor.rules.table import RULES
+from klmonitor.simulate.claims import CLAIMS
 from klmonitor.sinks.table import TABLE
 
 DOCS = Path(__file__).parent
@@ -91,6 +92,17 @@ def sinks() -> str:
     )
 
 
+def claims() -> str:
+    """What people repeat about the estimators, with its numbers computed anew."""
+    return table(
+        ("people say", "it", "numbers", "again: `klmonitor ...`"),
+        (
+            (c.said, c.verdict, c.numbers(), f"`{c.command}`" if " -" in c.command else c.command)
+            for c in CLAIMS
+        ),
+    )
+
+
 def between(page: str, content: str) -> str:
     """A page with what stands between its marks replaced."""
     before, begin, rest = page.partition(BEGIN)
@@ -103,7 +115,8 @@ def between(page: str, content: str) -> str:
 def pages() -> dict[Path, str]:
     """Every page that is made, whole or in part, as it should be."""
     made = {DOCS / "metrics.md": HEAD + metrics() + TAIL}
-    for name, content in (("alerts.md", rules()), ("delivery.md", sinks())):
+    parts = (("alerts.md", rules()), ("delivery.md", sinks()), ("estimators.md", claims()))
+    for name, content in parts:
         made[DOCS / name] = between((DOCS / name).read_text(encoding="utf-8"), content)
     return made
 

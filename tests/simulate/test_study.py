@@ -113,7 +113,6 @@ def test_k3_is_right_on_average_and_wrong_in_nearly_every_batch_where_q_has_coll
     ("case", "kl", "message"),
     [
         ("collapse", 3.0, "cannot be had: the most is"),
-        ("temperature", 7.0, "cannot be had: the most is"),
         ("gaussian", -1.0, "give one above 0"),
         ("gaussian", float("nan"), "give one above 0"),
         ("nonsense", 0.1, "unknown case 'nonsense'"),
@@ -137,9 +136,8 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     assert len(body["outcomes"]) == 2 * (3 + 7)
     for one in body["outcomes"]:
         if one["tokens"] == 64:
-            line = next(
-                x for x in said.splitlines() if x.strip().startswith(f"{one['estimator']}  ")
-            )
+            start = f"{one['estimator']}  "
+            line = next(x for x in said.splitlines() if x.strip().startswith(start))
             assert f"{one['sd'] / body['kl']:.3g}" in line.split()
     assert main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == body, "the same seed, the same numbers"
@@ -151,7 +149,7 @@ def test_the_picture_is_drawn_from_the_same_numbers(tmp_path, capsys):
     root = ElementTree.fromstring(path.read_text())
     texts = [element.text for element in root.iter() if element.tag.endswith("text")]
     assert "k1 2" in texts
-    assert any(text.startswith("k3 1.69") for text in texts)
+    assert any(text.startswith("k3 1.7") for text in texts)
     assert any(text.startswith("lambda* ") for text in texts)
     lines = [e for e in root.iter() if e.tag.endswith("polyline")]
     assert len(lines) == 3
