@@ -15,7 +15,7 @@ from typing import Any
 
 from klmonitor import Alert, Monitor, Report
 from klmonitor.commands.inputs import chosen_rules
-from klmonitor.record import RUN, STEPS
+from klmonitor.dashboard.source import find_records
 from klmonitor_dumps.feed import feed, groups_ahead
 from klmonitor_dumps.files import Reading, Record, find_files, read_records
 from klmonitor_dumps.layout import ROLES, Layout, Row
@@ -118,6 +118,7 @@ class Tally:
         steps: how many.
         tokens: pair -> tokens that counted.
         alerts: the first of them.
+        dropped: rows of the record that were lost.
         worst: the report of the gravest alert, or the last.
     """
 
@@ -126,6 +127,7 @@ class Tally:
         self.tokens: Counter[str] = Counter()
         self.alerts: list[Alert] = []
         self.opened = 0
+        self.dropped = 0
         self.worst: Report | None = None
         self._grave = -1
         self._span = (0, 0)
@@ -134,6 +136,7 @@ class Tally:
         """Count a report."""
         self._span = (self._span[0] if self.steps else report.step, report.step)
         self.steps += 1
+        self.dropped = report.health.dropped
         self.tokens.update({name: int(pair.tokens) for name, pair in report.pairs.items()})
         self.opened += len(report.alerts)
         self.alerts += report.alerts[: SHOWN_ALERTS - len(self.alerts)]
@@ -182,8 +185,8 @@ def _feed(dump: Dump, output: Path, rules: Any, problems: Problems) -> tuple[Mon
             tally.add(report)
     finally:
         monitor.close()
-    if monitor.errors:
-        say(f"klmonitor itself failed {monitor.errors} times: see the messages above")
+    if monitor.errors or tally.dropped:
+        say(f"klmonitor itself: {monitor.errors} failures, {tally.dropped} rows lost; see above")
     return monitor, tally
 
 
@@ -194,9 +197,11 @@ def _fresh(output: str) -> Path:
         ValueError: there is one.
     """
     path = Path(output)
-    if any((path / name).exists() for name in (RUN, STEPS)):
-        raise ValueError(f"{path} holds a record: choose another directory with -o")
-    return path
+    try:
+        find_records(path)
+    except FileNotFoundError:
+        return path
+    raise ValueError(f"{path} holds a record: choose another directory with -o")
 
 
 @contextmanager

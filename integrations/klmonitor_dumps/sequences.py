@@ -277,7 +277,7 @@ def _labels(row: Row, layout: Layout, role: str, count: int) -> list[Any] | None
         raise RowError("mixed lengths", f"{name} has {len(value)} entries for {count} sequences")
     values = value if many else [value] * count
     whole = role == "prompt" and all(isinstance(x, int) for x in values)
-    return values if whole else [str(x) for x in values]
+    return values if whole else [None if x is None else str(x) for x in values]
 
 
 def _plain(value: Any) -> Any:

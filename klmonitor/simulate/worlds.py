@@ -27,7 +27,7 @@ from klmonitor.simulate.cases import (
 )
 
 CONTEXTS, VOCABULARY = 96, 2000
-HALVINGS = 40
+TRIES = 60
 COLLAPSED_SHARE = 0.9
 """Of the KL, in the case of a collapse; the rest is ordinary noise."""
 
@@ -95,12 +95,17 @@ def _fitted(name: str, make: Callable[[float], Pool], kl: float, low: float, hig
     most = make(high).kl
     if not 0 < kl <= most:
         raise ValueError(f"{name} with a KL of {kl:g} cannot be had: the most is {most:.3g} nats")
-    for _ in range(HALVINGS):
-        middle = math.sqrt(low * high)
-        found = make(middle)
+    size, slope, before = math.sqrt(low * high), 2.0, (high, most)  # KL is about size squared
+    for _ in range(TRIES):
+        found = make(size)
         if abs(found.kl - kl) < 1e-9 * kl:
             break
-        low, high = (middle, high) if found.kl < kl else (low, middle)
+        low, high = (size, high) if found.kl < kl else (low, size)
+        if found.kl != before[1]:
+            slope = math.log(found.kl / before[1]) / math.log(size / before[0])
+        before = size, found.kl
+        guess = size * (kl / found.kl) ** (1 / slope) if slope > 0 else 0.0
+        size = guess if low < guess < high else math.sqrt(low * high)
     return found
 
 

@@ -60,6 +60,7 @@ class Tokens:
     log_probs: dict[str, np.ndarray]
     mask: np.ndarray
     ids: np.ndarray
+    entropy: np.ndarray
 
 
 def make_run(steps=30, sequences=16, length=24, seed=0, lengths=False):
@@ -79,11 +80,11 @@ def make_run(steps=30, sequences=16, length=24, seed=0, lengths=False):
             mask[0] = True
             yield Tokens(
                 step, index // 4, ("math", "code")[index % 2], log_probs, mask,
-                rng.integers(1, 1000, n),
+                rng.integers(1, 1000, n), rng.exponential(1.0, n).astype(np.float32),
             )  # fmt: skip
 
 
-def watch_live(tokens, run_dir, policies, *, groups=(), prompts=True):
+def watch_live(tokens, run_dir, policies, *, groups=(), prompts=True, entropy=False):
     """The same tokens given to a monitor, a micro-batch a step."""
     monitor = Monitor(run_dir, groups=groups, process_group=False)
     by_step: dict[int, list[Tokens]] = {}
@@ -96,6 +97,7 @@ def watch_live(tokens, run_dir, policies, *, groups=(), prompts=True):
             cu_seqlens=np.cumsum([0, *(len(one.ids) for one in some)]),
             prompt_ids=np.array([one.prompt for one in some]) if prompts else None,
             group=[one.group for one in some] if groups else None,
+            entropy=np.concatenate([one.entropy for one in some]) if entropy else None,
             **{name: np.concatenate([one.log_probs[name] for one in some]) for name in policies},
         )
         monitor.step(step)

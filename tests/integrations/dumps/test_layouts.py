@@ -89,12 +89,12 @@ def as_prime_rl(tokens, directory):
                 "advantages": [0.0] * width,
                 "inference_logprobs": padded(one.log_probs["rollout"].tolist(), PROMPT, width, 0.0),
                 "trainer_logprobs": padded(one.log_probs["policy"].tolist(), PROMPT, width, -9.0),
-                "entropy": [1.0] * width,
+                "entropy": padded(one.entropy.tolist(), PROMPT, width, 0.0),
                 "mismatch_kl": [None] * width,
             }  # fmt: skip
             with (folder / f"rank_{index % 2}.jsonl").open("a") as file:
                 file.write(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n")
-    return ["rollout", "policy"], {"groups": ["code", "math"]}
+    return ["rollout", "policy"], {"groups": ["code", "math"], "entropy": True}
 
 
 def slime_sample(one):
@@ -106,6 +106,7 @@ def slime_sample(one):
         "rollout_log_probs": torch.from_numpy(one.log_probs["rollout"]),
         "log_probs": torch.from_numpy(one.log_probs["old"]),
         "ref_log_probs": torch.from_numpy(one.log_probs["ref"]),
+        "entropy": torch.from_numpy(one.entropy),
         "kl": torch.zeros(len(one.ids)),
     }
 
@@ -122,7 +123,7 @@ def as_slime(tokens, directory):
             "dp_shards": [{"rank": 0, "partition": list(range(len(some)))}],
         }
         torch.save(body, directory / "train_data" / f"{step}.pt")
-    return ["rollout", "old", "ref"], {}
+    return ["rollout", "old", "ref"], {"entropy": True}
 
 
 def as_miles(tokens, directory):
@@ -133,7 +134,7 @@ def as_miles(tokens, directory):
             data = {name: [sample[name] for sample in mine] for name in mine[0]}
             body = {"rollout_id": step, "rank": rank, "rollout_data": data}
             torch.save(body, directory / f"{step}_{rank}.pt")
-    return ["rollout", "old", "ref"], {}
+    return ["rollout", "old", "ref"], {"entropy": True}
 
 
 def _rebuild_tensor_batch(cls, state):
