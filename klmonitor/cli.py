@@ -26,7 +26,10 @@ def make_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         summary = (command.__doc__ or "").partition("\n")[0]
-        sub = subparsers.add_parser(command.NAME, help=summary, description=command.__doc__)
+        aliases = getattr(command, "ALIASES", ())
+        sub = subparsers.add_parser(
+            command.NAME, aliases=aliases, help=summary, description=command.__doc__
+        )
         command.configure(sub)
         sub.set_defaults(run=command.run, command=command.NAME)
     return parser

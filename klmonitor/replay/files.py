@@ -4,6 +4,7 @@
   file logger (``{"step": 1, "data": {...}}``);
 - JSON: a list of objects, an object that holds one (``log_history`` of ``trainer_state.json``), or
   an object of columns;
+- parquet, as `klmonitor export` writes it;
 - TensorBoard's event files;
 - anything else as a trainer's console log (`klmonitor.replay.console`).
 """
@@ -19,6 +20,7 @@ from typing import Any
 
 from klmonitor.record.jsonl import skipped_remark
 from klmonitor.replay.console import printed_rows
+from klmonitor.replay.parquet import parquet_rows
 from klmonitor.report import Row
 
 EVENTS = "events.out.tfevents."
@@ -27,6 +29,7 @@ STATE = "trainer_state.json"
 WANDB = b":W&B"
 """How wandb's own file of a run begins."""
 CSV, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
+PARQUET = ".parquet"
 SERIES = (*CSV, *LINES, ".json")
 """Suffixes of files that a directory is searched for."""
 
@@ -64,6 +67,8 @@ def _rows(path: Path) -> list[Row]:
     suffix = path.suffix.lower()
     if path.is_dir():
         return _events(sorted(path.glob(f"{EVENTS}*")))
+    if suffix == PARQUET:
+        return parquet_rows(path)
     if path.name.startswith(EVENTS):
         return _events([path])
     if suffix in CSV:
