@@ -15,10 +15,14 @@ from klmonitor.notify import Notifier, Notify, parse_targets
 from klmonitor.report import Report
 from klmonitor.sinks.base import FanOut, Sink, as_sink
 from klmonitor.sinks.console import ConsoleSink
+from klmonitor.sinks.mlflow import MlflowRun
 from klmonitor.sinks.prometheus import PrometheusSink
 from klmonitor.sinks.selection import Metrics
+from klmonitor.sinks.swanlab import SwanlabRun
 from klmonitor.sinks.tensorboard import TensorBoardSink
 from klmonitor.sinks.tokentable import Annotate
+from klmonitor.sinks.tracker import Tracker, TrackerSink
+from klmonitor.sinks.trackio import TrackioRun
 from klmonitor.sinks.wandb import WandbSink
 
 MAX_DISK = 10**9
@@ -81,6 +85,16 @@ def _wandb(options: SinkOptions) -> Sink:
     )
 
 
+def _tracker(tracker: Tracker, options: SinkOptions) -> Sink:
+    return TrackerSink(
+        tracker,
+        metrics=options.metrics,
+        run_dir=options.run_dir,
+        tokens=options.tokens,
+        annotate=options.annotate,
+    )
+
+
 TABLE = (
     SinkKind("tensorboard", "tensorboard", "tensorboard",
              "scalars, the KL tab and a layout, in the run directory's `tensorboard`",
@@ -91,6 +105,15 @@ TABLE = (
     SinkKind("prometheus", "prometheus-client", "prometheus",
              "gauges and counters at `127.0.0.1:9464/metrics`",
              lambda options: PrometheusSink(metrics=options.metrics)),
+    SinkKind("trackio", "trackio", "trackio",
+             "metrics, alerts, histograms, a table of tokens and the page, in the open run",
+             lambda options: _tracker(TrackioRun(), options)),
+    SinkKind("mlflow", "mlflow", "mlflow",
+             "metrics, alerts as tags, tables of tokens and the page as artifacts",
+             lambda options: _tracker(MlflowRun(), options)),
+    SinkKind("swanlab", "swanlab", "swanlab",
+             "metrics, alerts and a table of tokens as text, and the page",
+             lambda options: _tracker(SwanlabRun(), options)),
 )  # fmt: skip
 
 
