@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.summary.batch import TensorLike
@@ -48,7 +49,7 @@ class Observer:
     def observe(
         self,
         *,
-        mask: TensorLike | None = None,
+        mask: TensorLike | Mapping[str, TensorLike | None] | None = None,
         token_ids: TensorLike | None = None,
         prompt_ids: PromptIds | None = None,
         cu_seqlens: TensorLike | None = None,
@@ -65,7 +66,8 @@ class Observer:
         Args:
             log_probs: ``policy=``, ``old=``, ``rollout=``, ``ref=``: log-probs of the sampled
                 tokens, nats, at least two of them, in a layout of `klmonitor.summary.batch.build`.
-            mask: which tokens count, same layout.
+            mask: which tokens count, same layout; or pair -> mask, which also says which pairs are
+                compared (tokens that are rejected count for one pair and not for another).
             token_ids: vocabulary ids, same layout; to name the extreme tokens.
             prompt_ids: [B] integers or strings: completions of one prompt are not independent.
             cu_seqlens: [B + 1] offsets, for packed tokens.
@@ -84,7 +86,7 @@ class Observer:
         """
         if not self._enabled or not self._open():
             return
-        layout = {
+        layout: dict[str, Any] = {
             "mask": mask,
             "token_ids": token_ids,
             "cu_seqlens": cu_seqlens,
@@ -101,7 +103,7 @@ class Observer:
     def _add(
         self,
         log_probs: Mapping[str, TensorLike | None],
-        layout: Mapping[str, TensorLike | None],
+        layout: Mapping[str, Any],
         prompt_ids: PromptIds | None,
         group: Group,
         phase: str,
