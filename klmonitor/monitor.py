@@ -35,7 +35,7 @@ from klmonitor.penalty import Penalty
 from klmonitor.record import RecordWriter
 from klmonitor.record.mutes import in_force
 from klmonitor.record.notices import Notice
-from klmonitor.record.runfile import PENALTY
+from klmonitor.record.runfile import NOTES_OF_PAIRS, PENALTY
 from klmonitor.report import Health, PairReport, Report
 from klmonitor.rules import Judgement, RuleSet, settings_to_row
 from klmonitor.rules.file import load_rules
@@ -100,6 +100,7 @@ class Monitor(Observer):
         extra_values: ExtraValues | None = None,
         annotate: Annotate | None = None,
         penalty: Penalty | Mapping[str, Penalty] | None = None,
+        notes: Mapping[str, str] | None = None,
     ) -> None:
         """Set up; nothing is collective yet.
 
@@ -126,6 +127,7 @@ class Monitor(Observer):
             annotate: gives extreme tokens, seen in a phase, their text for the record.
             penalty: the KL term of the objective, of ``policy_ref`` if no pair is named; its
                 receipt is in ``penalty/*`` (docs/penalty.md).
+            notes: pair -> what to know before its numbers are read, for `explain` and the record.
 
         Raises:
             ValueError: a setting cannot work; the message names it and the remedy.
@@ -141,6 +143,7 @@ class Monitor(Observer):
         self._group = process_group
         self._extra_values = extra_values
         self.penalties = by_pair(penalty)
+        self._notes = dict(notes or {})
         self._workers: list[str] = []
         self._health_of: dict[str, Health] = {}
         self._pending: Pending | None = None
@@ -158,6 +161,7 @@ class Monitor(Observer):
             if run_dir is not None:
                 terms = {pair: str(term) for pair, term in self.penalties.items()}
                 known = {PENALTY: terms} if terms else {}
+                known |= {NOTES_OF_PAIRS: self._notes} if self._notes else {}
                 record = RecordWriter(
                     Path(run_dir),
                     {"groups": list(self._intake.config.groups), **known, **(meta or {})},
@@ -394,7 +398,10 @@ class Monitor(Observer):
         elif phase == "train":  # running numbers are training's
             self._running.read(step)
         found = pair_reports(step, self._extra_values, self._workers, self.penalties)
-        return self._causes.name(step, found, advance=advance)
+        noted = {
+            name: replace(pair, note=self._notes.get(name, "")) for name, pair in found.items()
+        }
+        return self._causes.name(step, noted, advance=advance)
 
     def take_logged(self) -> Report | None:
         """One report over all training steps since the last call, as if they were one step.

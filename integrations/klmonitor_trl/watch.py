@@ -11,6 +11,7 @@ from klmonitor.boundary import cause
 from klmonitor.hooks.actions import CHECKPOINT, STOP
 from klmonitor.hooks.options import Options, disabled
 from klmonitor.hooks.text import TokenText
+from klmonitor.hooks.trackers import with_extras
 from klmonitor.hooks.watch import OUTERMOST, Watch, everywhere
 from klmonitor.hooks.wraps import Wrap
 from klmonitor.report import Report
@@ -20,7 +21,7 @@ from klmonitor_trl.feed import TrainerCapture, TrainerFeed
 from klmonitor_trl.kinds import capture_for, kind_of, watched_pairs
 from klmonitor_trl.objective import objective_of, penalty_of
 from klmonitor_trl.reference import choose_reference
-from klmonitor_trl.trackers import TokenTables, with_extras
+from klmonitor_trl.trackers import TokenTables
 
 _watches: WeakSet[TrainerWatch] = WeakSet()
 

@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from klmonitor.record.files import ALERTS, NOTES, RUN, STEPS, TOKENS
 from klmonitor.record.jsonl import LineReader
 from klmonitor.record.notices import Notice, notice_from_row
 from klmonitor.record.rows import alert_from_row, report_from_row, token_from_row
-from klmonitor.record.runfile import PENALTY, read_run_file
+from klmonitor.record.runfile import NOTES_OF_PAIRS, PENALTY, read_run_file
 from klmonitor.report import Alert, ExtremeToken, Report, Row
 
 
@@ -84,7 +85,7 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
     return RunRecord(
         meta=meta,
         starts=tuple(run.get("starts", ())),
-        reports=list(_join(reports, extremes, by_step, meta.get(PENALTY, {}))),
+        reports=list(_join(reports, extremes, by_step, meta)),
         alerts=by_step,
         tokens={step: kept for (step, phase), kept in extremes.items() if phase == "train"},
         notices=sorted(notices.values(), key=lambda notice: notice.step),
@@ -96,9 +97,10 @@ def _join(
     reports: Mapping[tuple[int, str], Report],
     extremes: Mapping[tuple[int, str], list[ExtremeToken]],
     alerts: Sequence[Alert],
-    penalties: Mapping[str, str],
+    meta: Mapping[str, Any],
 ) -> Iterator[Report]:
     """Reports by step, each with its tokens and, for training, the alerts that it opened."""
+    penalties, notes = meta.get(PENALTY, {}), meta.get(NOTES_OF_PAIRS, {})
     opened: dict[int, list[Alert]] = {}
     for alert in alerts:
         if alert.phase != "end":
@@ -110,6 +112,7 @@ def _join(
                 pair,
                 extremes=tuple(token for token in mine if token.pair == name),
                 penalty=penalties.get(name, ""),
+                note=notes.get(name, ""),
             )
             for name, pair in report.pairs.items()
         }

@@ -14,6 +14,8 @@ from klmonitor.report import Row
 
 PENALTY = "penalty"
 """Key of what a run was started with: pair -> its KL term in one line."""
+NOTES_OF_PAIRS = "notes"
+"""Key of what a run was started with: pair -> what to know before its numbers are read."""
 FORMAT = 1
 """The version of the record's layout."""
 PACKAGES = ("klmonitor", "torch", "numpy", "transformers", "trl", "verl", "openrlhf", "vllm")
