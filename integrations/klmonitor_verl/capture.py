@@ -158,7 +158,7 @@ class DriverCapture(Capture):
     def _keep_versions(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         trainer, batch = args[0], argument(args, kwargs, 1, "batch")
         newest = [int(tag["max_global_steps"]) for tag in batch.tags if "max_global_steps" in tag]
-        if len(newest) == len(batch.tags):
+        if newest and len(newest) == len(batch.tags):
             self._seen.version = {
                 "version": torch.tensor(newest),
                 "current_version": max(int(trainer.global_steps) - 1, *newest),

@@ -34,7 +34,7 @@ class Worker:
     def __init__(self) -> None:
         """Nothing seen; Ray and the mailbox are looked for when an update begins."""
         self.log = HealthLog()
-        self.guards = _guards(self.log)
+        self.guards = {name: Boundary(f"{name}'s hook", self.log, vital=True) for name in GUARDED}
         self.collector: Collector | None = None
         self.over = False
         self._box: Mailbox | None = None
@@ -163,9 +163,7 @@ class Worker:
         if not settings.get("watch"):
             self.over = True
             return
-        self.collector = Collector(groups=settings.get("groups", ()))
-        self.log = self.collector.log  # travels with its parts
-        self.guards = _guards(self.log)
+        self.collector = Collector(groups=settings.get("groups", ()), log=self.log)
 
     def _end(self, owner: Any) -> None:
         self._flush()
@@ -191,10 +189,6 @@ class Worker:
                 cause(error),
             )
             self.log.stop("mailbox", cause(error))
-
-
-def _guards(log: HealthLog) -> dict[str, Boundary]:
-    return {name: Boundary(f"{name}'s hook", log, vital=True) for name in GUARDED}
 
 
 def place_of(owner: Any) -> tuple[int, int, bool]:

@@ -20,6 +20,7 @@ class Observer:
         pairs: names of the pairs to watch; None: those that the observed policies allow.
         prompts: keep sums by prompt.
         strict: raise instead of counting failures.
+        log: where an adapter counts already; None: a new one.
 
     Attributes:
         log: what failed or was lost so far, in this process; an adapter's boundaries count here.
@@ -34,8 +35,9 @@ class Observer:
         pairs: Collection[str] | None,
         prompts: bool,
         strict: bool = False,
+        log: HealthLog | None = None,
     ) -> None:
-        self.log = HealthLog()
+        self.log = HealthLog() if log is None else log
         self._enabled = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
         self._intake = Intake(groups, pairs, prompts, self.log)
         self._boundary = Boundary("observe", self.log, vital=True, strict=strict)
