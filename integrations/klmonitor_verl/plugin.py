@@ -23,7 +23,7 @@ class Hook(NamedTuple):
         module: where it is defined.
         name: ``function`` or ``Class.method``.
         handler: ``driver.*``, ``capture.*`` or ``worker.*``: what goes around it, of this process.
-        without: what is done where this verl lacks it.
+        without: what is done where this verl lacks it; empty: nothing is missing.
     """
 
     module: str
@@ -36,7 +36,7 @@ V0, V1 = "verl.trainer.ppo.ray_trainer", "verl.trainer.ppo.v1.trainer_base"
 HOOKS = (
     Hook("verl.utils.tracking", "Tracking.__init__", "start", "klmonitor is off"),
     Hook("verl.utils.tracking", "Tracking.log", "log", "trackers get no numbers of ours"),
-    Hook("verl.utils.tracking", "Tracking.finish", "finish", "the record is closed with Tracking"),
+    Hook("verl.utils.tracking", "Tracking.finish", "finish", ""),
     Hook("verl.utils.tracking", "Tracking.__del__", "finish", "the record is closed as it is left"),
     Hook(V0, "compute_advantage", "capture.advantages", "no rollout_old, no old_ref"),
     Hook(V0, "RayPPOTrainer._compute_old_log_prob", "capture.old_log_prob", "no entropies"),
@@ -88,6 +88,7 @@ class Process:
         self._worker: Any = None
         self._guard = Boundary("klmonitor's hook", self.log, patience=None)
         self._last_trainer: Any = None
+        self._tracking = 0
 
     @property
     def worker(self) -> Any:
@@ -119,13 +120,16 @@ class Process:
         """Function that this verl lacks -> what is done without it."""
         without = {f"{hook.module}.{hook.name}": hook.without for hook in HOOKS}
         found = self.bindings.absent
-        return {name: f"{without[name]} ({why})" for name, why in found.items() if name in without}
+        return {
+            name: f"{without[name]} ({why})" for name, why in found.items() if without.get(name)
+        }
 
     # --- around verl's functions, on the driver ----------------------------------------------
     def _start(self, original: Callable[..., Any], tracking: Any, *args: Any, **kw: Any) -> Any:
         """`Tracking` is made with the whole configuration, before the first step."""
         result = original(tracking, *args, **kw)
         if self.driver is None and any(module in sys.modules for module in TRAINERS):
+            self._tracking = id(tracking)  # a reference would keep it alive
             config = kw.get("config", args[3] if len(args) > 3 else None)
             self._begin(config if isinstance(config, Mapping) else {}, _caller())
         return result
@@ -169,8 +173,8 @@ class Process:
 
     def _finish(self, original: Callable[..., Any], tracking: Any, *args: Any, **kw: Any) -> Any:
         """The end of a run: Ray kills its actors, whose exit handlers never run."""
-        driver, self.driver = self.driver, None
-        if driver is not None:
+        if self.driver is not None and id(tracking) == self._tracking:
+            driver, self.driver = self.driver, None
             with suppress(Exception):
                 driver.finish()
         return original(tracking, *args, **kw)

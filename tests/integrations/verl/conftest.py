@@ -1,4 +1,4 @@
-"""verl's own code on synthetic tensors; skipped where it is not installed (make test-verl-quick)."""
+"""verl's own code on synthetic tensors; skipped where it is absent (make test-verl-quick)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Theirs, ours and the truth of a real run, step by step, from the tensors that were written down."""
+"""Theirs, ours and the truth of a real run, step by step, from tensors that were written down."""
 
 from __future__ import annotations
 
@@ -60,12 +60,16 @@ def estimates(q, p, mask):
 
 def joined(parts):
     """Tensors of several dumps as one row each: q, p, mask of all tokens."""
-    return tuple(torch.cat([part.reshape(-1) for part in some]) for some in zip(*parts, strict=True))
+    return tuple(
+        torch.cat([part.reshape(-1) for part in some]) for some in zip(*parts, strict=True)
+    )
 
 
 def lines(done: Done, bypass: bool = False) -> list[Line]:
     """Of every step, pair and estimator."""
-    reports = {report.step: report for report in read_run(done.folder / "checkpoints/klmonitor").reports}
+    reports = {
+        report.step: report for report in read_run(done.folder / "checkpoints/klmonitor").reports
+    }
     rows = {row["step"]: row["data"] for row in done.rows}
     drivers = sorted((done.folder / "dump").glob("driver_*.pt"))
     workers: dict[str, list[Path]] = {}
@@ -87,7 +91,9 @@ def lines(done: Done, bypass: bool = False) -> list[Line]:
                 theirs = (key, rows[step][key]) if key in rows[step] else None
                 ours = report[f"{name}/mean"]
                 found.append(
-                    Line(step, f"{pair}/{name}", ours, float(value), (report.tokens, tokens), theirs)
+                    Line(
+                        step, f"{pair}/{name}", ours, float(value), (report.tokens, tokens), theirs
+                    )
                 )
     return found
 
