@@ -92,11 +92,9 @@ class Process:
 
     @property
     def worker(self) -> Any:
-        """The process's worker, made at its first use."""
+        """The process's worker, made at its first use; None where that fails."""
         if self._worker is None:
-            from klmonitor_verl.worker import Worker
-
-            self._worker = Worker()
+            self._worker = self._guard(lambda: import_module("klmonitor_verl.worker").Worker())
         return self._worker
 
     def install(self) -> None:
@@ -106,15 +104,16 @@ class Process:
 
     def _around(self, hook: Hook) -> Callable[..., Any]:
         of, _, name = hook.handler.rpartition(".")
-        if of == "worker":
-            return lambda original, *a, **k: getattr(self.worker, name)(original, *a, **k)
-        if of == "capture":
-            return lambda original, *a, **k: (
-                original(*a, **k)
-                if self.driver is None
-                else getattr(self.driver.capture, name)(original, *a, **k)
-            )
-        return getattr(self, f"_{name}")  # type: ignore[no-any-return]  # one of the methods below
+        if not of:
+            return getattr(self, f"_{name}")  # type: ignore[no-any-return]  # a method below
+
+        def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            owner = self.worker if of == "worker" else getattr(self.driver, "capture", None)
+            if owner is None:
+                return original(*args, **kwargs)
+            return getattr(owner, name)(original, *args, **kwargs)
+
+        return around
 
     def absent(self) -> dict[str, str]:
         """Function that this verl lacks -> what is done without it."""

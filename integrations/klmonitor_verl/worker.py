@@ -157,7 +157,12 @@ class Worker:
 
     def _introduce(self) -> None:
         """Ask the driver's mailbox what is wanted."""
-        self._box = Mailbox.find()
+        try:
+            self._box = Mailbox.find()
+        except ValueError:  # the driver is switched off, or has said what is wrong
+            self.over = True
+            say("this job has no mailbox of klmonitor's: its workers are not watched")
+            return
         settings = self._box.settings()
         self._bypass = bool(settings.get("bypass"))
         if not settings.get("watch"):

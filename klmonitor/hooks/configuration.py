@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from klmonitor.hooks.options import Options
+from klmonitor.penalty import Penalty
 from klmonitor.rules.file import load_toml
 from klmonitor.rules.settings import unknown
 
@@ -48,12 +49,28 @@ def load_options(
     for name, value in (given or {}).items():
         _check(name, "the command line")
         found[name] = value
+    if isinstance(found.get("penalty"), Mapping):
+        found["penalty"] = _penalty(found["penalty"])
     return Options.parse(found)
 
 
 def option_names() -> list[str]:
     """Names of all options."""
     return [field.name for field in dataclasses.fields(Options)]
+
+
+def _penalty(table: Mapping[str, Any]) -> Any:
+    """Terms of an objective from a table of one's fields, or one such table a pair.
+
+    Raises:
+        ValueError: a field is unknown, or cannot be what it is.
+    """
+    try:
+        if all(isinstance(value, Mapping) for value in table.values()):
+            return {pair: Penalty(**fields) for pair, fields in table.items()}
+        return Penalty(**table)
+    except TypeError as error:
+        raise ValueError(f"penalty: {error}; its fields are klmonitor.Penalty's") from None
 
 
 def _check(name: str, where: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from klmonitor import Penalty
 from klmonitor.hooks.configuration import load_options, option_names
 
 FILE = """
@@ -99,6 +100,15 @@ def test_a_file_that_cannot_be_used_is_named(text, said, tmp_path):
 
 def test_a_variable_of_the_users_own_is_none_of_ours():
     load_options({}, {"KLMONITOR_SLACK_HOOK": "https://example.org", "KLMONITOR_CACHE_DIR": "/x"})
+
+
+def test_a_penalty_is_a_table_or_one_a_pair():
+    term = {"estimator": "k2", "beta": 0.1}
+    assert load_options({"penalty": term}, {}).penalty == Penalty("k2", beta=0.1)
+    both = load_options({"penalty": {"old_ref": term}}, {}).penalty
+    assert both == {"old_ref": Penalty("k2", beta=0.1)}
+    with pytest.raises(ValueError, match=r"penalty: .*bta"):
+        load_options({"penalty": {"bta": 1}}, {})
 
 
 def test_every_option_can_be_given():

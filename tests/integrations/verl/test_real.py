@@ -27,7 +27,7 @@ WATCHED = [
     name for name, spec in RUNS.items() if spec.watched and not spec.fault and "stop" not in name
 ]
 OURS = ("kl/", "klmonitor/")
-TIMES = ("timing", "perf/")
+TIMES = ("timing", "perf/", "actor/perf/")  # and memory
 
 
 @pytest.mark.parametrize("name", WATCHED)

@@ -1,4 +1,4 @@
-"""A model of 108,000 random parameters, its tokenizer, and sums to learn: ``make_tiny.py FOLDER``."""
+"""A model of 108,000 random parameters, a tokenizer, sums to learn: ``make_tiny.py FOLDER``."""
 
 import random
 import sys

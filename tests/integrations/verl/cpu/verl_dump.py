@@ -1,7 +1,7 @@
 """Write down what verl's own functions are given, apart from klmonitor: what truth is made of."""
 
 import functools
-import os
+from pathlib import Path
 
 import torch
 
@@ -12,7 +12,7 @@ FIELDS = ("rollout_log_probs", "old_log_probs", "ref_log_prob", "response_mask")
 
 def install(folder):
     """Wrap verl's functions once it has them; files go to `folder`."""
-    os.makedirs(folder, exist_ok=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     state = {"mask": None, "driver": 0, "worker": 0, "inside": False}
 
     def replaced(owner, *, name, around):
@@ -57,9 +57,10 @@ def install(folder):
         return original(config, model_output, data, dp_group)
 
     for module, name, around in (
-        ("verl.trainer.ppo.rollout_corr_helper", "compute_rollout_correction_and_add_to_batch", correction),
-        ("verl.trainer.ppo.ray_trainer", "compute_advantage", advantages),
-        ("verl.trainer.ppo.v1.utils", "compute_advantage_for_multi_trajectories", advantages),
-        ("verl.workers.utils.losses", "ppo_loss", ppo_loss),
+        ("trainer.ppo.rollout_corr_helper", "compute_rollout_correction_and_add_to_batch", correction),
+        ("trainer.ppo.ray_trainer", "compute_advantage", advantages),
+        ("trainer.ppo.v1.utils", "compute_advantage_for_multi_trajectories", advantages),
+        ("workers.utils.losses", "ppo_loss", ppo_loss),
     ):  # fmt: skip
+        module = f"verl.{module}"
         when_imported(module, functools.partial(replaced, name=name, around=around))

@@ -6,6 +6,7 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 import ray
 import torch
@@ -51,7 +52,7 @@ class Server:
             digest = hashlib.sha256()
             for name in sorted(weights):
                 digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
-            with open(path, "a") as file:
+            with Path(path).open("a") as file:
                 file.write(f"{step} {digest.hexdigest()}\n")
 
     async def generate(self, request_id, prompt_ids, sampling_params, **kwargs):
