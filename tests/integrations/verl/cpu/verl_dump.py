@@ -7,6 +7,7 @@ import torch
 
 from klmonitor.hooks.imports import when_imported
 
+CORRECTION = "trainer.ppo.rollout_corr_helper"
 FIELDS = ("rollout_log_probs", "old_log_probs", "ref_log_prob", "response_mask")
 
 
@@ -57,7 +58,7 @@ def install(folder):
         return original(config, model_output, data, dp_group)
 
     for module, name, around in (
-        ("trainer.ppo.rollout_corr_helper", "compute_rollout_correction_and_add_to_batch", correction),
+        (CORRECTION, "compute_rollout_correction_and_add_to_batch", correction),
         ("trainer.ppo.ray_trainer", "compute_advantage", advantages),
         ("trainer.ppo.v1.utils", "compute_advantage_for_multi_trajectories", advantages),
         ("workers.utils.losses", "ppo_loss", ppo_loss),
