@@ -25,6 +25,14 @@ EXACT = 1e-9
 REJECTION = {"rollout_is": "token", "rollout_rs": "token_k1", "rollout_rs_threshold": "0.98_1.02"}
 
 
+REJECTION_OF_06 = {
+    "rollout_is": "token",
+    "rollout_rs": "token",
+    "rollout_rs_threshold": 1.02,
+    "rollout_rs_threshold_lower": 0.98,
+}
+
+
 class Lab:
     """A run of verl whose pieces are called one by one."""
 
@@ -88,7 +96,9 @@ class Lab:
         batch = self.batch(data)
         if self.rejection:
             correct = self.verl.trainer.ppo.rollout_corr_helper
-            batch, _ = correct.compute_rollout_correction_and_add_to_batch(batch, REJECTION)
+            older = self.verl.__version__.startswith("0.6")
+            settings = REJECTION_OF_06 if older else REJECTION
+            batch, _ = correct.compute_rollout_correction_and_add_to_batch(batch, settings)
         trainer = self.verl.trainer.ppo.ray_trainer
         batch = trainer.compute_advantage(batch, adv_estimator="grpo", num_repeat=4)
         return batch.batch["response_mask"]
