@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,13 @@ from klmonitor.sinks import select
 from klmonitor_verl.capture import DriverCapture
 from klmonitor_verl.objective import objective_of, penalty_of
 from klmonitor_verl.roll import Roll
+from klmonitor_verl.runvalues import RunValues
 from klmonitor_verl.settings import Config, Settings, at
 
 STATE = "klmonitor.json"
 """In the trainer's checkpoint folder: what a resumed run continues from."""
 NOT_HERE = ("reference", "reference_every", "recompute")
 """Options that are of other trainers: verl computes its own reference."""
-RUN_VALUES = {
-    "run/learning_rate": ("actor/lr",),
-    "run/beta": ("actor/kl_coef", "actor/reward_kl_penalty_coeff"),
-}
-"""Value of the run -> verl's metrics that hold it, the first that is there."""
 
 
 class Driver(Watch):
@@ -43,7 +38,7 @@ class Driver(Watch):
         settings: what verl's configuration says.
         trainer: verl's trainer, as soon as it is known.
         roll: which workers have been heard of.
-        run_values: of the last step, as verl's metrics tell them.
+        run: what verl's metrics tell of the run.
     """
 
     capture: DriverCapture
@@ -69,7 +64,6 @@ class Driver(Watch):
         kind = type(trainer).__name__ if trainer is not None else "trainer"
         self.settings, self.trainer = settings, trainer
         self._options = options
-        self.run_values: dict[str, float] = {}
         self._closed_step: int | None = None
         self._save_freq: int | None = None
         self._checkpoint: Path | None = None
@@ -94,6 +88,7 @@ class Driver(Watch):
             },
         )
         self.roll = Roll(self.monitor.log)
+        self.run = RunValues()
         self.capture = DriverCapture(Feed(self.monitor, self.guards, self.text), settings, absent)
         self.guards["mailbox"] = Boundary("the mailbox", self.monitor.log, vital=True)
         self._open_mailbox()
@@ -128,7 +123,7 @@ class Driver(Watch):
         if step == self._closed_step:
             return
         self._closed_step, self.capture.observed = step, False
-        self.run_values = run_values(metrics)
+        self.run.read(step, metrics)
         if self._box is not None:
             letters, lost = self.guards["mailbox"](self._drain) or ([], 0)
             for letter in letters:
@@ -229,17 +224,6 @@ class Driver(Watch):
                 "own pairs and training go on"
             )
             return [], 0
-
-
-def run_values(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Values of the run among verl's metrics, by the names that rules know."""
-    found = {}
-    for name, keys in RUN_VALUES.items():
-        value = next((metrics[key] for key in keys if key in metrics), None)
-        if value is not None:
-            with suppress(TypeError, ValueError):
-                found[name] = float(value)
-    return found
 
 
 def folder_of(trainer: Any) -> Path:

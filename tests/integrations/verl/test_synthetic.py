@@ -239,14 +239,6 @@ def test_validation_before_training_closes_no_step(lab):
     assert report.step == 1
 
 
-def test_values_of_the_run_are_read_from_their_metrics():
-    from klmonitor_verl.driver import run_values
-
-    found = run_values({"actor/lr": np.float32(1e-6), "actor/kl_coef": 0.001, "x": "y"})
-    assert found == {"run/learning_rate": pytest.approx(1e-6), "run/beta": 0.001}
-    assert run_values({"actor/lr": None}) == {}
-
-
 def test_text_of_extreme_tokens_is_kept(lab):
     lab = lab()
     driver = lab.begin()

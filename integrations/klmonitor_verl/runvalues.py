@@ -1,0 +1,58 @@
+"""What verl's metrics tell of a run beside log-probs: learning rate, weight of the penalty, steps.
+
+verl's ``actor/lr`` is read after its scheduler has stepped: it is of the update after the one that
+was just made. A step's own numbers are of the weights before its update, so theirs is the rate of
+the row before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+RATE = ("actor/lr",)
+BETA = ("actor/kl_coef", "actor/reward_kl_penalty_coeff")
+"""verl's metrics that hold the weight of a KL term, the first that is there."""
+
+
+class RunValues:
+    """Where a run of verl stands.
+
+    Attributes:
+        beta: the weight of the KL term; nan if unknown.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is known."""
+        self.beta = math.nan
+        self._rate = self._next_rate = math.nan
+        self._before = math.nan
+
+    def read(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Take what a step's metrics tell, before its report is made.
+
+        Args:
+            step: verl's, which counts from 1.
+            metrics: verl's.
+        """
+        self._rate, self._next_rate = self._next_rate, _number(metrics, RATE)
+        self.beta = _number(metrics, BETA)
+        self._before = float(step - 1)
+
+    def values(self) -> dict[str, float]:
+        """By the names of `Monitor.step`'s ``run=``; what is unknown is left out."""
+        known = {"learning_rate": self._rate, "beta": self.beta, "step_of_run": self._before}
+        return {name: value for name, value in known.items() if math.isfinite(value)}
+
+    def stepped(self) -> None:
+        """A step is over."""
+
+
+def _number(metrics: Mapping[str, Any], names: tuple[str, ...]) -> float:
+    """The first of some metrics that is there, nan if none is or it is no number."""
+    value = next((metrics[name] for name in names if name in metrics), math.nan)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
