@@ -40,7 +40,7 @@ from klmonitor.penalty import Penalty
 from klmonitor.record import Achieved, RecordWriter
 from klmonitor.record.mutes import in_force
 from klmonitor.record.notices import Notice
-from klmonitor.record.runfile import PENALTY, TERMS
+from klmonitor.record.runfile import NOTES_OF_PAIRS, PENALTY, TERMS
 from klmonitor.report import Health, PairReport, Report
 from klmonitor.rules import Judgement, RuleSet, settings_to_row
 from klmonitor.rules.file import load_rules
@@ -115,6 +115,7 @@ class Monitor(Observer):
         annotate: Annotate | None = None,
         penalty: Penalty | Mapping[str, Penalty] | None = None,
         clip_range: Sequence[float] | None = None,
+        notes: Mapping[str, str] | None = None,
     ) -> None:
         """Set up; nothing is collective yet.
 
@@ -145,6 +146,7 @@ class Monitor(Observer):
                 receipt is in ``penalty/*`` (docs/penalty.md).
             clip_range: bounds of the ratio policy / old that the objective clips to, (low, high),
                 such as (0.8, 1.28); a third is the most where the advantage is negative.
+            notes: pair -> what to know before its numbers are read, for `explain` and the record.
 
         Raises:
             ValueError: a setting cannot work; the message names it and the remedy.
@@ -165,6 +167,7 @@ class Monitor(Observer):
         )
         self.penalties = self._intake.penalties = by_pair(penalty)
         self.offer = self.agreed = -math.inf
+        self._notes = dict(notes or {})
         self._workers: list[str] = []
         self._health_of: dict[str, Health] = {}
         self._pending: Pending | None = None
@@ -185,6 +188,7 @@ class Monitor(Observer):
                     TERMS: {pair: asdict(term) for pair, term in self.penalties.items()},
                 }
                 known = known if self.penalties else {}
+                known |= {NOTES_OF_PAIRS: self._notes} if self._notes else {}
                 record = RecordWriter(
                     Path(run_dir),
                     {"groups": list(self._intake.config.groups), **known, **(meta or {})},
@@ -460,7 +464,10 @@ class Monitor(Observer):
         elif phase == "train":  # running numbers are training's
             self._running.read(step)
         found = pair_reports(step, self._extra_values, self._workers, self.penalties)
-        return self._causes.name(step, found, advance=advance)
+        noted = {
+            name: replace(pair, note=self._notes.get(name, "")) for name, pair in found.items()
+        }
+        return self._causes.name(step, noted, advance=advance)
 
     def take_logged(self) -> Report | None:
         """One report over all training steps since the last call, as if they were one step.

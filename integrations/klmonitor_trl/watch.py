@@ -15,6 +15,7 @@ from klmonitor.hooks.actions import CHECKPOINT, STOP
 from klmonitor.hooks.options import Options, disabled
 from klmonitor.hooks.progress import bits_of
 from klmonitor.hooks.text import TokenText
+from klmonitor.hooks.trackers import with_extras
 from klmonitor.hooks.watch import OUTERMOST, Watch, everywhere
 from klmonitor.hooks.wraps import Wrap
 from klmonitor.report import Report
@@ -26,7 +27,7 @@ from klmonitor_trl.feed import TrainerCapture, TrainerFeed
 from klmonitor_trl.kinds import capture_for, kind_of, watched_pairs
 from klmonitor_trl.objective import beta_of, objective_of, penalty_of
 from klmonitor_trl.reference import choose_reference
-from klmonitor_trl.trackers import TokenTables, with_extras
+from klmonitor_trl.trackers import TokenTables
 
 SYNC = "sync_target_model"
 """The function of TRL's callback that moves the reference (``sync_ref_model=True``)."""

@@ -12,7 +12,7 @@ from klmonitor.record.files import RUN, STEPS
 from klmonitor.record.live import PASSING, LiveRecord
 from klmonitor.record.notices import Notice
 from klmonitor.record.rows import report_from_row, token_from_row
-from klmonitor.record.runfile import PENALTY
+from klmonitor.record.runfile import NOTES_OF_PAIRS, PENALTY
 from klmonitor.record.segments import is_record
 from klmonitor.report import Alert, ExtremeToken, Report, Row
 
@@ -122,18 +122,10 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
     live, found = LiveRecord(directory), Collected()
     live.poll(found)
     by_step = sorted(found.alerts.values(), key=lambda alert: alert.step)
-    penalties = live.run.meta.get(PENALTY)
     return RunRecord(
         meta=live.run.meta,
         starts=live.run.starts,
-        reports=list(
-            _join(
-                found.reports,
-                found.tokens,
-                by_step,
-                penalties if isinstance(penalties, dict) else {},
-            )
-        ),
+        reports=list(_join(found.reports, found.tokens, by_step, live.run.meta)),
         alerts=by_step,
         tokens={step: kept for (step, phase), kept in found.tokens.items() if phase == "train"},
         notices=sorted(found.notices.values(), key=lambda notice: notice.step),
@@ -148,9 +140,11 @@ def _join(
     reports: Mapping[tuple[int, str], Report],
     extremes: Mapping[tuple[int, str], list[ExtremeToken]],
     alerts: Sequence[Alert],
-    penalties: Mapping[str, str],
+    meta: Mapping[str, Any],
 ) -> Iterator[Report]:
     """Reports by step, each with its tokens and, for training, the alerts that it opened."""
+    said = (meta.get(PENALTY), meta.get(NOTES_OF_PAIRS))
+    penalties, notes = (one if isinstance(one, dict) else {} for one in said)
     opened: dict[int, list[Alert]] = {}
     for alert in alerts:
         if alert.phase != "end":
@@ -162,6 +156,7 @@ def _join(
                 pair,
                 extremes=tuple(token for token in mine if token.pair == name),
                 penalty=str(penalties.get(name, "")),
+                note=str(notes.get(name, "")),
             )
             for name, pair in report.pairs.items()
         }

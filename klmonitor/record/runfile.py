@@ -19,6 +19,8 @@ PENALTY = "penalty"
 """Key of what a run was started with: pair -> its KL term in one line."""
 TERMS = "penalty_terms"
 """And pair -> the fields of its `Penalty`."""
+NOTES_OF_PAIRS = "notes"
+"""Key of what a run was started with: pair -> what to know before its numbers are read."""
 FORMAT = 2
 """The version of the record's layout (docs/record.md)."""
 PACKAGES = ("klmonitor", "torch", "numpy", "transformers", "trl", "verl", "openrlhf", "vllm")
