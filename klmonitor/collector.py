@@ -12,10 +12,12 @@ is setup and raises; later ones are counted in what `take` gives.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from klmonitor.boundary import HealthLog
+from klmonitor.numbers.receipt import by_pair
 from klmonitor.pairs import POLICIES
+from klmonitor.penalty import Penalty
 from klmonitor.summary.observer import Observer
 from klmonitor.summary.parts import pack
 
@@ -28,6 +30,8 @@ class Collector(Observer):
         pairs: names of the pairs to watch; None: those that the observed policies allow.
         groups: as the driver's `Monitor`'s.
         prompts: keep sums by prompt, as the driver's `Monitor`.
+        penalty: the KL term of the objective, as the driver's `Monitor`; for what of its receipt
+            needs ratios, returns or advantages, which the driver never sees.
         log: where an adapter counts its own failures, which travel with the parts; None: a new one.
 
     Raises:
@@ -40,10 +44,12 @@ class Collector(Observer):
         pairs: Collection[str] | None = None,
         groups: Collection[str] = (),
         prompts: bool = True,
+        penalty: Penalty | Mapping[str, Penalty] | None = None,
         *,
         log: HealthLog | None = None,
     ) -> None:
         super().__init__(groups, pairs, prompts, log=log)
+        self._intake.penalties = by_pair(penalty)
         self.name = name
 
     def take(self, phase: str = "train") -> bytes:

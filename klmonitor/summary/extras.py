@@ -134,5 +134,5 @@ def checked_beta(beta: float | None, penalised: bool) -> float | None:
     if not math.isfinite(beta):
         raise ValueError(f"beta is {beta}: give a finite weight")
     if not penalised:
-        raise ValueError(f"beta is {beta:g} of no KL term: give Monitor(penalty=Penalty(...))")
+        raise ValueError(f"beta is {beta:g} of no KL term: give penalty=Penalty(...) at setup")
     return float(beta)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from klmonitor import Monitor, Penalty
+from klmonitor import Collector, Monitor, Penalty
 
 SHAPE = (24, 13)
 
@@ -184,3 +184,25 @@ def test_what_cannot_be_is_refused_at_the_first_call():
             Monitor(penalty=Penalty()).observe(mask=mask, **log_probs, **given)
     with pytest.raises(ValueError, match="of no KL term"):
         Monitor().observe(mask=mask, **log_probs, beta=0.1)
+
+
+def test_workers_send_it_to_their_driver():
+    log_probs, mask, _ = drawn(5)
+    advantages, penalty = np.random.default_rng(9).normal(size=SHAPE[0]), Penalty("k3", beta=0.1)
+    given = {"advantages": advantages, "beta": 0.3}
+    whole = step_of(penalty, log_probs, mask, **given)
+    driver = Monitor(penalty=penalty, pairs=["policy_ref"])
+    for some in (slice(0, 10), slice(10, 24)):
+        worker = Collector(f"worker {some.start}", pairs=["policy_ref"], penalty=penalty)
+        worker.observe(
+            mask=mask[some],
+            **{name: x[some] for name, x in log_probs.items()},
+            advantages=advantages[some],
+            beta=0.3,
+        )
+        driver.add_part(worker.take())
+    pair = driver.step(1).pairs["policy_ref"]
+    names = [name for name in whole.values if name.startswith("penalty/")]
+    assert "penalty/overruled" in names
+    for name in names:
+        assert pair[name] == pytest.approx(whole[name], rel=1e-9), name
