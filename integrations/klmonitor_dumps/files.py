@@ -12,6 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -132,7 +133,7 @@ def _lines(path: Path, file: Any, raw: BinaryIO, reading: Reading) -> Iterator[R
         number += 1
         try:
             line = file.readline()
-        except (OSError, EOFError, zlib.error, _ZstdError()) as error:
+        except (OSError, EOFError, zlib.error, _zstd_error()) as error:
             text = f"the file breaks off ({error}): what comes after is lost"
             reading.problems.add("truncated file", f"{path}:{number}", text)
             return
@@ -162,12 +163,14 @@ def _broken(line: bytes, error: ValueError) -> RowError:
     return RowError("no JSON", f"is no JSON ({error})")
 
 
-def _ZstdError() -> type[Exception]:  # noqa: N802  # a class
-    try:
+def _zstd_error() -> type[Exception]:
+    """What a damaged ``.zst`` raises, where it can be read at all."""
+    found: type[Exception] = EOFError
+    with suppress(ImportError):
         from zstandard import ZstdError
-    except ImportError:
-        return EOFError
-    return ZstdError  # type: ignore[no-any-return]
+
+        found = ZstdError
+    return found
 
 
 # --- columns -------------------------------------------------------------------------------------

@@ -167,14 +167,18 @@ def test_float64_stays_what_it_is(tmp_path):
     assert report.pairs["policy_ref"].k1.mean == pytest.approx(-1e-12, rel=1e-3)
 
 
+def contents(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
 def test_a_record_is_not_written_over(tokens, tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text(lines(tokens[:16]))
     argv = ["read", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / "run"), "--quiet"]
     assert main(argv) == 0
-    before = (tmp_path / "run" / "steps.jsonl").read_bytes()
+    before = contents(tmp_path / "run")
     assert main(argv) == 2
     assert "holds a record" in capsys.readouterr().err
-    assert (tmp_path / "run" / "steps.jsonl").read_bytes() == before
+    assert contents(tmp_path / "run") == before
 
 
 def test_it_says_what_it_found(tokens, tmp_path, capsys):
