@@ -13,8 +13,8 @@ from klmonitor.rules.track import FIRST, Reading, to_reference
 from klmonitor.rules.window import median
 from klmonitor.rules.words import dropout, nats
 
-LOW_BITS = 16
-"""Bits of a number format that leaves as much as bf16 does."""
+LOW_BITS = 19
+"""Bits of TensorFloat-32, whose mantissa is no longer than float16's."""
 ERRORS = 3.0
 """Standard errors that are taken off a k3 that should be 0."""
 SETTLED = 20

@@ -1,5 +1,6 @@
 """What an adapter tells of its run, and that ranks decide together."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from klmonitor.hooks.objective import Objective
 from klmonitor.hooks.options import Options
-from klmonitor.hooks.progress import Progress, bits_of, dropout_of
+from klmonitor.hooks.progress import Progress, bits_of, dropout_of, multiplied_in
 from klmonitor.hooks.watch import Watch
 from tests.helpers.ranks import run_ranks
 
@@ -70,6 +71,17 @@ def test_the_formats_and_the_dropout_of_both_sides_are_read():
         "dropout": 0.1,
         "reference_dropout": 0.0,
     }
+
+
+def test_tensor_float_32_is_a_narrow_format():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert (multiplied_in("cuda"), multiplied_in("cpu")) == (19, math.inf)
+        torch.set_float32_matmul_precision("highest")
+        assert multiplied_in("cuda") == math.inf
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def decided_run(rank, world):
