@@ -1,7 +1,7 @@
 """Write what the docs take from tables in code: ``python docs/tables.py [--check]``.
 
-`docs/metrics.md` is made whole; in `docs/alerts.md` and `docs/delivery.md` what stands between two
-marks is.
+`docs/metrics.md` is made whole; in `docs/alerts.md`, `docs/delivery.md` and `docs/estimators.md`
+what stands between two marks is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from klmonitor.numbers.metrics import METRICS
 from klmonitor.numbers.runvalues import TABLE as TABLE_OF_RUN
 from klmonitor.rules.table import RULES
+from klmonitor.simulate.claims import CLAIMS
 from klmonitor.sinks.table import TABLE
 
 DOCS = Path(__file__).parent
@@ -107,6 +108,17 @@ def sinks() -> str:
     )
 
 
+def claims() -> str:
+    """What people repeat about the estimators, with its numbers computed anew."""
+    return table(
+        ("people say", "it", "numbers", "again: `klmonitor ...`"),
+        (
+            (c.said, c.verdict, c.numbers(), f"`{c.command}`" if " -" in c.command else c.command)
+            for c in CLAIMS
+        ),
+    )
+
+
 def between(page: str, content: str) -> str:
     """A page with what stands between its marks replaced."""
     before, begin, rest = page.partition(BEGIN)
@@ -119,7 +131,8 @@ def between(page: str, content: str) -> str:
 def pages() -> dict[Path, str]:
     """Every page that is made, whole or in part, as it should be."""
     made = {DOCS / "metrics.md": HEAD + metrics() + TAIL + run_values()}
-    for name, content in (("alerts.md", rules()), ("delivery.md", sinks())):
+    parts = (("alerts.md", rules()), ("delivery.md", sinks()), ("estimators.md", claims()))
+    for name, content in parts:
         made[DOCS / name] = between((DOCS / name).read_text(encoding="utf-8"), content)
     return made
 

@@ -130,7 +130,14 @@ def _of_batch(trainer: Any) -> Objective:
         # The corrected penalty is k3 times the ratio to the sampler: k3 itself only without one.
         {} if weighted and reuses else {"policy_ref": "k3"},
         _named({"old_policy": _clip(trainer) if tokens else None, "rollout_old": _engine(trainer)}),
+        bounded=not tokens or _bounded(trainer.args),
     )
+
+
+def _bounded(args: Any) -> bool:
+    """Whether no ratio enters the loss beyond a bound, also where the advantage is negative."""
+    loss = str(getattr(args, "loss_type", "grpo"))
+    return getattr(args, "delta", None) is not None or loss in ("cispo", "sapo")
 
 
 def _updates(args: Any) -> int:

@@ -15,17 +15,19 @@ from klmonitor.hooks.actions import CHECKPOINT, STOP
 from klmonitor.hooks.options import Options, disabled
 from klmonitor.hooks.progress import bits_of
 from klmonitor.hooks.text import TokenText
+from klmonitor.hooks.trackers import with_extras
 from klmonitor.hooks.watch import OUTERMOST, Watch, everywhere
 from klmonitor.hooks.wraps import Wrap
 from klmonitor.report import Report
 from klmonitor.sinks import select
 from klmonitor_trl import describe
+from klmonitor_trl.audit import audit_of
 from klmonitor_trl.capture import BatchCapture
 from klmonitor_trl.feed import TrainerCapture, TrainerFeed
 from klmonitor_trl.kinds import capture_for, kind_of, watched_pairs
 from klmonitor_trl.objective import beta_of, objective_of, penalty_of
 from klmonitor_trl.reference import choose_reference
-from klmonitor_trl.trackers import TokenTables, with_extras
+from klmonitor_trl.trackers import TokenTables
 
 SYNC = "sync_target_model"
 """The function of TRL's callback that moves the reference (``sync_ref_model=True``)."""
@@ -93,6 +95,11 @@ class TrainerWatch(Watch):
                 self.monitor, self.guards, text, pairs, run=self.run, trainer=trainer
             )
             self.capture = capture_for(trainer, kind, feed, options, self._reference)
+            self.audit = audit_of(
+                trainer, kind, options, self.monitor, main=self._main, say=self.say
+            )
+            if isinstance(self.capture, BatchCapture):
+                self.capture.audit = self.audit
             wanted = {**self.capture.wraps(), "log": self._log}
             self.wraps = [Wrap(trainer, name, around) for name, around in wanted.items()]
             self.warn_of_absent()

@@ -69,7 +69,12 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
         severity="critical" if critical else "warn",
         message=(
             f"k3 - k1 = {nats(mean)} per token{together} is {z:+.1f} standard errors from 0, "
-            f"{100 * share:.3g} % of k3: these tokens are hardly draws from q"
+            f"{100 * share:.3g} % of k3: "
+            + (
+                "these tokens are hardly draws from q"
+                if mean > 0
+                else f"{min(-mean, 1.0):.2g} of p's mass lies where q hardly samples"
+            )
         ),
         values={"gap": mean, "gap_z": z, "share": share},
         means=(

@@ -78,6 +78,7 @@ class Rule:
             alert (`klmonitor.rules.story`).
         lasting: a state rather than an event: it joins a story and never prolongs one.
         explains: it knows why: its `means` and `action` are those of a story that it is part of.
+        of_one: whether a single token is enough for a critical alert.
     """
 
     kind: str
@@ -94,3 +95,4 @@ class Rule:
     joins_story: bool = False
     lasting: bool = False
     explains: bool = False
+    of_one: bool = False

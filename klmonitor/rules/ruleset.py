@@ -31,8 +31,9 @@ from klmonitor.rules.track import Reading, Track, finite, has_data, to_reference
 STATE_VERSION = 2
 READS = (1, STATE_VERSION)
 """Versions of a state that are read; the first had neither stories nor counts of tokens."""
-BELIEVING = ("gap", "k1_excursion", "k1_negative", "outlier_rate")
-"""Rules that take log-probs for what they are called: not asked about input that cannot be."""
+DESPITE = ("impossible", "nonfinite")
+"""Rules that are asked about input that cannot be; the others take log-probs for what they are
+called."""
 RUN = ""
 """In the place of a pair's name: what concerns the run."""
 
@@ -142,13 +143,14 @@ class RuleSet:
         """What the rules find on a pair, calm ones left out; and how many of them failed."""
         findings, failed = [], 0
         for one in self._judges:
-            if reading.pair.cause.impossible and one.rule.kind in BELIEVING:
+            if reading.pair.cause.impossible and one.rule.kind not in DESPITE:
                 continue
             found = one.boundary(_found, one.judge, reading, one.limits)
             if found is None:
                 failed += 1
             elif found[0] is not None:
-                findings.append((one.rule, restrained(found[0], reading.pair)))
+                finding = found[0] if one.rule.of_one else restrained(found[0], reading.pair)
+                findings.append((one.rule, finding))
         return findings, failed
 
     def _announced(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from klmonitor.numbers.receiptwords import told
 from klmonitor.rules.rule import WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import FIRST, Reading, to_reference
 from klmonitor.rules.window import median
@@ -114,6 +115,8 @@ def negative_penalty(reading: Reading, limits: Thresholds) -> Finding | None:
         message = f"beta is {beta:g}: the KL term rewards distance from the reference"
         if abs(paid) > 0:
             message += f"; it pays {nats(paid)} per token"
+        if pair.penalty:
+            message += f"; it is {told(pair)}"
         return Finding(level=WARN, message=message, values={"beta": beta, "penalty": paid})
     unknown = math.isnan(beta) and paid < -limits["z"] * error and paid < 0
     if not (unknown and pair["k1/mean"] > 0 and pair["k3/mean"] > 0):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from klmonitor.numbers.stored import count_of, numbers_of
-from klmonitor.numbers.student import normal_deviate
+from klmonitor.numbers.student import normal_deviate, t_of_deviate
 from klmonitor.record.rows import as_float, finite_or_none
 from klmonitor.report import PairReport
 from klmonitor.rules.flat import LENGTH, SKIP, FlatLevel, FlatScore
@@ -250,7 +250,7 @@ class Track:
             self._gaps[1].append(error**2)
         if not math.isnan(reading.k1.value):
             self._signs[0].append(reading.k1.value)
-            self._signs[1].append(reading.k1.se**2)
+            self._signs[1].append(sign_error(reading.pair) ** 2)
 
     def _take_k3(self, k3: float, score: Score, moved: bool) -> None:
         self._steps += 1
@@ -321,15 +321,24 @@ class Track:
             self._level.relive(seen)
 
 
+def sign_error(pair: PairReport) -> float:
+    """Standard error of k1's sign: by sequence or by prompt, the larger; nan: unknown."""
+    known = [finite(pair[name]) for name in ("k1/sequence_se", "k1/se")]
+    return max((x for x in known if not math.isnan(x)), default=math.nan)
+
+
 def gap_error(pair: PairReport) -> float:
     """Standard error of the gap; 0 where k1 and k3 are equal, nan where it is unknown.
 
-    By sequence, since the gap's expectation is 0 for every prompt alone; as wide as the t of that
-    many sequences is wider than a normal deviate.
+    By sequence, since the gap's expectation is 0 for every prompt alone, but not below that by
+    prompt: completions of one prompt may be copies. As wide as the t of that many sequences is
+    wider than a normal deviate.
     """
     gap, z = finite(pair["gap"]), finite(pair["gap_z"])
     if (error := finite(pair["gap_se"])) > 0:
-        z = float(normal_deviate(gap / error, pair["sequences"] - 1))
+        t = t_of_deviate(z, pair["clusters"] - 1)
+        t = gap / error if math.isnan(t) or abs(t) > abs(gap / error) else t
+        z = float(normal_deviate(t, pair["sequences"] - 1))
     if gap == 0:
         return 0.0
     return finite(gap / z) if z else math.nan
