@@ -89,7 +89,7 @@ class Progress:
             "beta": self.beta,
             "updates": self.updates,
             "step_of_run": self._before,
-            "reference_sync": float(self._fresh),
+            "reference_sync": 1.0 if self._fresh else None,
             **self._formats,
         }
         return {name: float(x) for name, x in known.items() if x is not None and math.isfinite(x)}
