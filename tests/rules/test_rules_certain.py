@@ -160,6 +160,12 @@ def test_in_32_bits_a_start_at_little_more_than_zero_is_told():
     assert kinds(raised([begun(1, **several)])) == {"nonzero_start"}, "from before all four"
 
 
+def test_a_gap_under_dropout_names_it():
+    apart = {"k3__mean": 0.03, "k1__mean": 0.01, "gap": 0.02, "gap_z": 13.0, "run_dropout": 0.1}
+    (alert,) = [a for a in raised([begun(1, **apart)]) if a.kind == "gap"]
+    assert alert.means.startswith("dropout of up to 0.1 is active in the policy")
+
+
 def test_without_counted_updates_a_level_that_was_there_from_the_start_informs():
     high = [wobble(step, 0.066) for step in range(60)]
     (alert,) = judged(RuleSet(), high)
