@@ -55,7 +55,12 @@ def test_what_a_run_tells_is_judged_and_replayed_alike(tmp_path):
 
 
 def test_a_later_step_or_sixteen_bits_are_no_wrong_start():
-    for known in ({"step_of_run": 30}, {"step_of_run": 0, "bits": 16}, {}):
+    for known in (
+        {"step_of_run": 30},
+        {"step_of_run": 0, "bits": 16},
+        {"step_of_run": 0, "bits": 19},
+        {},
+    ):
         monitor = Monitor()
         observe(monitor, size=0.02)
         assert kinds([monitor.step(1, run=known)]) == []

@@ -22,7 +22,7 @@ from klmonitor.sinks import select
 from klmonitor_verl.capture import DriverCapture
 from klmonitor_verl.objective import objective_of, penalty_of
 from klmonitor_verl.roll import Roll
-from klmonitor_verl.runvalues import RunValues
+from klmonitor_verl.runvalues import RunValues, updates_a_step
 from klmonitor_verl.settings import Config, Settings, at
 
 STATE = "klmonitor.json"
@@ -88,7 +88,7 @@ class Driver(Watch):
             },
         )
         self.roll = Roll(self.monitor.log)
-        self.run: RunValues = RunValues()
+        self.run: RunValues = RunValues(updates_a_step(config))
         self.capture = DriverCapture(Feed(self.monitor, self.guards, self.text), settings, absent)
         self.guards["mailbox"] = Boundary("the mailbox", self.monitor.log, vital=True)
         self._open_mailbox()

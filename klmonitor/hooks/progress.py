@@ -57,7 +57,9 @@ class Progress:
         self._before = max(self._before or 0, steps)
         if policy is not None:
             self._models = policy, reference
-            self._formats = {"bits": min(bits, *map(bits_of, (policy, reference or policy)))}
+            device = next((x.device.type for x in policy.parameters()), "cpu")
+            stored = map(bits_of, (policy, reference or policy))
+            self._formats = {"bits": min(bits, multiplied_in(device), *stored)}
 
     def updates_at(self, optimizer: Any) -> None:
         """The optimizer steps now, at the largest learning rate of its groups."""
@@ -87,7 +89,7 @@ class Progress:
             "beta": self.beta,
             "updates": self.updates,
             "step_of_run": self._before,
-            "reference_sync": float(self._fresh),
+            "reference_sync": 1.0 if self._fresh else None,
             **self._formats,
         }
         return {name: float(x) for name, x in known.items() if x is not None and math.isfinite(x)}
@@ -104,6 +106,12 @@ def bits_of(model: nn.Module) -> float:
     return min((8.0 * x.element_size() for x in model.parameters()), default=math.inf)
 
 
+def multiplied_in(device: str) -> float:
+    """Bits that float32 matrices are multiplied in, infinity for all of theirs."""
+    exact = device != "cuda" or torch.get_float32_matmul_precision() == "highest"
+    return math.inf if exact else TF32
+
+
 def dropout_of(model: nn.Module) -> float:
     """The largest rate of a dropout that is active now, 0 for none.
 
@@ -118,6 +126,8 @@ def dropout_of(model: nn.Module) -> float:
     return max(rates)
 
 
+TF32 = 19.0
+"""Bits of TensorFloat-32, whose mantissa is float16's."""
 DROPOUTS = (
     torch.nn.Dropout,
     torch.nn.Dropout1d,

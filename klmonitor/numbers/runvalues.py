@@ -18,7 +18,7 @@ TABLE = {
     "beta": "the coefficient of the KL penalty, as it enters the objective",
     "step_of_run": "optimizer steps before this step's numbers: 0 only where the weights are those "
     "that training started from (a resumed run never says 0)",
-    "updates": "optimizer steps so far, where a step of the report is not one",
+    "updates": "optimizer steps so far, those of this step among them, where a step is not one",
     "reference_sync": "1 at the first step whose numbers are against a reference that was set anew "
     "on purpose",
     "dropout": "the largest rate of dropout that is active in the policy that is scored, 0 for "

@@ -14,8 +14,8 @@ from klmonitor.rules.track import FIRST, Reading, to_reference
 from klmonitor.rules.window import median
 from klmonitor.rules.words import dropout, nats
 
-LOW_BITS = 16
-"""Bits of a number format that leaves as much as bf16 does."""
+LOW_BITS = 19
+"""Bits of TensorFloat-32, whose mantissa is no longer than float16's."""
 ERRORS = 3.0
 """Standard errors that are taken off a k3 that should be 0."""
 SETTLED = 20
@@ -26,20 +26,22 @@ def nonzero_start(reading: Reading, limits: Thresholds) -> Finding | None:
     """KL to the reference is not 0 before the first update, which it is by construction.
 
     Before the first optimizer step of a run that is not resumed (``run/step_of_run`` = 0) that is
-    certain. Where the steps are not counted, a run whose level after 20 steps was there from its
-    first step on is told as information.
-    Thresholds, nats: `nats`, and `nats_16_bits` where a side has 16 bits or fewer; `level`, for a
-    run whose updates are not counted.
+    certain; not of the policy's own numbers where the step holds several updates. Where the steps
+    are not counted, a run whose level after 20 steps was there from its first step on is told as
+    information.
+    Thresholds, nats: `nats`, and `nats_16_bits` where a side has 16 bits or fewer, or may have;
+    `level`, for a run whose updates are not counted.
     """
     pair = reading.pair
     if not to_reference(pair.name):
         return None
     if math.isnan(reading.of_run("step_of_run")):
         return _from_the_beginning(reading, limits)
-    if reading.of_run("step_of_run") != 0:
+    several = pair.name.startswith("policy_") and reading.of_run("updates") > 1
+    if reading.of_run("step_of_run") != 0 or several:
         return None
     se = 0.0 if math.isnan(pair["k3/se"]) else pair["k3/se"]
-    low = pair["low_precision"] == 1 or reading.of_run("bits") <= LOW_BITS
+    low = pair["low_precision"] == 1 or not reading.of_run("bits") > LOW_BITS
     floor = limits["nats_16_bits" if low else "nats"]
     if not floor < pair["k3/mean"] - ERRORS * se < math.inf:
         return None

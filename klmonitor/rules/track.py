@@ -250,7 +250,8 @@ class Track:
             self._gaps[1].append(error**2)
         if not math.isnan(reading.k1.value):
             self._signs[0].append(reading.k1.value)
-            self._signs[1].append(sign_error(reading.pair) ** 2)
+            error = sign_error(reading.pair)
+            self._signs[1].append(0.0 if math.isnan(error) else error**2)
 
     def _take_k3(self, k3: float, score: Score, moved: bool) -> None:
         self._steps += 1

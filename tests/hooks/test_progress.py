@@ -1,5 +1,6 @@
 """What an adapter tells of its run, and that ranks decide together."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from klmonitor.hooks.objective import Objective
 from klmonitor.hooks.options import Options
-from klmonitor.hooks.progress import Progress, bits_of, dropout_of
+from klmonitor.hooks.progress import Progress, bits_of, dropout_of, multiplied_in
 from klmonitor.hooks.watch import Watch
 from tests.helpers.ranks import run_ranks
 
@@ -18,10 +19,10 @@ def at(*rates):
 
 def test_nothing_is_claimed_that_was_not_told():
     run = Progress()
-    assert run.values() == {"reference_sync": 0.0}
+    assert run.values() == {}
     run.stepped()
     run.updates_at(at(1e-6))
-    assert run.values() == {"learning_rate": 1e-6, "reference_sync": 0.0}
+    assert run.values() == {"learning_rate": 1e-6}
     run.stepped()
     assert "learning_rate" not in run.values(), "that of the step before"
 
@@ -43,7 +44,7 @@ def test_a_sync_is_told_at_the_first_step_that_it_scores(when_generating):
     for step in range(6):
         if step in (0, 4):
             run.generated()
-        told.append(run.values()["reference_sync"])
+        told.append(run.values().get("reference_sync", 0))
         run.stepped()
         if step == 1:
             run.synced()
@@ -65,11 +66,21 @@ def test_the_formats_and_the_dropout_of_both_sides_are_read():
     assert run.values() == {
         "learning_rate": 3e-6,
         "step_of_run": 0,
-        "reference_sync": 0,
         "bits": 16,
         "dropout": 0.1,
         "reference_dropout": 0.0,
     }
+
+
+def test_tensor_float_32_is_a_narrow_format():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert (multiplied_in("cuda"), multiplied_in("cpu")) == (19, math.inf)
+        torch.set_float32_matmul_precision("highest")
+        assert multiplied_in("cuda") == math.inf
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def decided_run(rank, world):

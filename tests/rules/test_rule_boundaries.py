@@ -24,7 +24,7 @@ def run(run_dir):
     monitor = Monitor(run_dir)
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
-        q = -torch.rand(16, 32, generator=generator)
+        q = -8 - torch.rand(16, 32, generator=generator)  # and p is no more than 1 anywhere
         d = (0.05 if step < STEPS - 3 else 1.5) * torch.randn(16, 32, generator=generator)
         monitor.observe(policy=q, ref=q + d)
         report = monitor.step(step)

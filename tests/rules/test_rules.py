@@ -131,7 +131,7 @@ def test_a_ten_sigma_excursion_of_k1_is_found_in_either_direction(sign):
     rng = np.random.default_rng(3)
     k1 = 0.002 + 0.001 * rng.normal(size=121)
     k1[120] = 0.002 + sign * 0.01
-    rules = RuleSet()
+    rules = RuleSet({"k1_negative": False})  # which has its say of one far below 0
     alerts = [
         alert
         for step, value in enumerate(k1)

@@ -142,13 +142,28 @@ def test_kl_before_the_first_update_is_told_and_its_causes_named():
     "values",
     [
         {"k3__mean": 0.066, "run_step_of_run": 1},
+        {"k3__mean": 0.066, "run_step_of_run": 0, "run_updates": 4},
+        {"k3__mean": 5e-4, "run_step_of_run": 0},
         {"k3__mean": 0.066, "k3__se": 0.03, "run_step_of_run": 0},
         {"k3__mean": 5e-4, "low_precision": 1.0, "run_step_of_run": 0},
-        {"k3__mean": 5e-7, "k3__se": 0.0, "run_step_of_run": 0},
+        {"k3__mean": 5e-7, "k3__se": 0.0, "run_step_of_run": 0, "run_bits": 32},
     ],
 )
 def test_a_start_that_may_be_at_zero_is_not_told(values):
     assert "nonzero_start" not in kinds(raised([begun(1, **values)]))
+
+
+def test_in_32_bits_a_start_at_little_more_than_zero_is_told():
+    fine = {"k3__mean": 1e-5, "k3__se": 1e-7, "run_step_of_run": 0, "run_bits": 32}
+    assert kinds(raised([begun(1, **fine)])) == {"nonzero_start"}
+    several = {**fine, "run_updates": 4, "pair": "old_ref"}
+    assert kinds(raised([begun(1, **several)])) == {"nonzero_start"}, "from before all four"
+
+
+def test_a_gap_under_dropout_names_it():
+    apart = {"k3__mean": 0.03, "k1__mean": 0.01, "gap": 0.02, "gap_z": 13.0, "run_dropout": 0.1}
+    (alert,) = [a for a in raised([begun(1, **apart)]) if a.kind == "gap"]
+    assert alert.means.startswith("dropout of up to 0.1 is active in the policy")
 
 
 def test_without_counted_updates_a_level_that_was_there_from_the_start_informs():
@@ -175,7 +190,7 @@ def test_a_negative_beta_or_penalty_is_named():
     assert "-0.02 nats" in of_beta.message
     paid = {"k3__mean": 0.01, "k1__mean": 0.01, "penalty__mean": -10.0, "penalty__se": 0.1}
     assert "-10 nats" in raised([begun(1, **paid)])[0].message
-    ordinary_k1 = {"k3__mean": 0.01, "k1__mean": -0.01, "penalty__mean": -0.001}
+    ordinary_k1 = {"k3__mean": 0.01, "k1__mean": -0.01, "k1__se": 0.01, "penalty__mean": -0.001}
     assert raised([begun(1, **ordinary_k1)]) == []
 
 

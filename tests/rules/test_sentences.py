@@ -120,7 +120,9 @@ def gap():
     per_sequence = (r - mean).sum(axis=1)
     se = math.sqrt(64 / 63 * (per_sequence**2).sum()) / r.size
     z = stats.norm.isf(stats.t.sf(abs(mean / se), 63))
-    said = numbers(alert.message)
+    said, _, mass = alert.message.partition(" of k3: ")
+    assert numbers(mass) == {f"{-mean:.2g}"}, "of p's mass: mean r is short of 1 by it"
+    said = numbers(said)
     assert g(mean, 100 * abs(mean) / k3) | {"0"} <= said
     (of_z,) = said - g(mean, 100 * abs(mean) / k3) - {"0"}
     assert float(of_z) == pytest.approx(z, rel=0.02)  # the deviate is an approximation
@@ -269,6 +271,57 @@ def token_drop():
     alert = one(RuleSet(), reports, "token_drop")
     usual = np.median(counts[:-6])
     assert numbers(alert.message) == g(200, usual, 200 / 64, usual / 64)
+
+
+# --- what the loss does ----------------------------------------------------------------------
+def of_pair(name, **values):
+    """A report of one pair with a KL term; two underscores in a name stand for a slash."""
+    named = {metric.replace("__", "/"): value for metric, value in values.items()}
+    one_pair = PairReport(name, {**ORDINARY, **named}, penalty="a term without numbers")
+    return Report(step=1, pairs={name: one_pair})
+
+
+@says("pull_dead")
+def pull_dead():
+    dead = {"penalty__dead_share": 41 / 4096, "penalty__dead_pull": 0.31}
+    alert = one(RuleSet(), [of_pair("policy_ref", k3__mean=0.01, **dead)], "pull_dead")
+    assert numbers(alert.message) == {"41", "4096", "31"}
+
+
+@says("pull_dominated")
+def pull_dominated():
+    held = of_pair("policy_ref", k3__mean=0.01, penalty__top_share=0.62, penalty__top_d=-4.0)
+    alert = one(RuleSet(), [held], "pull_dominated")
+    assert numbers(alert.message) == {"10", "4096", "62"}, "clip(N / 400, 1, 10) tokens"
+
+
+@says("pull_reversed")
+def pull_reversed():
+    away = {"penalty__effective_beta": -0.021, "penalty__effective_beta_se": 0.002}
+    quiet = {"dominance__level": 0.0, "cv__lambda": 0.9, "penalty__beta": 0.04}
+    alert = one(
+        RuleSet(), [of_pair("policy_ref", k3__mean=0.053, **away, **quiet)], "pull_reversed"
+    )
+    assert numbers(alert.message) == {"0.021", "0.002", "0.053", "0.04"}
+
+
+@says("unclipped")
+def unclipped():
+    q, p = rng_batch(8, rows=16)
+    q, p = q - 8, p - 8
+    p[3, 7] = q[3, 7] + 6
+    advantages = np.where(np.arange(16) == 3, -1.0, 0.5)
+    for known in (True, False):
+        monitor = Monitor(rules={"gap": False})
+        given = {"advantages": torch.from_numpy(advantages)} if known else {}
+        monitor.observe(old=torch.from_numpy(q), policy=torch.from_numpy(p), **given)
+        alert = one(RuleSet(), [monitor.step(1)], "unclipped")
+        r = np.exp(p - q)
+        weight = np.abs(advantages)[:, None] * r if known else r
+        share = weight[3, 7] / weight.sum()
+        said = numbers(alert.message.removeprefix("old_policy: "))
+        known_numbers = g(r[3, 7]) | whole(100 * share) | g(6) | whole(0, 3, 7)
+        assert said == known_numbers | (whole(1) if known else set()), alert.message
 
 
 # --- what is certain -------------------------------------------------------------------------

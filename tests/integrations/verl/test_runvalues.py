@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from klmonitor_verl.runvalues import RunValues
+from klmonitor_verl.runvalues import RunValues, updates_a_step
 
 
 def test_the_rate_of_a_steps_update_stands_in_the_row_before():
@@ -18,6 +18,16 @@ def test_the_rate_of_a_steps_update_stands_in_the_row_before():
         "beta": 0.2,
         "step_of_run": 1,
     }
+
+
+def test_the_updates_of_a_step_are_those_of_its_mini_batches():
+    actor = {"ppo_mini_batch_size": 4, "ppo_epochs": 2}
+    config = {"data": {"train_batch_size": 10}, "actor_rollout_ref": {"actor": actor}}
+    assert updates_a_step(config) == 6
+    run = RunValues(updates_a_step(config))
+    run.read(3, {})
+    assert run.values() == {"step_of_run": 2, "updates": 18}
+    assert np.isnan(updates_a_step({}))
 
 
 def test_what_is_no_number_is_unknown():
