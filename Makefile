@@ -11,7 +11,7 @@ help:
 	@echo "make test-browser  the dashboard in a real Chromium (Debian; installs it)"
 	@echo "make test-trl-matrix  the equality tests on nine versions of TRL (half an hour)"
 	@echo "make test-trl-suite   TRL's own GRPO and RLOO tests, with and without klmonitor (an hour)"
-	@echo "make test-faults    faults by count, also in real TRL runs (half an hour)"
+	@echo "make test-faults    faults by count, kills, malformed lines, a long run (two hours)"
 	@echo "make test-readme    the README's install line and blocks, from the wheel (minutes)"
 	@echo "make lint    ruff, mypy, import-linter, generated docs"
 	@echo "make demo    a real GRPO run with a KL spike, watched"
@@ -50,7 +50,8 @@ test-trl-suite: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt jmespath
 	$(BIN)/python benchmarks/trl_suite.py $(ARGS)
 
-# Faults by count in Monitor loops and in real TRL runs (half an hour); see docs/reliability.md.
+# Faults by count in Monitor loops and in real TRL runs, kills with resume, malformed lines, a soak of
+# 200,000 steps (two hours); see docs/reliability.md.
 test-faults: install
 	KLMONITOR_FAULTS=all $(BIN)/python -m pytest tests/faults $(ARGS)
 

@@ -91,8 +91,9 @@ def test_groups_that_look_alike_to_prometheus_stay_apart():
 
 
 @pytest.mark.parametrize(
-    "text", ["@everyone", "<!channel> <@U1> <https://x|y>", "[a](https://x)", "`code`", "a\n# b", HOSTILE]
-)  # fmt: skip
+    "text",
+    ["@all", "<!channel> <@U1> <https://x|y>", "[a](https://x)", "`code`", "a\n# b", HOSTILE],
+)
 def test_chat_gets_no_mention_link_or_markup_of_others(text):
     alert = make_alert(3, message=text, kind=text, cause=text, values={})
     message = make_message(alert, run=f"/runs/{text}")

@@ -2,8 +2,8 @@
 
     python -m tests.faults.killed RUN_DIR STATE_FILE ACKNOWLEDGED_FILE SEED
 
-Steps of a Monitor-like writer; every few steps a checkpoint; each row that was acknowledged is noted,
-by its number, in a file of the test's before the next step.
+Steps of a writer; every few steps a checkpoint; each row that was acknowledged is noted, by its
+number, in a file of the test's before the next step.
 """
 
 from __future__ import annotations

@@ -224,9 +224,14 @@ def test_a_malformed_line_costs_itself_alone(reader, tmp_path, monkeypatch):
                 assert f"1 line skipped: {at + 1}" in told.replace("\n", " "), reader
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"[" * 10_000, b'{"meta": 3, "starts": 4}',
-                                     b'{"starts": [{"rules": {"thresholds": []}}, 3], "id": []}',
-                                     b'{"meta": {"a": ' + b"[" * 900 + b"]" * 900 + b"}}"])  # fmt: skip
+RUN_FILES = (
+    b"", b"[]", b"{", b"[" * 10_000, b'{"meta": 3, "starts": 4}',
+    b'{"starts": [{"rules": {"thresholds": []}}, 3], "id": []}',
+    b'{"meta": {"a": ' + b"[" * 900 + b"]" * 900 + b"}}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("content", RUN_FILES)
 def test_a_malformed_run_file_costs_itself_alone(content, tmp_path):
     run = tmp_path / "run"
     with contextlib.redirect_stdout(io.StringIO()):
@@ -321,8 +326,7 @@ def _at(report, step):
 
 def _resident():
     """Bytes of memory in use."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def test_what_is_given_by_itself_is_read_too(tmp_path):
