@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klmonitor.boundary import say
+from klmonitor.boundary import inert, say
 from klmonitor.cli import main
+from klmonitor.commands.terminal import InertStream
 from klmonitor.notify.message import chat, make_message
 from klmonitor.notify.targets import parse_targets
 from klmonitor.record import RecordWriter
 from klmonitor.sinks import PrometheusSink
 from klmonitor.sinks.prometheus import series
-from klmonitor.terminal import InertStream, inert
 from tests.helpers.reports import make_alert, make_report
 
 HOSTILE = "\x1b[31m\x1b]0;x\x07\r\u202eevil\x9b2J\ud800"

@@ -7,9 +7,9 @@ import socket
 from dataclasses import replace
 from typing import Any
 
+from klmonitor.boundary import inert
 from klmonitor.record.rows import alert_to_row
 from klmonitor.report import Alert, ExtremeToken
-from klmonitor.terminal import inert
 
 Message = dict[str, Any]
 """JSON: title, text, markdown, severity, run, host, id, alert (as in ``alerts.jsonl``)."""
@@ -51,7 +51,8 @@ def make_message(alert: Alert, run: str = "") -> Message:
 def _inert(alert: Alert) -> Alert:
     """An alert whose sentences are one line each, and inert."""
     words = ("message", "believe", "action", "source", "means", "cause")
-    return replace(alert, **{name: chat(getattr(alert, name)) for name in words})
+    said: dict[str, Any] = {name: chat(getattr(alert, name)) for name in words}
+    return replace(alert, **said)
 
 
 def _origin(run: str) -> list[str]:
