@@ -13,7 +13,7 @@ help:
 	@echo "make test-trl-suite   TRL's own GRPO and RLOO tests, with and without klmonitor (an hour)"
 	@echo "make test-verl-quick  verl's own functions on synthetic batches (8 minutes with installation)"
 	@echo "make test-verl        also older versions and real runs on Ray (two hours, resumable)"
-	@echo "make test-faults    faults by count, also in real TRL runs (half an hour)"
+	@echo "make test-faults    faults by count, kills, malformed lines, a long run (two hours)"
 	@echo "make test-readme    the README's install line and blocks, from the wheel (minutes)"
 	@echo "make test-trackers  trackio, MLflow and SwanLab, from the wheel (minutes)"
 	@echo "make lint    ruff, mypy, import-linter, generated docs"
@@ -63,7 +63,8 @@ test-verl-quick:
 test-verl:
 	$(PYTHON) benchmarks/verl_matrix.py $(ARGS)
 
-# Faults by count in Monitor loops and in real TRL runs (half an hour); see docs/reliability.md.
+# Faults by count in Monitor loops and in real TRL runs, kills with resume, malformed lines, a soak of
+# 200,000 steps (two hours); see docs/reliability.md.
 test-faults: install
 	KLMONITOR_FAULTS=all $(BIN)/python -m pytest tests/faults $(ARGS)
 

@@ -15,7 +15,6 @@ from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 from klmonitor.report import Health
-from klmonitor.terminal import inert
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,6 +66,18 @@ class HealthLog:
         """As it stands."""
         why = "; ".join(f"{what}: {why}" for what, why in list(self._inactive.items()))
         return Health(self._errors, self._dropped, not why, why)
+
+
+def inert(text: str) -> str:
+    """One line in which nothing is done: control and invisible characters are shown as escapes.
+
+    Also what turns the direction of writing, and halves of characters, which no stream takes.
+    """
+    return "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 def say(message: str, *values: object) -> None:

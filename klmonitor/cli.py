@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 from klmonitor import __version__
 from klmonitor.commands import COMMANDS
-from klmonitor.terminal import inert_output
+from klmonitor.commands.terminal import inert_output
 
 DRAWN = ("watch", "demo")
 """Commands that draw in colour, and see to text themselves."""

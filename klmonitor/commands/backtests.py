@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from klmonitor.boundary import inert
 from klmonitor.commands.inputs import add_runs, chosen_rules, load_labels, load_runs, refuse
-from klmonitor.terminal import inert
 
 if TYPE_CHECKING:
     from klmonitor.replay.curve import Curve

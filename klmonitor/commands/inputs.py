@@ -19,7 +19,7 @@ WHAT = ("step", "k3", "se", "k1", "tokens")
 
 def refuse(command: str, why: object) -> int:
     """Say why a command does nothing; the exit status of bad usage and of nothing readable."""
-    from klmonitor.terminal import inert
+    from klmonitor.boundary import inert
 
     sys.stderr.write(f"klmonitor {command}: {inert(str(why))}\n")
     return 2

@@ -33,10 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file; 0 once it is there, 2 where there is no record or it cannot be written."""
+    from klmonitor.boundary import inert
     from klmonitor.dashboard.document import document
     from klmonitor.dashboard.source import RecordSource
     from klmonitor.record.fresh import replaced
-    from klmonitor.terminal import inert
 
     path = Path(args.output)
     try:

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from klmonitor.boundary import inert
 from klmonitor.commands.inputs import add_runs, load_labels, load_runs, refuse
-from klmonitor.terminal import inert
 
 if TYPE_CHECKING:
     from klmonitor.replay.tuning import Proposal

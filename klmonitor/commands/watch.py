@@ -146,9 +146,9 @@ class Tail:
         from rich.table import Table
         from rich.text import Text
 
+        from klmonitor.boundary import inert
         from klmonitor.report import Alert
         from klmonitor.sinks.console import line
-        from klmonitor.terminal import inert
 
         self.look()
         told = [a for a in self.events if isinstance(a, Alert) and not a.muted]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import socket
+from dataclasses import replace
 from typing import Any
 
+from klmonitor.boundary import inert
 from klmonitor.record.rows import alert_to_row
 from klmonitor.report import Alert, ExtremeToken
-from klmonitor.terminal import inert
 
 Message = dict[str, Any]
 """JSON: title, text, markdown, severity, run, host, id, alert (as in ``alerts.jsonl``)."""
@@ -37,7 +38,7 @@ def make_message(alert: Alert, run: str = "") -> Message:
         "title": chat(
             f"klmonitor {alert.severity}: {alert.kind}{worse} at step {alert.step}{pair}"
         ),
-        "text": "\n".join([*map(_inert_line, alert.text().split("\n")), *_origin(run)]),
+        "text": "\n".join([_inert(alert).text(), *_origin(run)]),
         "markdown": "\n".join([alert_markdown(alert), "", *_origin(run)]),
         "severity": alert.severity,
         "run": run,
@@ -47,9 +48,11 @@ def make_message(alert: Alert, run: str = "") -> Message:
     }
 
 
-def _inert_line(line: str) -> str:
-    """A line of an alert, its indentation kept."""
-    return line[: len(line) - len(line.lstrip(" "))] + chat(line)
+def _inert(alert: Alert) -> Alert:
+    """An alert whose sentences are one line each, and inert."""
+    words = ("message", "believe", "action", "source", "means", "cause")
+    said: dict[str, Any] = {name: chat(getattr(alert, name)) for name in words}
+    return replace(alert, **said)
 
 
 def _origin(run: str) -> list[str]:

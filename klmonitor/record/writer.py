@@ -110,7 +110,9 @@ class RecordWriter:
     @property
     def run_id(self) -> str:
         """What names the run; empty before its first row in a directory with an earlier one."""
-        return "" if self._segment is None else self._segment.id
+        if self._segment is not None:
+            return self._segment.id
+        return "" if self._resume is None else self._resume[1]
 
     @property
     def mutes(self) -> tuple[Mute, ...]:

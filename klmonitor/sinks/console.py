@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TextIO
 
+from klmonitor.boundary import inert
 from klmonitor.record.notices import Notice
 from klmonitor.report import Alert, Report
-from klmonitor.terminal import inert
 
 LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "critical": logging.ERROR}
 

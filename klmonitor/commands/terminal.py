@@ -1,4 +1,4 @@
-"""Text that others wrote, made inert for a terminal: names, paths, messages, errors."""
+"""What commands print, made inert: names, paths, messages, errors do nothing to the terminal."""
 
 from __future__ import annotations
 
@@ -8,17 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-
-def inert(text: str) -> str:
-    """One line in which nothing is done: control and invisible characters are shown as escapes.
-
-    Also what turns the direction of writing, and halves of characters, which no stream takes.
-    """
-    return "".join(map(_shown, text))
-
-
-def _shown(character: str) -> str:
-    return character if character.isprintable() else ascii(character)[1:-1]
+from klmonitor.boundary import inert
 
 
 class InertStream(io.TextIOBase):
@@ -33,7 +23,7 @@ class InertStream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write text; what the stream's encoding lacks is escaped too."""
-        safe = "".join(c if c in "\n\t" else _shown(c) for c in text)
+        safe = "".join(c if c in "\n\t" else inert(c) for c in text)
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         self._stream.write(safe.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
