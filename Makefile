@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-verl-quick test-verl test-faults test-readme lint format demo docs sim bench clean
+.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-verl-quick test-verl test-faults test-readme test-trackers lint format demo docs sim bench clean
 
 help:
 	@echo "make test    the default test tier (sets up $(VENV) first)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-verl        also older versions and real runs on Ray (two hours, resumable)"
 	@echo "make test-faults    faults by count, also in real TRL runs (half an hour)"
 	@echo "make test-readme    the README's install line and blocks, from the wheel (minutes)"
+	@echo "make test-trackers  trackio, MLflow and SwanLab, from the wheel (minutes)"
 	@echo "make lint    ruff, mypy, import-linter, generated docs"
 	@echo "make demo    a real GRPO run with a KL spike, watched"
 	@echo "make docs    regenerate docs/metrics.md"
@@ -68,6 +69,10 @@ test-faults: install
 # The README's own install line, from our wheel, in an environment of its own; then its blocks.
 test-readme: install
 	$(BIN)/python tests/docs/run_readme.py $(ARGS)
+
+# The sinks of trackio, MLflow and SwanLab, from our wheel, in an environment a tracker.
+test-trackers: install
+	$(BIN)/python -m tests.sinks.run_trackers $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -34,6 +34,18 @@ def objective_of(trainer: Any, kind: str) -> Objective:
     return Objective()
 
 
+def beta_of(trainer: Any, kind: str) -> float | None:
+    """The coefficient of the KL penalty as it is now, None where the objective has none of its own.
+
+    The ``beta`` of OnlineDPO and its kin is that of the preference loss.
+    """
+    if kind == "pairwise":
+        return None
+    owner, name = (trainer.args, "kl_coef") if kind == "monolith" else (trainer, "beta")
+    found = getattr(owner, name, None)
+    return None if found is None else float(found)
+
+
 def penalty_of(trainer: Any, kind: str) -> PenaltyRead:
     """The KL term of a trainer of a kind of `kinds`, as its attributes tell it.
 
@@ -118,7 +130,14 @@ def _of_batch(trainer: Any) -> Objective:
         # The corrected penalty is k3 times the ratio to the sampler: k3 itself only without one.
         {} if weighted and reuses else {"policy_ref": "k3"},
         _named({"old_policy": _clip(trainer) if tokens else None, "rollout_old": _engine(trainer)}),
+        bounded=not tokens or _bounded(trainer.args),
     )
+
+
+def _bounded(args: Any) -> bool:
+    """Whether no ratio enters the loss beyond a bound, also where the advantage is negative."""
+    loss = str(getattr(args, "loss_type", "grpo"))
+    return getattr(args, "delta", None) is not None or loss in ("cispo", "sapo")
 
 
 def _updates(args: Any) -> int:

@@ -88,7 +88,7 @@ class Driver(Watch):
             },
         )
         self.roll = Roll(self.monitor.log, int(at(config, "trainer.critic_warmup", 0) or 0))
-        self.run = RunValues()
+        self.run: RunValues = RunValues()
         self.capture = DriverCapture(Feed(self.monitor, self.guards, self.text), settings, absent)
         self.guards["mailbox"] = Boundary("the mailbox", self.monitor.log, vital=True)
         self._open_mailbox()

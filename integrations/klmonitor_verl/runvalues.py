@@ -11,23 +11,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from klmonitor.hooks.progress import Progress
+
 RATE = ("actor/lr",)
 BETA = ("actor/kl_coef", "actor/reward_kl_penalty_coeff")
 """verl's metrics that hold the weight of a KL term, the first that is there."""
 
 
-class RunValues:
-    """Where a run of verl stands.
-
-    Attributes:
-        beta: the weight of the KL term; nan if unknown.
-    """
+class RunValues(Progress):
+    """Where a run of verl stands, as the metrics of its steps tell it."""
 
     def __init__(self) -> None:
         """Nothing is known."""
-        self.beta = math.nan
-        self._rate = self._next_rate = math.nan
-        self._before = math.nan
+        super().__init__()
+        self._next_rate = math.nan
 
     def read(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Take what a step's metrics tell, before its report is made.
@@ -38,15 +35,7 @@ class RunValues:
         """
         self._rate, self._next_rate = self._next_rate, _number(metrics, RATE)
         self.beta = _number(metrics, BETA)
-        self._before = float(step - 1)
-
-    def values(self) -> dict[str, float]:
-        """By the names of `Monitor.step`'s ``run=``; what is unknown is left out."""
-        known = {"learning_rate": self._rate, "beta": self.beta, "step_of_run": self._before}
-        return {name: value for name, value in known.items() if math.isfinite(value)}
-
-    def stepped(self) -> None:
-        """A step is over."""
+        self._before = step - 1
 
 
 def _number(metrics: Mapping[str, Any], names: tuple[str, ...]) -> float:

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from klmonitor.numbers.buckets import Array, below
+from klmonitor.numbers.buckets import Array
+from klmonitor.numbers.cliprange import BOUNDED, beyond
+from klmonitor.numbers.cliprange import Range as Range
 from klmonitor.penalty import Penalty
-
-Range = tuple[float, float]
-"""Log importance ratios, nats: below the first or above the second is beyond the range."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,14 @@ class Objective:
         beta: weight of the KL penalty, 0 for none.
         penalised: pair -> the estimator that is penalised with, ``"k1"`` or ``"k3"``.
         ranges: pair -> the range that its importance ratios are clipped or masked to.
+        bounded: whether no ratio policy / old enters the loss beyond a bound, whatever the sign of
+            the advantage.
     """
 
     beta: float = 0.0
     penalised: Mapping[str, str] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
+    bounded: bool = False
 
     def values(self, pair: str, values: Mapping[str, float], histogram: Array) -> dict[str, float]:
         """``penalty/*`` and ``clip/*`` of a pair, those that apply to it.
@@ -65,7 +67,7 @@ class Objective:
             found["penalty/mean"] = self.beta * values[f"{estimator}/mean"]
             found["penalty/se"] = abs(self.beta) * values[f"{estimator}/se"]
         if pair in self.ranges and values["tokens"]:
-            low, high = self.ranges[pair]
-            found["clip/low"] = below(histogram, low) / values["tokens"]
-            found["clip/high"] = 1 - below(histogram, high) / values["tokens"]
+            found |= beyond(self.ranges[pair], values["tokens"], histogram)
+        if self.bounded and pair == "old_policy":
+            found |= BOUNDED
         return found

@@ -12,7 +12,10 @@ from klmonitor.sinks import WandbSink
 
 
 class WandbExtras:
-    """A sink for these, silent until the trainer has opened a wandb run; its rows are its own."""
+    """A sink for these, silent until the trainer has opened a wandb run; its rows are its own.
+
+    Follows the run that is active: what a notebook trains after ``wandb.finish()`` goes to its own.
+    """
 
     def __init__(self, run_dir: Path | None = None, tokens: bool = True) -> None:
         """Not connected; wandb is not imported for this.
@@ -24,13 +27,22 @@ class WandbExtras:
         self._sink: WandbSink | None = None
         self._run_dir, self._tokens = run_dir, tokens
 
+    @property
+    def errors(self) -> int:
+        """Reports lost to errors."""
+        return 0 if self._sink is None else self._sink.errors
+
+    @property
+    def dropped(self) -> int:
+        """Reports not tried, because wandb hung."""
+        return 0 if self._sink is None else self._sink.dropped
+
     def __call__(self, report: Report) -> None:
         """Send what is due."""
+        if getattr(sys.modules.get("wandb"), "run", None) is None:
+            return
         if self._sink is None:
-            run = getattr(sys.modules.get("wandb"), "run", None)
-            if run is None:
-                return
-            self._sink = WandbSink(run, metrics=(), run_dir=self._run_dir, tokens=self._tokens)
+            self._sink = WandbSink(metrics=(), run_dir=self._run_dir, tokens=self._tokens)
         self._sink(report)
 
     def close(self) -> None:

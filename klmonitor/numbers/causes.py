@@ -25,6 +25,7 @@ from klmonitor.numbers.causewords import (
     says_context,
     says_cut,
     says_end,
+    says_lone,
     says_sequences,
     says_shift,
     says_stale,
@@ -33,7 +34,7 @@ from klmonitor.numbers.causewords import (
 )
 from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.evidence import Evidence, Z, evidence_of, oldest
-from klmonitor.numbers.impossible import impossible
+from klmonitor.numbers.impossible import FILLER, impossible
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.sums import StepSums
 from klmonitor.report import Cause, PairReport
@@ -96,7 +97,8 @@ class Causes:
 def _suspect(step: StepSums, i: int) -> bool:
     """Whether any count of what cannot be is not 0 (the extreme tokens are looked at then)."""
     counts = [step.signatures[i, SIGNATURE[name]] for name in _IMPOSSIBLE]
-    return bool(np.any(counts)) or step.policy_count("positive")[i] > 0
+    far = step.maxima[i].max() > -FILLER
+    return bool(np.any(counts) or far) or step.policy_count("positive")[i] > 0
 
 
 _IMPOSSIBLE = ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")
@@ -122,10 +124,10 @@ def _other_context(e: Evidence) -> bool:
     return abs(e["context_z"]) >= Z and abs(e["gap_z"]) >= Z and abs(e["gap"]) > 0.05
 
 
-def _end_off(end: str) -> Callable[[Evidence], bool]:
+def _end_off(end: str, errors: float = 5.0) -> Callable[[Evidence], bool]:
     def holds(e: Evidence) -> bool:
-        beyond = e[end] - e["middle"]
-        return e.mismatch and e[end] > 8 * e["middle"] and beyond > max(0.1, 5 * e[f"{end}_se"])
+        beyond, error = e[end] - e["middle"], e[f"{end}_se"]
+        return e.mismatch and e[end] > 8 * e["middle"] and beyond > 0.1 and beyond > errors * error
 
     return holds
 
@@ -141,11 +143,22 @@ def _other_tokens(e: Evidence) -> bool:
     return e.mismatch and some and others_fit and here_and_there and e["d_z"] < -5
 
 
+def _garbled(e: Evidence) -> bool:
+    """Log-probs that do not go with each other: of other tokens, or of another place."""
+    apart = e["up"] + e["down"] > 0.6 and e["gap"] - e["d"] > 10 * COARSE
+    n, far = (e.numbers.get(name, math.nan) for name in ("tokens", "log_ratio/le_-2"))
+    lost = e["gap"] < -0.1 and e["gap_z"] < -5 and far > 0.1 * n and e["d_z"] < -5
+    return e.mismatch and apart and (e["qp"] < UNLIKE or (lost and e["qp"] < ALIKE))
+
+
 def _argmax(e: Evidence) -> bool:
-    """Q is never the lower one, and by more than a cut leaves."""
-    n, far = (e.numbers.get(k, math.nan) for k in ("tokens", "log_ratio/le_-2"))
-    many = e["down"] > 0.05 and far >= max(0.005 * n, 5)
-    return e.mismatch and e["up"] == 0 and many and e["gap_z"] < -Z
+    """Q is never the lower one but for noise, and by moderate amounts, more than a cut leaves."""
+    above, near, far, very = (
+        e.numbers.get(f"log_ratio/{k}", math.nan) for k in ("ge_1", "le_-1", "le_-2", "le_-5")
+    )
+    many = e["down"] > 0.05 and far >= max(0.005 * e.numbers.get("tokens", math.nan), 5)
+    one_side = e["up"] <= 0.1 * e["down"] and above == 0 and not very > near / 3
+    return e.mismatch and one_side and many and e["gap_z"] < -Z
 
 
 def _reference(e: Evidence) -> bool:
@@ -158,7 +171,7 @@ def _cut(e: Evidence) -> bool:
 
 def _temperature(e: Evidence) -> bool:
     most = e["up"] + e["down"] > 0.1  # not the slope of a few odd tokens
-    return e.mismatch and most and e.significant("slope", 0.025)
+    return e.mismatch and most and not e["qp"] < ALIKE and e.significant("slope", 0.025)
 
 
 def _surprised(e: Evidence) -> bool:
@@ -181,13 +194,19 @@ def _stale(e: Evidence) -> bool:
 
 
 def _coarse_or_stale(e: Evidence) -> bool:
-    return e.mismatch and e["gap"] - e["d"] > COARSE
+    """Of the tokens at large: over the last steps, and now without those that dominate."""
+    dominated = e.numbers.get("dominance/k3/level", 0.0) >= 1
+    now = e.numbers.get("k3/mean_without_top" if dominated else "k3/mean", math.inf)
+    return e.mismatch and e["gap"] - e["d"] > COARSE and not now <= COARSE
 
 
+ALIKE, UNLIKE = 0.7, 0.3
+"""Correlation of two policies' log-probs within sequences: of other tokens' it is near 0."""
 SURE = 100.0
 """Tokens beside the nearly sure ones that should have come: enough to tell none from few."""
-COARSE = 0.02
-"""Nats of k3 that noise of .1 on an engine's logits, more than 16 bits make, does not reach."""
+COARSE = 0.01
+"""Nats of k3 that noise of .1 on an engine's logits, more than 16 bits make, does not reach; the
+norm of the pair (`rollout_info` of the alert limit)."""
 
 
 def _not_q(e: Evidence) -> bool:
@@ -203,6 +222,7 @@ RULES: tuple[CauseRule, ...] = (
     ),
     CauseRule("shift", _shift, says_shift),
     CauseRule("shift", _other_context, says_context),
+    CauseRule("empty sequences", _end_off("lone", 3.0), says_lone),
     CauseRule("first token", _end_off("first"), says_end("first")),
     CauseRule("last token", _end_off("last"), says_end("last")),
     CauseRule(
@@ -216,6 +236,13 @@ RULES: tuple[CauseRule, ...] = (
         _other_tokens,
         says("the engine and the trainer do not score the same tokens: some are nearly "
               "impossible to {p}, the others fit (tokenised again, or ids replaced)"),
+    ),
+    CauseRule(
+        "other tokens",
+        _garbled,
+        says("the engine and the trainer do not score the same tokens: {p}'s log-probs do not go "
+              "with those of {q}, their correlation is {qp:.2f} (tokenised again, ids replaced, "
+              "rows of another batch)"),
     ),
     CauseRule("stale", _stale, says_stale),
     CauseRule("sequences", lambda e: bool(e.carriers.text), says_sequences),

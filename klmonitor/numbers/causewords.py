@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from klmonitor.numbers.evidence import Evidence, oldest
 from klmonitor.summary.fields import LAGS
+
+MOST = 0.8
+"""Share of the sequences from which one speaks of every."""
 
 
 def says_shift(e: Evidence) -> str:
@@ -34,8 +38,22 @@ def says_end(end: str) -> Callable[[Evidence], str]:
         "last": "an EOS that one side adds or scores otherwise",
     }[end]
     return lambda e: (
-        f"the {end} token of every sequence is off: mean |d| {e[end]:.3g} there, "
+        f"the {end} token of {_how_many(e, end)} is off: mean |d| {e[end]:.3g} there, "
         f"{e['middle']:.3g} nats elsewhere ({why})"
+    )
+
+
+def _how_many(e: Evidence, end: str) -> str:
+    """Every sequence, or how many."""
+    share = e[f"{end}_off"] / e["sequences"] if e["sequences"] else math.nan
+    return f"{share:.0%} of the sequences" if share < MOST else "every sequence"
+
+
+def says_lone(e: Evidence) -> str:
+    """Of sequences of one token, empty completions."""
+    return (
+        f"sequences of a single token are off, empty completions perhaps: mean |d| {e['lone']:.3g} "
+        f"there, {e['middle']:.3g} nats in the others (a log-prob that stands for none?)"
     )
 
 
@@ -51,9 +69,8 @@ def says_temperature(e: Evidence) -> str:
     colder, warmer = (e.q, e.p) if e["slope"] < 0 else (e.p, e.q)
     return (
         f"sampled and scored at different temperatures: the log-probs of {colder} are sharper than "
-        f"those of {warmer} ({e['slope_z']:+.0f} errors; "
-        f"T between {_temperature_at(slope):.2g} and {_temperature_at(slope / 2):.2g} where the "
-        "other has 1)"
+        f"those of {warmer} ({e['slope_z']:+.0f} errors; T below {_temperature_at(slope / 2):.2g} "
+        f"where the other has 1, {_temperature_at(slope):.2g} if contexts' constants hide half)"
     )
 
 
@@ -66,8 +83,9 @@ def says_cut(e: Evidence) -> str:
     """The kept mass with its error."""
     kept = 1 + e["gap"]
     return (
-        f"{e.q} samples from a cut vocabulary (top-p, top-k, min-p) and scores it renormalised, "
-        f"{e.p} the whole: the kept mass is {kept:.2g} +- {e['gap_se']:.1g}"
+        f"{e.q} samples from a cut vocabulary (top-p, top-k, min-p, or tokens that are never "
+        f"allowed, as by min_new_tokens) and scores it renormalised, {e.p} the whole: the kept "
+        f"mass is {kept:.2g} +- {e['gap_se']:.1g}"
     )
 
 
@@ -96,5 +114,7 @@ def says_stale(e: Evidence) -> str:
 
 
 def says(text: str) -> Callable[[Evidence], str]:
-    """A sentence with the places ``q``, ``p``, ``k3``, ``gap`` and ``z``."""
-    return lambda e: text.format(q=e.q, p=e.p, k3=e["gap"] - e["d"], gap=e["gap"], z=e["gap_z"])
+    """A sentence with the places ``q``, ``p``, ``k3``, ``gap``, ``z`` and ``qp``."""
+    return lambda e: text.format(
+        q=e.q, p=e.p, k3=e["gap"] - e["d"], gap=e["gap"], z=e["gap_z"], qp=e["qp"]
+    )

@@ -248,8 +248,8 @@ def k3_score(found: Dominance) -> float:
 
 
 def most_tokens(n: float) -> int:
-    """How many of N = n tokens may be few."""
-    return min(max(int(n // 128), 1), MOST)
+    """How many of N = n tokens may be few: N / 128 odd ones, and more of the other tail."""
+    return min(max(int(n // 64) - 2, 1), MOST)
 
 
 def most_tokens_k1(n: float) -> int:

@@ -10,10 +10,14 @@ import numpy as np
 
 from klmonitor.numbers.carriers import Carriers
 from klmonitor.numbers.signatures import Signatures
+from klmonitor.numbers.student import normal_deviate
 from klmonitor.summary.fields import LAGS, SIGNATURE_RATIOS
 
 Z = 8.0
 """Errors from which a signature is not chance: it is judged at every step of a run."""
+FEW = 1.6
+"""Z errors of sixteen sequences are Z / 1.6 = 5 normal deviates: fewer need more errors."""
+COUNTS = ("tokens", "sequences", "sure", "sure_other", "first_off", "last_off", "lone_off")
 
 
 @dataclass(frozen=True)
@@ -61,22 +65,27 @@ def evidence_of(
     with np.errstate(all="ignore"):
         value, se = signatures.means()
         table = zip(SIGNATURE_RATIOS, value[0].tolist(), se[0].tolist(), strict=True)
+        sequences = float(signatures.sum("sequences")[0])
         for name, mean, error in table:
-            known = error > 0 or error == math.inf
-            signs |= {
-                name: mean,
-                f"{name}_se": error,
-                f"{name}_z": mean / error if known else math.copysign(math.inf, mean),
-            }
+            signs |= {name: mean, f"{name}_se": error, f"{name}_z": _z(mean, error, sequences)}
         for name in ("qp", "before", "after"):
             signs[name] = float(signatures.correlation(name)[0])
         for name in ("up", "down"):
             signs[name] = float(signatures.share(name)[0])
         signs["entropy"] = float(signatures.entropy[0])
-    for name in ("tokens", "sure", "sure_other"):
+    for name in COUNTS:
         signs[name] = float(signatures.sum(name)[0])
     q, p = pair.split("_")
     return Evidence(q, p, signs, numbers, carriers)
+
+
+def _z(mean: float, error: float, sequences: float) -> float:
+    """Errors from 0; of few sequences `FEW` times the normal deviate, where that is less."""
+    if not error > 0:
+        return math.nan
+    z = mean / error
+    deviate = FEW * float(normal_deviate(z, sequences - 1))
+    return min(z, deviate, key=abs)
 
 
 def oldest(e: Evidence) -> str:

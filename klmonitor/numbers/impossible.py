@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from klmonitor.numbers.sums import StepSums
 from klmonitor.report import Cause, ExtremeToken
@@ -23,6 +24,8 @@ from klmonitor.summary.fields import (
 
 FEWEST = 3
 """Tokens that are no accident: a peaked model gives an exact 0 here and there."""
+FILLER = -30.0
+"""Nats: no sampled token is so unlikely, let alone three alike: -100 and such stand for none."""
 MANY = 0.1
 """Share of values above 0 that is no noise on log-probs near 0 any more; of such as are far above
 0, `FEWEST` are enough."""
@@ -58,14 +61,22 @@ def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
                 f"{policy}'s log-probs are beyond +-{SENTINEL:,.0f} for {_tokens(n)} that "
                 f"count{where}: a sentinel that the mask lets through"
             )
+        value, n = _filler([getattr(token, mine) for token in tokens])
+        if n >= FEWEST and not step.low_precision[i]:
+            where = _example(tokens, mine, partial(_same, value), theirs)
+            return _cause(
+                f"{policy}'s log-probs are exactly {value:.0f} for at least {n} tokens{where}: a "
+                "filler that the mask lets through, no score"
+            )
         aside, other_side = ("down", "up") if letter == "q" else ("up", "down")
         n = count(f"zero_{letter}")
         cut = count(aside) > 2 * n and count(aside) > 3 * count(other_side)
         if n >= FEWEST and (count(f"blank_{letter}") > 0 or not cut):
             where = _example(tokens, mine, lambda x, y: x == 0 and y < PLACEHOLDER, theirs)
+            greedy = " (or greedy decoding)" if n > 0.5 * counts[i, _N] else ""
             return _cause(
                 f"{policy}'s log-probs are exactly 0 for {n:,.0f} tokens that {other} does not "
-                f"find certain{where}: a placeholder, no score"
+                f"find certain{where}: a placeholder, no score{greedy}"
             )
     if count("padded_rows") >= max(0.5 * count("rows"), 1):
         return _cause(
@@ -74,6 +85,16 @@ def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
             "padding is being counted; forgot the mask?"
         )
     return Cause()
+
+
+def _same(value: float, x: float, _: float) -> bool:
+    return x == value
+
+
+def _filler(values: list[float]) -> tuple[float, int]:
+    """The whole number below `FILLER` that most have exactly, and how many do."""
+    whole = [x for x in values if x <= FILLER and x == math.floor(x)]
+    return max(((x, whole.count(x)) for x in set(whole)), key=lambda one: one[1], default=(0.0, 0))
 
 
 def _tokens(n: float) -> str:

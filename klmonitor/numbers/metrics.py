@@ -19,6 +19,7 @@ from operator import attrgetter
 import numpy as np
 
 from klmonitor.numbers.clusters import Array, positive, ratio
+from klmonitor.numbers.receiptmetrics import DRAWN, RECEIPT, SENT
 from klmonitor.numbers.signatures import BINS
 from klmonitor.numbers.sums import StepSums
 from klmonitor.report import KNOWN
@@ -151,6 +152,14 @@ def _off_policy(numerator: Array, denominator: Array, t: StepSums) -> Array:
 def _sequence_ess(t: StepSums) -> Array:
     of = t.signs.sum
     return ratio(of("ratio") ** 2, of("sequences") * of("ratio2"))
+
+
+def _unclipped(name: str, t: StepSums) -> Array:
+    return t.where(t.signs.sum("weighed") > 0, t.signs.sum(name))
+
+
+def _unclipped_of(name: str, of: str, t: StepSums) -> Array:
+    return ratio(_unclipped(name, t), _unclipped(of, t))
 
 
 def _by_probability(number: int) -> list[Metric]:
@@ -295,26 +304,19 @@ METRICS: tuple[Metric, ...] = (
            "what the trainer's objective pays a token: k is the estimator that it penalises with, "
            "a mean over tokens; from adapters that know beta"),
     Metric("penalty/se", "nats", "beta SE(k)", "cluster standard error of penalty/mean"),
-    Metric("penalty/beta", "weight", "beta", "of the KL term on this pair (docs/penalty.md)"),
-    Metric("penalty/pull", "nats", "beta mean(c)",
-           "mean of the KL term's coefficient of grad log pi: c is d's function, by the placement"),
-    Metric("penalty/effective_beta", "weight", "beta cov(c, t) / var(t), t = -d",
-           "the weight of a true reverse KL that the term is nearest to, in the space of tokens "
-           "(docs/penalty.md: where that is not the gradient's)",
-           core=True, panel="What the KL term pulls"),
-    Metric("penalty/effective_beta_se", "weight", "slope's SE x clustering",
-           "its standard error: that of a regression's slope, widened as k1's and k3's errors are"),
-    Metric("penalty/dead_share", "share", "#(c = 0, d != 0) / N",
-           "tokens that stray and that the KL term does not pull, as a clamp stops it",
-           panel="What the KL term pulls"),
-    Metric("penalty/opposite_share", "share", "#(c t < 0) / N",
-           "tokens that the KL term pulls the wrong way"),
-    Metric("penalty/top_share", "share", "sum_o |c| / sum |c|",
-           "share of the pull that the tokens of largest |c| hold, clip(N / 400, 1, 10) of them"),
+    *(Metric(*row, core=row[0] in SENT, panel=DRAWN.get(row[0], "")) for row in RECEIPT),
     Metric("clip/low", "share", "#(r < 1 - epsilon) / N",
            "raw importance ratios below the range that the trainer clips to, whatever the sign of "
            "the advantage; the edge to 0.8 %"),
     Metric("clip/high", "share", "#(r > 1 + epsilon) / N", "above it, likewise"),
+    Metric("unclipped/tokens", "tokens", "#(A < 0, r >= 10)",
+           "tokens of old_policy whose ratio no clipping of PPO's kind bounds, where "
+           "observe(advantages=) gave A", partial(_unclipped, "unclipped")),
+    Metric("unclipped/share", "share", "sum of their |A| r / sum |A| r",
+           "how much of the loss's weight they hold; r is 10 at most where A > 0",
+           partial(_unclipped_of, "unclipped_loss", "loss")),
+    Metric("unclipped/ratio", "ratio", "exp(mean d) of these", "how far they are from old",
+           lambda t: np.exp(_unclipped_of("unclipped_d", "unclipped", t))),
 )
 # fmt: on
 

@@ -29,6 +29,14 @@ def normal_deviate(t: ArrayLike, df: ArrayLike) -> Array:
     return found
 
 
+def t_of_deviate(z: float, df: float) -> float:
+    """The t whose `normal_deviate` is z."""
+    if not df > 0:
+        return math.nan
+    size = (z * (8 * df + 3) / (8 * df + 1)) ** 2 / df
+    return math.copysign(math.sqrt(df * math.expm1(min(size, 600.0))), z)
+
+
 def t_quantile(probability: float, df: float) -> float:
     """Quantile of Student's t, to 4e-3 (Abramowitz-Stegun 26.7.5; exact for one and two df)."""
     if df == 1:

@@ -30,6 +30,15 @@ HEAVY = 0.5
 
 
 NO_CAUSE = Cause()
+_NOT_DRAWN = "neither: the tokens were not drawn from q as it is scored, whatever both report"
+VOID: Mapping[str, str] = {
+    "shift": "neither: the tensors are shifted by one position",
+    "other tokens": "neither: the engine and the trainer do not score the same tokens",
+    "argmax": "neither: q's log-probs are not those of these tokens",
+    "other sampler": _NOT_DRAWN,
+    **{f"{how}, scored raw": _NOT_DRAWN for how in ("cut", "colder", "narrower", "warmer")},
+}
+"""Causes that leave nothing of the estimates."""
 
 
 def verdict(
@@ -44,7 +53,7 @@ def verdict(
     """
     if cause.impossible:
         return Verdict(None, f"neither: {cause.text}")
-    said = _unknown(numbers) or _not_drawn(numbers, open_kinds)
+    said = _unknown(numbers) or VOID.get(cause.name) or _not_drawn(numbers, open_kinds, cause)
     if said:
         return Verdict(None, said)
     carried = [k for k in ("k1", "k3") if dominated(numbers, k) or f"dominance_{k}" in open_kinds]
@@ -103,7 +112,7 @@ def _unknown(numbers: Numbers) -> str:
     return ""
 
 
-def _not_drawn(numbers: Numbers, open_kinds: Collection[str]) -> str:
+def _not_drawn(numbers: Numbers, open_kinds: Collection[str], cause: Cause) -> str:
     """Why neither estimator holds for tokens that q did not draw, or hardly."""
     if get(numbers, "on_policy") == 0:
         k1, k3, ess = (get(numbers, f"iw/{name}") for name in ("k1/mean", "k3/mean", "ess"))
@@ -112,7 +121,8 @@ def _not_drawn(numbers: Numbers, open_kinds: Collection[str]) -> str:
             f"{k3:.4g} nats (effective share of tokens {ess:.0%})"
         )
     if get(numbers, "gap") > 0 and (gap_fails(numbers) or "gap" in open_kinds):
-        return "neither: the sampler draws tokens that q hardly would"
+        why = ": another temperature" if cause.name == "temperature" else ""
+        return f"neither: the sampler draws tokens that q hardly would{why}"
     if "k1_negative" in open_kinds:
         return (
             "neither: k1 has averaged below 0, which no KL is, so the tokens are not draws from q, "

@@ -67,7 +67,7 @@ def _from_reference(reading: Reading, limits: Thresholds) -> Finding | None:
     if len(three) < STEPS:
         return None
     middle, least = sorted(three)[1], min(three)
-    if not middle > limits["warn"]:
+    if not middle > limits["warn"] or _of_few_tokens(reading, limits["warn"]):
         return SIMMERING if middle > REARM * limits["warn"] else None
     if least > limits["critical"]:
         return _critical(
@@ -120,6 +120,12 @@ def without_tokens(pair: PairReport, estimator: str) -> tuple[float, bool]:
     return (pair[f"{estimator}/mean"], False) if math.isnan(rest) else (rest, True)
 
 
+def _of_few_tokens(reading: Reading, norm: float) -> bool:
+    """Whether k3 is within a norm but for the tokens that dominate it, which is told as that."""
+    rest, dominated = without_tokens(reading.pair, "k3")
+    return dominated and rest <= norm
+
+
 def last_three(reading: Reading) -> list[float]:
     """k3 of the last steps that had one, this one the last; empty if it has none."""
     k3 = finite(reading["k3/mean"])
@@ -131,7 +137,7 @@ def _from_engine(reading: Reading, limits: Thresholds) -> Finding | None:
     if len(three) < STEPS:
         return None
     middle = sorted(three)[1]
-    if not middle > limits["rollout_info"]:
+    if not middle > limits["rollout_info"] or _of_few_tokens(reading, limits["rollout_info"]):
         return SIMMERING if middle > REARM * limits["rollout_info"] else None
     warn = middle > limits["rollout_warn"]
     norm = limits["rollout_warn" if warn else "rollout_info"]

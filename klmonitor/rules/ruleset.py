@@ -8,19 +8,21 @@ alerts as the live run did, and a resumed run those that an uninterrupted one wo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.numbers.verdicts import verdict
 from klmonitor.report import Alert, PairReport, Report
+from klmonitor.rules.causes import IMPOSSIBLE
 from klmonitor.rules.episode import END, Episode
 from klmonitor.rules.health import INACTIVE, inactive
 from klmonitor.rules.own import judge_own, own_rule
 from klmonitor.rules.rule import Finding, Rule, Thresholds
 from klmonitor.rules.settings import Rules, parse_rules
 from klmonitor.rules.silence import NO_DATA, Silence
+from klmonitor.rules.standing import standing
 from klmonitor.rules.story import Found, Story, alone
 from klmonitor.rules.table import RULES
 from klmonitor.rules.telling import believing, ended, restrained, told
@@ -29,8 +31,9 @@ from klmonitor.rules.track import Reading, Track, finite, has_data, to_reference
 STATE_VERSION = 2
 READS = (1, STATE_VERSION)
 """Versions of a state that are read; the first had neither stories nor counts of tokens."""
-BELIEVING = ("gap", "k1_excursion", "k1_negative", "outlier_rate")
-"""Rules that take log-probs for what they are called: not asked about input that cannot be."""
+DESPITE = ("impossible", "nonfinite")
+"""Rules that are asked about input that cannot be; the others take log-probs for what they are
+called."""
 RUN = ""
 """In the place of a pair's name: what concerns the run."""
 
@@ -131,17 +134,23 @@ class RuleSet:
             errors=errors,
         )
 
+    def standing(self, pairs: Iterable[str] = ()) -> dict[str, str]:
+        """Pair -> from when its rules judge, of pairs that were seen and of some that will be."""
+        seen = dict.fromkeys(pairs, 0) | {name: one.steps for name, one in self._tracks.items()}
+        return {name: standing(steps, self._limits) for name, steps in seen.items()}
+
     def _findings(self, reading: Reading) -> tuple[list[tuple[Rule, Finding]], int]:
         """What the rules find on a pair, calm ones left out; and how many of them failed."""
         findings, failed = [], 0
         for one in self._judges:
-            if reading.pair.cause.impossible and one.rule.kind in BELIEVING:
+            if reading.pair.cause.impossible and one.rule.kind not in DESPITE:
                 continue
             found = one.boundary(_found, one.judge, reading, one.limits)
             if found is None:
                 failed += 1
             elif found[0] is not None:
-                findings.append((one.rule, restrained(found[0], reading.pair)))
+                finding = found[0] if one.rule.of_one else restrained(found[0], reading.pair)
+                findings.append((one.rule, finding))
         return findings, failed
 
     def _announced(
@@ -167,7 +176,9 @@ class RuleSet:
                     said.append(told(step, name, alone(found)))
         story = self._stories.setdefault(name, Story())
         telling = story.take(step, finite(pair["k3/mean"]), of_story)
-        return [told(step, name, telling), *said] if telling else said
+        if telling:
+            said.insert(0, told(step, name, telling))
+        return sorted(said, key=lambda alert: alert.kind != IMPOSSIBLE.kind)
 
     def _open_on(self, pair: str) -> tuple[str, ...]:
         """Kinds of alert that are open on a pair."""

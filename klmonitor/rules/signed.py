@@ -12,9 +12,11 @@ import numpy as np
 
 from klmonitor.numbers.student import normal_deviate
 from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
-from klmonitor.rules.track import SIGNED, Reading
+from klmonitor.rules.track import SIGNED, Reading, sign_error
 from klmonitor.rules.words import dominating, heaviest, name_tokens, nats
 
+TOGETHER = 5
+"""Steps whose sequences are pooled."""
 AUTOCORRELATION = 2.0
 """Variance of a mean over correlated steps, as a multiple of independent ones'."""
 
@@ -52,7 +54,7 @@ def k1_negative(reading: Reading, limits: Thresholds) -> Finding | None:
     """The mean of k1 over the last 50 steps is significantly negative, which KL never is.
 
     Judged where q drew the tokens (elsewhere k1's mean may well be negative). A single step is
-    enough where it is `at_once` errors below, by sequence.
+    enough where it is `at_once` errors below, by sequence, or the last five are together.
     Thresholds: `z`, `rearm` and `at_once`, standard errors below 0; `nats`, the least that a step
     must be below 0 to be enough.
     """
@@ -81,21 +83,26 @@ def k1_negative(reading: Reading, limits: Thresholds) -> Finding | None:
 
 
 def _negative_at_once(reading: Reading, limits: Thresholds) -> Finding | None:
-    """One step whose k1 is so far below 0 that no other is needed."""
-    k1, error = reading["k1/mean"], reading["k1/sequence_se"]
-    if reading["on_policy"] == 0 or not (error > 0 and k1 < -limits["nats"]):
+    """One step, or the last few together, whose k1 is so far below 0 that no more are needed."""
+    error = sign_error(reading.pair)
+    if reading["on_policy"] == 0 or not (error > 0 and reading["k1/mean"] < -limits["nats"]):
         return None
-    z = float(normal_deviate(k1 / error, reading["sequences"] - 1))
-    if not z < -limits["at_once"]:
-        return None
-    return Finding(
-        level=WARN,
-        message=(
-            f"k1 = {nats(k1)} per token is {-k1 / error:.0f} standard errors below 0, which no KL "
-            "is: the tokens are not draws from q as it is scored"
-        ),
-        values={"k1": k1, "z": z},
-    )
+    means, squares = (earlier[1 - TOGETHER :] for earlier in reading.signs)
+    for steps in sorted({1, means.size + 1}):
+        k1 = (sum(means[means.size + 1 - steps :].tolist()) + reading["k1/mean"]) / steps
+        spread = math.sqrt(sum(squares[squares.size + 1 - steps :].tolist()) + error**2) / steps
+        z = float(normal_deviate(k1 / spread, steps * (reading["sequences"] - 1)))
+        if z < -limits["at_once"] and k1 < -limits["nats"]:
+            together = "" if steps == 1 else f" over {steps} steps"
+            return Finding(
+                level=WARN,
+                message=(
+                    f"k1 = {nats(k1)} per token{together} is {-k1 / spread:.0f} standard errors "
+                    "below 0, which no KL is: the tokens are not draws from q as it is scored"
+                ),
+                values={"k1": k1, "z": z},
+            )
+    return None
 
 
 K1_EXCURSION = Rule(
@@ -112,8 +119,8 @@ K1_NEGATIVE = Rule(
     judge=k1_negative,
     thresholds={"z": 4.0, "rearm": 2.0, "at_once": 6.0, "nats": 1e-3},
     means=(
-        "the tokens were not drawn from q: a stale or truncated sampler, or a "
-        "temperature that one side lacks"
+        "the tokens were not drawn from q as it is scored: a stale or truncated sampler, a "
+        "temperature that one side lacks, log-probs computed without the attention mask"
     ),
     action=(
         "compare the sampler's settings (temperature, top-p, top-k, weights' version) with those "

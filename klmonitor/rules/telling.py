@@ -16,6 +16,10 @@ LEAST_TOKENS, LEAST_SEQUENCES, LEAST_CLUSTERS = 64, 4, 2
 clusters (prompts, where they are known) say may be their accident."""
 
 
+OF_THEIR_OWN = ("nonfinite", "low_precision", "dominance_k1", "dominance_k3")
+"""Kinds that a cause of mismatch does not explain."""
+
+
 def restrained(finding: Finding, pair: PairReport) -> Finding:
     """A finding that is not critical where too few tokens say so."""
     tokens = pair["tokens"] + max(pair["nonfinite"], 0.0)
@@ -42,6 +46,7 @@ def restrained(finding: Finding, pair: PairReport) -> Finding:
 def told(step: int, pair: str, telling: Telling) -> Alert:
     """The alert of what there is to tell of a pair, or of the run."""
     rule, finding = telling.parts[0].rule, telling.parts[0].finding
+    why = next((one for one in telling.parts if one.rule.explains), telling.parts[0])
     values = {k: v for one in reversed(telling.parts) for k, v in one.finding.values.items()}
     tokens = next((one.finding.tokens for one in telling.parts if one.finding.tokens), ())
     begun = telling.continues
@@ -53,8 +58,8 @@ def told(step: int, pair: str, telling: Telling) -> Alert:
         pair=finding.pair or pair or None,
         message=_named(pair, telling.message),
         believe=finding.believe,
-        action=finding.action or rule.action,
-        means=finding.means or rule.means,
+        action=why.finding.action or why.rule.action,
+        means=why.finding.means or why.rule.means,
         source=rule.source,
         phase=OPEN if begun is None else WORSE,
         since=step if begun is None else begun,
@@ -81,11 +86,18 @@ def ended(step: int, rule: Rule, pair: str, since: int, numbers: PairReport | No
 
 
 def believing(alert: Alert, believe: str, cause: Cause) -> Alert:
-    """An alert with the verdict, and the cause where it does not say that itself."""
+    """An alert with the verdict, and the cause where it does not say that itself.
+
+    What an alert usually means, and what is done first then, give way to a cause that is known.
+    """
     if alert.phase == END:
         return alert
-    why = "" if cause.text in alert.message else cause.text
-    return replace(alert, believe=alert.believe or believe, cause=why)
+    alert = replace(alert, believe=alert.believe or believe)
+    if not cause.text or cause.text in alert.message:
+        return alert
+    if cause.name in ("unknown", "identical") or alert.kind in OF_THEIR_OWN:
+        return replace(alert, cause=cause.text)
+    return replace(alert, cause=cause.text, means="", action="mend the cause first")
 
 
 def _named(pair: str, message: str) -> str:

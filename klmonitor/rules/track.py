@@ -4,16 +4,7 @@ Everything here survives a checkpoint (`state_dict`) and has a fixed size: a ste
 after a million steps as after a hundred. Steps are those at which the pair had data: a pair that is
 seen in every tenth batch has its baseline in its own time.
 
-Values of the run that are read where a report has them (`Report.run_values`); absent ones are
-unknown:
-
-    run/learning_rate    the learning rate of the update that follows this step's numbers
-    run/beta             the coefficient of the KL penalty
-    run/step_of_run      optimizer steps before this step's numbers, 0 before the first of a run
-                         that is not resumed (a resumed run never says 0)
-    run/updates          optimizer steps so far, where a step of the report is not one
-    run/reference_sync   1 at the first step whose numbers are against a reference that was set
-                         anew on purpose
+What is known of the run (`klmonitor.numbers.runvalues`) is read where a report has it.
 """
 
 from __future__ import annotations
@@ -26,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from klmonitor.numbers.stored import count_of, numbers_of
-from klmonitor.numbers.student import normal_deviate
+from klmonitor.numbers.student import normal_deviate, t_of_deviate
 from klmonitor.record.rows import as_float, finite_or_none
 from klmonitor.report import PairReport
 from klmonitor.rules.flat import LENGTH, SKIP, FlatLevel, FlatScore
@@ -168,6 +159,11 @@ class Track:
         self._steps = 0
         self._jump = 0
 
+    @property
+    def steps(self) -> int:
+        """Steps of this pair, since its (new) start."""
+        return self._steps
+
     def read(self, pair: PairReport, run: Mapping[str, float]) -> Reading:
         """One step against the past; changes nothing."""
         k3 = finite(pair["k3/mean"])
@@ -254,7 +250,7 @@ class Track:
             self._gaps[1].append(error**2)
         if not math.isnan(reading.k1.value):
             self._signs[0].append(reading.k1.value)
-            self._signs[1].append(reading.k1.se**2)
+            self._signs[1].append(sign_error(reading.pair) ** 2)
 
     def _take_k3(self, k3: float, score: Score, moved: bool) -> None:
         self._steps += 1
@@ -325,15 +321,24 @@ class Track:
             self._level.relive(seen)
 
 
+def sign_error(pair: PairReport) -> float:
+    """Standard error of k1's sign: by sequence or by prompt, the larger; nan: unknown."""
+    known = [finite(pair[name]) for name in ("k1/sequence_se", "k1/se")]
+    return max((x for x in known if not math.isnan(x)), default=math.nan)
+
+
 def gap_error(pair: PairReport) -> float:
     """Standard error of the gap; 0 where k1 and k3 are equal, nan where it is unknown.
 
-    By sequence, since the gap's expectation is 0 for every prompt alone; as wide as the t of that
-    many sequences is wider than a normal deviate.
+    By sequence, since the gap's expectation is 0 for every prompt alone, but not below that by
+    prompt: completions of one prompt may be copies. As wide as the t of that many sequences is
+    wider than a normal deviate.
     """
     gap, z = finite(pair["gap"]), finite(pair["gap_z"])
     if (error := finite(pair["gap_se"])) > 0:
-        z = float(normal_deviate(gap / error, pair["sequences"] - 1))
+        t = t_of_deviate(z, pair["clusters"] - 1)
+        t = gap / error if math.isnan(t) or abs(t) > abs(gap / error) else t
+        z = float(normal_deviate(t, pair["sequences"] - 1))
     if gap == 0:
         return 0.0
     return finite(gap / z) if z else math.nan

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -44,6 +45,22 @@ class World:
     prompts: NDArray[np.int64]
     completions: int
     length: int
+
+    @cached_property
+    def trainer(self) -> Array:
+        """[contexts, V] the trainer's log-probs, nats."""
+        return log_softmax(self.logits)
+
+    @cached_property
+    def referred(self) -> Array:
+        """[contexts, V] the reference's."""
+        return log_softmax(self.reference)
+
+    @cached_property
+    def entropy(self) -> Array:
+        """[contexts] of the trainer's policy, nats."""
+        found: Array = -(np.exp(self.trainer) * self.trainer).sum(-1)
+        return found
 
 
 @dataclass(frozen=True)
@@ -108,15 +125,16 @@ def step(rng: Generator, at: World, engine: Engine) -> Step:
     if at.noise:
         served = served + rng.normal(0, at.noise, served.shape)
     sampled = engine.samples(rng, at, served)
-    scored = sampled if engine.scores is engine.samples else engine.scores(rng, at, served)
-    token = _drawn(rng, log_softmax(sampled), context)
-    trainer = log_softmax(at.logits)
-    entropy = -(np.exp(trainer) * trainer).sum(-1)
+    drawn_from = log_softmax(sampled)
+    token = _drawn(rng, drawn_from, context)
+    scored = drawn_from
+    if engine.scores is not engine.samples:
+        scored = log_softmax(engine.scores(rng, at, served))
     found = Step(
-        rollout=log_softmax(scored)[context, token],
-        old=trainer[context, token],
-        ref=log_softmax(at.reference)[context, token],
-        entropy=entropy[context],
+        rollout=scored[context, token],
+        old=at.trainer[context, token],
+        ref=at.referred[context, token],
+        entropy=at.entropy[context],
         prompt=prompt,
     )
     return engine.arrives(rng, found)
@@ -237,6 +255,23 @@ def other_sequences(share: float = 0.03) -> Engine:
     return replace(clean(), arrives=arrives)
 
 
+def ids_replaced(share: float = 0.03) -> Engine:
+    """The trainer scores another token here and there: one that it finds hardly possible."""
+
+    def arrives(rng: Generator, found: Step) -> Step:
+        old = found.old.copy()
+        other = rng.random(old.shape) < share
+        old[other] -= 5 + rng.exponential(3.0, int(other.sum()))
+        return replace(found, old=old)
+
+    return replace(clean(), arrives=arrives)
+
+
+def rows_moved() -> Engine:
+    """The engine's log-probs come in another order of the sequences."""
+    return replace(clean(), arrives=lambda rng, s: replace(s, rollout=np.roll(s.rollout, 1, 0)))
+
+
 ENGINES: Mapping[str, tuple[str, Engine]] = {
     "clean": ("", clean()),
     "the reference": ("reference", serves_reference()),
@@ -263,5 +298,8 @@ ENGINES: Mapping[str, tuple[str, Engine]] = {
     "placeholder": ("placeholder", placeholder()),
     "other sequences": ("sequences", other_sequences()),
     "stale, versions told": ("stale", stale(0.3, versions=3)),
+    "stale, not told": ("coarse or stale", stale(0.3)),
+    "ids replaced": ("other tokens", ids_replaced()),
+    "rows of others": ("other tokens", rows_moved()),
 }
 """Name -> the cause that is right, and the engine."""

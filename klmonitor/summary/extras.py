@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,10 +22,14 @@ class Extras:
     Attributes:
         entropy: [B, T] (or [1, N] packed) of the trainer's policy at each position, nats.
         lag: int64 [sequences], weight updates since the weights that sampled.
+        advantages: [B, T] (or [1, N] packed) of each token.
+        beta: weight of the KL term; None: the one that the term was given with.
     """
 
     entropy: Tensor | None = None
     lag: Tensor | None = None
+    advantages: Tensor | None = None
+    beta: float | None = None
 
 
 class Versions:
@@ -90,3 +95,44 @@ def checked_entropy(entropy: TensorLike | None, batch: TokenBatch) -> Tensor | N
             "pass the entropy of every token's position, sliced alike"
         )
     return moved(found, batch.device)
+
+
+def checked_advantages(advantages: TensorLike | None, batch: TokenBatch) -> Tensor | None:
+    """Advantages in the batch's layout: of tokens as they are, of sequences spread over them.
+
+    Raises:
+        ValueError: they are neither one a sequence nor one a token.
+        TypeError: they are no floats.
+    """
+    if advantages is None:
+        return None
+    found = as_tensor("advantages", advantages)
+    if not found.is_floating_point():
+        raise TypeError(f"advantages have dtype {found.dtype}: pass floats")
+    found = moved(found.detach(), batch.device)
+    packed = batch.segments is not None
+    if packed and tuple(found.shape) == (batch.shape[1],):
+        return found.unsqueeze(0)
+    if tuple(found.shape) == (batch.n_sequences,):
+        return found[batch.segments].unsqueeze(0) if packed else found[:, None].expand(batch.shape)
+    if tuple(found.shape) != batch.shape:
+        raise ValueError(
+            f"advantages have shape {list(found.shape)} but log-probs have {list(batch.shape)}: "
+            "pass one a sequence, or one a token sliced alike"
+        )
+    return found
+
+
+def checked_beta(beta: float | None, penalised: bool) -> float | None:
+    """The weight of the KL term.
+
+    Raises:
+        ValueError: it is not finite, or there is no term that it could belong to.
+    """
+    if beta is None:
+        return None
+    if not math.isfinite(beta):
+        raise ValueError(f"beta is {beta}: give a finite weight")
+    if not penalised:
+        raise ValueError(f"beta is {beta:g} of no KL term: give Monitor(penalty=Penalty(...))")
+    return float(beta)

@@ -106,6 +106,10 @@ HIGH = 0.5
 """Nats: a log-prob above it is far above 0; one token of it is no rounding."""
 ASIDE = 0.01
 """Nats: a d further from 0 has a side."""
+END_OFF = 0.1
+"""Nats: a first or last token of a larger |d| is off."""
+CERTAIN = 1e-3
+"""Nats: a log-prob nearer to 0 is that of a token that had to come."""
 SURE = 0.15
 """Nats: at an entropy below it one token has at least .96 of the probability."""
 LAGS = ("lag0", "lag1", "lag2", "lag3")
@@ -118,9 +122,10 @@ SIGNATURE_RATIOS = (
     "shift",  # q(t) p(t-1) - p(t) q(t-1), by (q^2 + p^2) / 2, within sequences
     "context",  # the same of d (log q + log p) / 2 in the place of log q, by its square
     "who",  # (log q - log ref)^2 - (log q - log p)^2, by token
-    "first",  # |d| of the first token of a sequence
+    "first",  # |d| of the first token of a sequence of two and more
     "last",  # and of its last
     "middle",  # and of the others
+    "lone",  # and of the only token of a sequence
     *LAGS,  # k3, by token, of sequences of that lag
 )
 """Ratios of two sums over sequences; five sums each tell the ratio and its error."""
@@ -158,6 +163,14 @@ SIGNATURE_SUMS = (
     "ratio",  # sum of the sequences' ratios
     "ratio2",  # and of their squares
     "largest",  # sum over sequences of their largest token k3
+    "first_off",  # sequences whose first token has |d| > END_OFF
+    "last_off",  # and whose last has
+    "lone_off",  # and whose only one has
+    "weighed",  # of old_policy, over all tokens: whose advantage A is known
+    "loss",  # sum of |A| r, where A > 0 with r of FAR_RATIO at most
+    "unclipped",  # A < 0 and r >= FAR_RATIO
+    "unclipped_loss",  # |A| r of these
+    "unclipped_d",  # and their d
     *(f"{what}_{i}" for what in ("n", "abs", "left") for i in range(len(PROBABILITIES) + 1)),
 )
 """Sums over tokens or sequences; ``n_i``, ``abs_i``, ``left_i``: by bin of q(x) its tokens, their
@@ -167,8 +180,49 @@ SIGNATURES = (
     *(f"{ratio}/{what}" for ratio in SIGNATURE_RATIOS for what in RATIO_SUMS),
 )
 SIGNATURE = {name: i for i, name in enumerate(SIGNATURES)}
+FAR_RATIO = 10.0
+"""A token's ratio policy / old that no clipping meant to allow."""
 SEQUENCE_RATIO = 3.0
 """A sequence's ratio from which it is far from 1."""
+
+# --- what a KL term pulls (`summary.pulls`) ----------------------------------------------------
+PULL_TERMS = ("w", "wt", "wtt", "c", "ct")
+"""Of a sequence's tokens, w = rho, t = -d, c the term's coefficient: what a slope of c / rho on t
+and its cluster error follow from."""
+PULL_GRAM = tuple(f"{a}.{b}" for a, b in combinations_with_replacement(PULL_TERMS, 2))
+PULL_SUMS = (
+    "tokens",  # whose c is known
+    "sequences",  # of these
+    "weighed",  # tokens whose beta was observed
+    "beta",  # sum of it over these
+    "size",  # sum of |c|
+    "dead",  # c = 0, d is not
+    "opposite",  # c t < 0
+    "far",  # sum of |d|
+    "lost",  # of the dead ones
+    "rewarded",  # tokens with an advantage that is not 0
+    "reward",  # sum of |A rho| over these
+    "paid",  # and of |beta c|
+    "overruled",  # |beta c| > |A rho|, and of the other sign in the update
+    "given_up",  # of these: d > 0
+)
+"""Sums over tokens, of at most `SAMPLED` a step."""
+AUDITED = ("kl", "k1", "k2", "k3")
+"""What is estimated at audit positions: the exact KL, and the estimators of the tokens there."""
+AUDIT_SUMS = (
+    "audit/positions",
+    "audit/sequences",  # with such a position
+    "audit/t.t",  # sum over sequences of their positions squared
+    "audit/entropy",
+    "audit/pulled",  # |g|^2 of the term, with g as in `klmonitor.pull`
+    "audit/along",  # <g, g of the reverse KL>
+    "audit/true",  # |g|^2 of the reverse KL
+    *(f"audit/{name}{what}" for name in AUDITED for what in ("", "^2", ".t")),
+)
+"""Sums over audit positions; ``^2`` and ``.t``: over sequences, of its sum squared and times its
+positions."""
+PULLS = (*PULL_SUMS, *PULL_TERMS, *PULL_GRAM, *AUDIT_SUMS)
+PULL = {name: i for i, name in enumerate(PULLS)}
 
 # --- the histogram of d ------------------------------------------------------------------------
 MANTISSA_BITS = 6
@@ -225,10 +279,6 @@ class SummaryConfig:
         """Prompt buckets of one group."""
         return self.prompt_buckets // len(self.all_groups)
 
-    def group_index(self, name: str | None) -> int:
-        """Row of a group; an undeclared name is ``other``."""
-        return self.groups.index(name) if name in self.groups else len(self.groups)
-
     def sum_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of everything that merges by adding."""
         pairs, groups = len(PAIRS), len(self.all_groups)
@@ -238,6 +288,7 @@ class SummaryConfig:
             "prompts": (pairs, groups, self.buckets_per_group, len(PER_SEQUENCE)),
             "policies": (len(POLICIES), len(POLICY_COUNTS)),
             "signatures": (pairs, len(SIGNATURES)),
+            "pulls": (pairs, len(PULLS)),
         }
 
     def differences(self, other: SummaryConfig) -> list[str]:

@@ -12,12 +12,20 @@ import torch
 from torch import Tensor
 
 from klmonitor.boundary import Boundary, HealthLog, say
-from klmonitor.pairs import POLICIES, Pair, default_pairs, parse_pairs
-from klmonitor.summary import signatures
+from klmonitor.pairs import PAIR_INDEX, POLICIES, Pair, default_pairs, parse_pairs
+from klmonitor.penalty import Penalty
+from klmonitor.summary import pulls, signatures, unclipped
 from klmonitor.summary.batch import TensorLike, TokenBatch, build, log_probs_of, mask_of, moved
-from klmonitor.summary.extras import Extras, Version, Versions, checked_entropy
+from klmonitor.summary.extras import (
+    Extras,
+    Version,
+    Versions,
+    checked_advantages,
+    checked_beta,
+    checked_entropy,
+)
 from klmonitor.summary.extremes import Place
-from klmonitor.summary.fields import SummaryConfig
+from klmonitor.summary.fields import AUDIT_SUMS, SummaryConfig
 from klmonitor.summary.parts import PHASES, MergedParts, Part, digest_of
 from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary
@@ -30,6 +38,8 @@ class Known:
     entropy: TensorLike | None = None
     version: Version = None
     current_version: int | None = None
+    advantages: TensorLike | None = None
+    beta: float | None = None
 
 
 NOTHING_KNOWN = Known()
@@ -52,6 +62,7 @@ class Intake:
     Attributes:
         config: what decides the shape of a summary.
         seen: policies observed so far.
+        penalties: pair -> the KL term on it, whose tokens' pull is summed.
 
     Raises:
         ValueError: a name is no pair, or group names cannot be told apart.
@@ -71,6 +82,7 @@ class Intake:
         names = tuple(sorted(declared))  # a set has another order in every process
         self.config = SummaryConfig(groups=names) if prompts else SummaryConfig(names, 0)
         self.seen: set[str] = set()
+        self.penalties: Mapping[str, Penalty] = {}
         self._digest = digest_of(self.config)
         self._declared = {name: index for index, name in enumerate(declared)}
         rows = [*(names.index(name) for name in declared), len(names)]
@@ -135,6 +147,8 @@ class Intake:
         extras = Extras(
             checked_entropy(known.entropy, batch),
             self._versions.lag(known.version, known.current_version, batch),
+            checked_advantages(known.advantages, batch),
+            checked_beta(known.beta, bool(self.penalties)),
         )
         groups = self._rows_of(group, batch)
         state = self._states.get(phase)
@@ -144,9 +158,21 @@ class Intake:
         for part, pairs in parts:
             accumulate(state, part, pairs, place=place, groups=groups)
             self._taken[phase] = signatures.add(state, part, pairs, extras, taken)
+            unclipped.add(state, part, pairs, extras.advantages)
+            for pair in pairs:
+                if pair.name in self.penalties:
+                    most = self._taken[phase] - taken
+                    pulls.add(state, part, pair, self.penalties[pair.name], extras, most)
         self._micro_batches[phase] += 1
         self._checked = True
         self.seen.update(batch.log_probs)
+
+    def add_audit(self, pair: str, sums: Tensor) -> None:
+        """Add sums of audit positions, [AUDIT_SUMS], to the present training step."""
+        state = self._states.get("train")
+        if state is None:
+            state = self._states["train"] = self._empty(torch.device("cpu"), None)
+        state.pulls[PAIR_INDEX[pair], -len(AUDIT_SUMS) :] += sums.to(state.device)
 
     def _masks(self, layout: dict[str, Any]) -> tuple[dict[str, Any], dict[Pair, Any]]:
         """The layout without a mask by pair, and the masks of the pairs that are watched."""

@@ -39,6 +39,7 @@ SECTIONS = (
     "prompts",
     "policies",
     "signatures",
+    "pulls",
     "maxima",
     "tokens",
     "sequences",
@@ -84,6 +85,7 @@ def digest_of(config: SummaryConfig) -> str:
         fields.POLICY_COUNTS,
         fields.HISTOGRAM,
         fields.SIGNATURES,
+        fields.PULLS,
         fields.TOKEN_FIELDS,
         fields.SEQUENCE_FIELDS,
     )
@@ -227,6 +229,8 @@ class MergedParts:
             arrays["sums"][pairs, :, fields.COLUMN["prompted"]] = -np.inf  # never all of them
         if "signatures" not in came:
             arrays["signatures"][pairs] = np.nan
+        if "pulls" not in came:
+            arrays["pulls"][pairs] = np.nan
         if "policies" not in came:
             arrays["policies"][:] = np.nan
 

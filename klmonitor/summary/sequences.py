@@ -40,6 +40,21 @@ class Rows:
         found = x.new_full((*x.shape[:-1], self.count), -1)
         return found.scatter_reduce_(-1, self.segments.expand_as(x), x, "amax")
 
+    def last(self, which: Tensor) -> Tensor:
+        """The last column of each sequence that is marked: bool [..., R, C] -> [..., S], or -1."""
+        if self.segments is None:
+            back = which.view(torch.uint8).flip(-1).argmax(-1)
+            return torch.where(which.any(-1), self.columns.numel() - 1 - back, -1)
+        return self.most(torch.where(which, self.columns, -1))
+
+    def first(self, which: Tensor) -> Tensor:
+        """And the first."""
+        if self.segments is None:
+            return torch.where(which.any(-1), which.view(torch.uint8).argmax(-1), -1)
+        end = self.columns.numel() - 1
+        back = self.most(torch.where(which, end - self.columns, -1))
+        return torch.where(back >= 0, end - back, -1)
+
     def spread(self, y: Tensor) -> Tensor:
         """What each token has of its sequence: [..., S] -> [..., R, C] or what broadcasts to it."""
         if self.segments is None:

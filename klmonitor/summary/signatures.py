@@ -10,27 +10,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from klmonitor.pairs import PAIR_INDEX, Pair
-from klmonitor.summary.batch import TokenBatch
+from klmonitor.summary.batch import TokenBatch, moved
 from klmonitor.summary.extras import Extras
 from klmonitor.summary.fields import (
     ASIDE,
     BLANK,
+    CERTAIN,
     CLAMP,
+    END_OFF,
     HIGH,
     LAGS,
     PLACEHOLDER,
     PROBABILITIES,
+    RATIO_SUMS,
     SAMPLED,
     SENTINEL,
     SEQUENCE_RATIO,
     SIGNATURE_RATIOS,
     SIGNATURE_SUMS,
+    SIGNATURES,
     SURE,
 )
 from klmonitor.summary.sequences import Rows
@@ -40,14 +45,18 @@ LARGEST_SEQUENCE = 300.0
 """Nats: a sequence's log-ratio is clamped to it, so that the square of its ratio stays finite."""
 LARGEST_FLOAT = 80.0
 """Nats: beyond it e^d is no float32 any more."""
-SHORTEST_PADDING = 4
-"""Tokens of one value at the end of a row that are called padding."""
+SHORTEST_PADDING, SHORTEST_CERTAIN = 4, 8
+"""Tokens of one value at the end of a row that are called padding; and where the value is near 0,
+which the last tokens of a template have too."""
 RARE = 0.05
 """Share of the other tokens that may have the padding's value."""
 
 
+BINS = "bins"
+BINNED = tuple(f"{x}_{i}" for x in ("n", "abs", "left") for i in range(len(PROBABILITIES) + 1))
+"""Names that come together, in this order, [P, 15]."""
 Sums: TypeAlias = "dict[str, Tensor]"
-"""By name of `fields.SIGNATURE_SUMS`: [P], or one for all pairs."""
+"""By name of `fields.SIGNATURE_SUMS`: [P], or one for all pairs; `BINS`."""
 Ratios: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
 """By name of `fields.SIGNATURE_RATIOS`: numerator and denominator of each sequence, [P, S]."""
 
@@ -69,6 +78,8 @@ def add(
     """
     rows, columns = batch.shape
     if batch.segments is None:
+        if not taken:  # one row that is longer than all that is taken
+            columns = min(columns, SAMPLED)
         rows = min(rows, (SAMPLED - taken) // max(columns, 1))
     else:  # packed: one row, whose last sequence may have to go
         columns = min(columns, SAMPLED - taken)
@@ -132,7 +143,9 @@ def _of_mismatch(
     """[1, SIGNATURES]: what is asked of trainer against engine, else of the first pair alone."""
     found, ratios = _within(q, q + d, usable, tokens, at)
     found |= _by_probability(q, d, usable)
-    ratios |= _ends(d, usable, tokens, at)
+    counted, of_ends = _ends(d, usable, tokens, at)
+    found |= counted
+    ratios |= of_ends
     ratios["d"] = (at.total(d), tokens)
     ratios["gap"] = (at.total(torch.expm1(d.clamp(max=LARGEST_FLOAT))), tokens)
     if "ref" in log_probs:
@@ -149,8 +162,9 @@ def _impossible(q: Tensor, p: Tensor, mask: Tensor) -> tuple[Sums, Tensor]:
     """Counts of what is no log-prob, and the tokens that are left: [P, R, C]."""
     if q.is_cpu and _ordinary(q) and _ordinary(p):  # all of this is 0
         return {}, mask.expand_as(q)
-    huge_q, huge_p = mask & (q.abs() >= SENTINEL), mask & (p.abs() >= SENTINEL)
-    usable = mask & (p - q).isfinite() & ~huge_q & ~huge_p
+    far_q, far_p = mask & (q.abs() >= SENTINEL), mask & (p.abs() >= SENTINEL)
+    usable = mask & (p - q).isfinite() & ~far_q & ~far_p
+    huge_q, huge_p = far_q & q.isfinite(), far_p & p.isfinite()
     counted = {
         "zero_q": usable & (q == 0) & (p < PLACEHOLDER),
         "zero_p": usable & (p == 0) & (q < PLACEHOLDER),
@@ -174,19 +188,18 @@ def _of_sequences(d: Tensor, tokens: Tensor, at: Rows) -> Sums:
     """Counts of sides; the sequences' ratios exp(sum d); their largest token k3."""
     seen, of_sequence, far = tokens > 0, at.total(d), math.log(SEQUENCE_RATIO)
     ratio = of_sequence.clamp(-LARGEST_SEQUENCE, LARGEST_SEQUENCE)
-    ratio = torch.where(seen, ratio, -math.inf)
-    ends = torch.stack([-at.most(-d).double(), at.most(d).double()])  # k3 is convex
-    k3 = torch.expm1(ends.clamp(max=CLAMP)) - ends
+    ratio = torch.where(seen, ratio, -math.inf).exp()
+    low, high = at.most(torch.cat([-d, d])).double().chunk(2)
+    ends = torch.stack([-low, high])  # k3 is convex
+    k3 = torch.where(seen, (torch.expm1(ends.clamp(max=CLAMP)) - ends).amax(0), 0.0)
+    by_sequence = torch.stack(
+        [tokens, seen, of_sequence > far, of_sequence < -far, ratio, ratio * ratio, k3]
+    ).sum(-1)
+    names = ("tokens", "sequences", "ratio_above", "ratio_below", "ratio", "ratio2", "largest")
     return {
-        "tokens": tokens.sum(-1),
-        "sequences": seen.sum(-1),
         "up": (d > ASIDE).sum((-2, -1)),
         "down": (d < -ASIDE).sum((-2, -1)),
-        "ratio_above": (of_sequence > far).sum(-1),
-        "ratio_below": (of_sequence < -far).sum(-1),
-        "ratio": ratio.exp().sum(-1),
-        "ratio2": (2 * ratio).exp().sum(-1),
-        "largest": torch.where(seen, k3.amax(0), 0.0).sum(-1),
+        **dict(zip(names, by_sequence, strict=True)),
     }
 
 
@@ -194,16 +207,13 @@ def _by_probability(q: Tensor, d: Tensor, usable: Tensor) -> Sums:
     """Mean |d| by bins of q(x), beside 1 - q(x) (arXiv 2512.23087: mismatch grows as 1 - p)."""
     probability = q.clamp(max=0.0).exp()
     counted = usable.float()
-    features = torch.stack([counted, d.abs(), counted - probability * counted], -1)
-    above = [probability >= edge for edge in PROBABILITIES]
-    weights = torch.stack([counted, *(which * counted for which in above)], -2)
-    upward = (weights @ features).double().sum(1)  # [P, bins, 3]: from each edge on, row by row
+    features = torch.stack([counted, d.abs(), counted - probability * counted], -2)
+    above = [(probability >= edge) * counted for edge in PROBABILITIES]
+    weights = torch.stack([counted, *above], -2)
+    by_row = weights @ features.transpose(-1, -2)
+    upward = by_row.double().sum(1)  # [P, bins, 3]: from each edge on, row by row
     inside = upward - torch.nn.functional.pad(upward[:, 1:], (0, 0, 0, 1))
-    return {
-        f"{name}_{i}": inside[:, i, k]
-        for k, name in enumerate(("n", "abs", "left"))
-        for i in range(len(PROBABILITIES) + 1)
-    }
+    return {BINS: inside.transpose(1, 2).flatten(1)}
 
 
 def _within(q: Tensor, p: Tensor, usable: Tensor, tokens: Tensor, at: Rows) -> tuple[Sums, Ratios]:
@@ -213,55 +223,58 @@ def _within(q: Tensor, p: Tensor, usable: Tensor, tokens: Tensor, at: Rows) -> t
     def centred(x: Tensor) -> Tensor:
         return torch.where(usable, x - at.spread((at.total(x) / size).float()), 0.0)
 
-    def crossed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def crossed(x: Tensor, y: Tensor) -> list[Tensor]:
         """x(t) y(t - 1) and x(t) y(t + 1), where both are of one sequence; [..., C - 1]."""
-        before, after = x[..., 1:] * y[..., :-1], x[..., :-1] * y[..., 1:]
-        if (together := at.together()) is None:
-            return before, after
-        return torch.where(together, before, 0.0), torch.where(together, after, 0.0)
+        return [x[..., 1:] * y[..., :-1], x[..., :-1] * y[..., 1:]]
 
-    def difference(before: Tensor, after: Tensor) -> Tensor:
-        return at.total(torch.nn.functional.pad(before - after, (1, 0)))
-
-    q, p = centred(q), centred(p)
-    before, after = crossed(q, p)
-    qq, pp, qp = (at.total(x) for x in (q * q, p * p, q * p))
-    found = {name: x.sum(-1) for name, x in {"qq": qq, "pp": pp, "qp": qp}.items()}
-    found |= {"before": before.sum(-1).double().sum(-1), "after": after.sum(-1).double().sum(-1)}
-    bend = centred((p * p - q * q) / 2)  # d (q + p) / 2: large where one of them is sharper
-    ratios = {
-        "shift": (difference(before, after), (qq + pp) / 2),
+    both = centred(torch.cat([q, p]))
+    q, p = both[:1], both[1:]
+    squares = both * both
+    bend = centred((squares[1:] - squares[:1]) / 2)  # d (q + p) / 2: large where one is sharper
+    qq, pp, qp, bends = at.total(torch.cat([squares, q * p, bend * bend]))
+    crosses = torch.cat([*crossed(q, p), *crossed(bend, p)])
+    if (together := at.together()) is not None:
+        crosses = torch.nn.functional.pad(torch.where(together, crosses, 0.0), (1, 0))
+    before, after, bent, bent_after = at.total(crosses)
+    sums = torch.stack([qq, pp, qp, before, after]).sum(-1, keepdim=True)
+    found = dict(zip(("qq", "pp", "qp", "before", "after"), sums, strict=True))
+    return found, {
+        "shift": (before - after, (qq + pp) / 2),
         "slope": ((pp - qq) / 2, (qq + pp + 2 * qp) / 4),
-        "context": (difference(*crossed(bend, p)), at.total(bend * bend)),
+        "context": (bent - bent_after, bends),
     }
-    return found, ratios
 
 
-def _ends(d: Tensor, usable: Tensor, tokens: Tensor, at: Rows) -> Ratios:
-    """|d| of the first and the last token of each sequence, and of the others."""
-    size, end = d.abs(), at.columns.numel() - 1
-    last = at.most(torch.where(usable, at.columns, -1))
-    first = end - at.most(torch.where(usable, end - at.columns, -1))
-    first = torch.where(tokens > 0, first, -1)
-    last = torch.where(tokens > 1, last, -1)
-    of_first, of_last = at.at(size, first), at.at(size, last)
-    return {
-        "first": (of_first, (first >= 0).double()),
-        "last": (of_last, (last >= 0).double()),
-        "middle": (at.total(size) - of_first - of_last, (tokens - 2).clamp(min=0)),
+def _ends(d: Tensor, usable: Tensor, tokens: Tensor, at: Rows) -> tuple[Sums, Ratios]:
+    """|d| of the first and the last token of each sequence, of the others, and of an only one."""
+    size = d.abs()
+    places = torch.stack([at.first(usable), at.last(usable)])
+    at_first, at_last = at.at(size.expand(2, *size.shape), places)
+    some, alone = (tokens > 1).double(), (tokens == 1).double()
+    found = {
+        "first": (at_first * some, some),
+        "last": (at_last * some, some),
+        "lone": (at_last * alone, alone),
     }
+    off = {f"{end}_off": (x > END_OFF).sum(-1) for end, (x, _) in found.items()}
+    inside = at.total(size) - at_first - at_last * some
+    return off, {**found, "middle": (inside, (tokens - 2).clamp(min=0))}
 
 
 def _of_entropies(trainer: Tensor, entropy: Tensor, known: Tensor) -> Sums:
     """Their sum; and where one token is nearly sure, how often another should come, and did."""
     probability, sure = trainer.exp(), known & (entropy <= SURE)
     likeliest = probability >= 0.5
-    return {
-        "entropic": known.sum((-2, -1)),
-        "entropy": torch.where(known, entropy, 0.0).sum(-1).double().sum(-1),
-        "sure": torch.where(sure & likeliest, 1 - probability, 0.0).sum(-1).double().sum(-1),
-        "sure_other": (sure & ~likeliest).sum((-2, -1)),
-    }
+    terms = torch.stack(
+        [
+            torch.where(known, entropy, 0.0),
+            torch.where(sure & likeliest, 1 - probability, 0.0),
+            (sure & ~likeliest).float(),
+            known.float(),
+        ]
+    )
+    names = ("entropy", "sure", "sure_other", "entropic")
+    return dict(zip(names, terms.sum(-1).double().sum(-1), strict=True))
 
 
 def _by_lag(lag: Tensor, d: Tensor, tokens: Tensor, at: Rows) -> Ratios:
@@ -278,28 +291,57 @@ def _by_lag(lag: Tensor, d: Tensor, tokens: Tensor, at: Rows) -> Ratios:
 
 def _padding(log_probs: Mapping[str, Tensor], mask: Tensor, at: Rows) -> Sums:
     """Stretches of one value under all policies that reach the row's end, in what is counted."""
-    last = at.most(torch.where(mask, at.columns, -1))
-    same = mask
+    last = at.last(mask)
+    rows = (last >= 0).sum()
+    if last.is_cpu and not _repeats(log_probs, last, at):  # all of this is 0
+        return {"rows": rows}
+    same, certain = mask, torch.ones_like(last, dtype=torch.bool)
     for x in log_probs.values():
-        same = same & (x == at.spread(at.at(x, last).to(x.dtype)))
+        value = at.at(x, last)
+        certain = certain & (value.abs() < CERTAIN)
+        same = same & (x == at.spread(value.to(x.dtype)))
     broken = at.most(torch.where(mask & ~same, at.columns, -1))
     run = same & (at.columns > at.spread(broken))
     lengths, alike, counted = at.total(run), at.total(same), at.total(mask)
     others = counted - lengths
-    padded = (lengths >= SHORTEST_PADDING) & (others > 0) & (alike - lengths <= RARE * others)
+    least = torch.where(certain, SHORTEST_CERTAIN, SHORTEST_PADDING)
+    padded = (lengths >= least) & (others > 0) & (alike - lengths <= RARE * others)
     return {
         "padded": torch.where(padded, lengths, 0.0).sum(),
         "padded_rows": padded.sum(),
-        "rows": (last >= 0).sum(),
+        "rows": rows,
     }
+
+
+def _repeats(log_probs: Mapping[str, Tensor], last: Tensor, at: Rows) -> bool:
+    """Whether any row's last two tokens are alike under all policies."""
+    every = torch.stack(list(log_probs.values()))
+    same = (at.at(every, last) == at.at(every, last - 1)).all(0) & (last >= SHORTEST_PADDING - 1)
+    return bool(same.any())
 
 
 def _in_order(found: Sums, ratios: Ratios, like: Tensor) -> Tensor:
     """[P, SIGNATURES]; what was not computed is 0."""
-    zero = like.new_zeros(like.shape[0])
-    sums = [found.get(name, zero).double().expand_as(zero) for name in SIGNATURE_SUMS]
-    nothing = like.new_zeros(1), like.new_zeros(1)
-    pairs = [ratios.get(name, nothing) for name in SIGNATURE_RATIOS]
-    a, b = (torch.stack([pair[i].expand_as(like) for pair in pairs]) for i in (0, 1))  # [K, P, S]
-    products = torch.stack([x.sum(-1) for x in (a, b, a * a, a * b, b * b)], -1)  # [K, P, 5]
-    return torch.cat([torch.stack(sums, -1), products.transpose(0, 1).flatten(1)], -1)
+    pairs = like.shape[0]
+    sums = like.new_zeros(pairs, len(SIGNATURES), dtype=torch.float64)
+    if found:
+        columns = [sums[:, :0]]  # of float64, so that all of them are
+        for x in found.values():
+            column = x if x.dim() == 2 else x.reshape(-1, 1)
+            columns.append(column if column.shape[0] == pairs else column.expand(pairs, 1))
+        sums[:, _places(tuple(found), like.device)] = torch.cat(columns, -1)
+    if ratios:
+        terms = torch.stack([x.expand_as(like) for pair in ratios.values() for x in pair])
+        a, b = terms[::2], terms[1::2]
+        products = torch.stack([a, b, a * a, a * b, b * b]).sum(-1).permute(1, 2, 0)  # [K, P, 5]
+        of_ratios = sums[:, len(SIGNATURE_SUMS) :].view(pairs, -1, len(RATIO_SUMS))
+        of_ratios[:, _places(tuple(ratios), like.device)] = products.transpose(0, 1)
+    return sums
+
+
+@cache
+def _places(names: tuple[str, ...], device: torch.device) -> Tensor:
+    """Where sums, or ratios, of these names are; ``"bins"`` are many."""
+    order = SIGNATURE_RATIOS if names[0] in SIGNATURE_RATIOS else SIGNATURE_SUMS
+    flat = [one for name in names for one in (BINNED if name == BINS else (name,))]
+    return moved(torch.tensor([order.index(name) for name in flat]), device)
