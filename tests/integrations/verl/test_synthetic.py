@@ -244,7 +244,7 @@ def test_text_of_extreme_tokens_is_kept(lab):
     driver = lab.begin()
     lab.step(1, tokens())
     driver.monitor.flush()
-    record = read_run(driver._run_dir)
+    record = read_run(lab.config["trainer"]["default_local_dir"] + "/klmonitor")
     mine = [token for token in record.tokens[1] if token.rank == 0]
     assert mine
     assert any(token.text for token in mine if token.token_id is not None)
