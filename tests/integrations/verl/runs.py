@@ -93,7 +93,7 @@ RUNS = {
     "v1-bypass": Spec(more=BYPASS),
     "v0-bypass": Spec(v1=False, more=BYPASS),
     "v1-hooks-raise": Spec(fault="hooks"),
-    "v1-mailbox-killed": Spec(fault="mailbox", steps=4),
+    "v1-mailbox-killed": Spec(fault="mailbox"),
     "v1-worker-killed": Spec(fault="worker"),
     "v1-stop": Spec(
         steps=6,
