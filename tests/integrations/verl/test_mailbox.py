@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 import warnings
+from contextlib import suppress
 
 import pytest
 
@@ -36,10 +37,8 @@ def ray():
 def started(box, ray):
     """Whether it runs; nobody waits for it when it is made, and a busy machine is slow."""
     for _ in range(12):
-        try:
+        with suppress(ray.exceptions.GetTimeoutError):
             return box.drain() == ([], 0)
-        except ray.exceptions.GetTimeoutError:
-            continue
     return False
 
 
