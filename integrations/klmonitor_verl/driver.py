@@ -87,7 +87,7 @@ class Driver(Watch):
                 "experiment": at(config, "trainer.experiment_name"),
             },
         )
-        self.roll = Roll(self.monitor.log)
+        self.roll = Roll(self.monitor.log, int(at(config, "trainer.critic_warmup", 0) or 0))
         self.run: RunValues = RunValues(updates_a_step(config))
         self.capture = DriverCapture(Feed(self.monitor, self.guards, self.text), settings, absent)
         self.guards["mailbox"] = Boundary("the mailbox", self.monitor.log, vital=True)
@@ -131,7 +131,8 @@ class Driver(Watch):
             if letters:
                 seen = self.capture.feed.seen
                 seen["policy"] = seen.get("policy", 0) + len(letters)
-            for line in self.roll.call(letters, lost, step):
+            gone = self._box is None
+            for line in () if gone else self.roll.call(letters, lost, step):
                 self.monitor.note(line)
                 self.say(line)
         self.finish_step(step)

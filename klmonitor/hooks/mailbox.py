@@ -33,11 +33,12 @@ class Letter(NamedTuple):
 class Box:
     """What the actor runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
         """Empty."""
         self._settings: dict[str, Any] = {}
         self._letters: list[Letter] = []
         self._lost = 0
+        self.begin(settings)
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Start for a driver: what is left of another one's is thrown away."""
@@ -73,13 +74,18 @@ class Mailbox:
 
     @classmethod
     def open(cls, settings: Mapping[str, Any]) -> Mailbox:
-        """The job's mailbox, made if it is not there, for a driver that begins."""
+        """The job's mailbox, made if it is not there, for a driver that begins.
+
+        It is not waited for: on a busy machine an actor may take a minute to start. What fails
+        shows when it is asked for something.
+        """
         import ray
 
         made = ray.remote(num_cpus=0, num_gpus=0, max_restarts=0)(Box)
-        box = cls(made.options(name=name_of_job(), get_if_exists=True).remote())
-        box._ask("begin", dict(settings))
-        return box
+        settings = dict(settings)
+        actor = made.options(name=name_of_job(), get_if_exists=True).remote(settings)
+        actor.begin.remote(settings)  # one that was there holds another driver's
+        return cls(actor)
 
     @classmethod
     def find(cls) -> Mailbox:

@@ -66,8 +66,7 @@ class LocalMailbox:
     def open(cls, settings):
         from klmonitor.hooks.mailbox import Box
 
-        cls.box, cls.dead = Box(), False
-        cls.box.begin(settings)
+        cls.box, cls.dead = Box(settings), False
         return cls()
 
     @classmethod

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -92,7 +93,7 @@ RUNS = {
     "v1-bypass": Spec(more=BYPASS),
     "v0-bypass": Spec(v1=False, more=BYPASS),
     "v1-hooks-raise": Spec(fault="hooks"),
-    "v1-mailbox-killed": Spec(fault="mailbox", steps=4),
+    "v1-mailbox-killed": Spec(fault="mailbox"),
     "v1-worker-killed": Spec(fault="worker"),
     "v1-stop": Spec(
         steps=6,
@@ -148,7 +149,7 @@ def run(name: str, lab: Path = LAB, again: bool = False) -> Done:
     """
     spec, folder = RUNS[name], lab / "runs" / name
     done = folder / "done.json"
-    wanted = {"spec": json.loads(json.dumps(asdict(spec))), "python": sys.executable}
+    wanted = {"spec": json.loads(json.dumps(asdict(spec))), "verl": version("verl")}
     if os.environ.get("KLMONITOR_VERL_FRESH"):
         wanted["source"] = source()
     if done.exists() and not again:
@@ -212,7 +213,7 @@ def _run(name: str, spec: Spec, folder: Path, lab: Path) -> Done:
     subprocess.run(["rm", "-rf", str(ray)], check=False)
     body = {
         "spec": asdict(spec),
-        "python": sys.executable,
+        "verl": version("verl"),
         "source": source(),
         "rc": rc,
         "seconds": round(time.time() - started),

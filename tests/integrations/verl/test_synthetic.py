@@ -244,7 +244,7 @@ def test_text_of_extreme_tokens_is_kept(lab):
     driver = lab.begin()
     lab.step(1, tokens())
     driver.monitor.flush()
-    record = read_run(driver._run_dir)
+    record = read_run(lab.config["trainer"]["default_local_dir"] + "/klmonitor")
     mine = [token for token in record.tokens[1] if token.rank == 0]
     assert mine
     assert any(token.text for token in mine if token.token_id is not None)
@@ -518,3 +518,37 @@ def test_float32_and_padding_rows_deceive_theirs_and_not_ours(verl):
     with_rows = compute(padded["old"], padded["rollout"], padded["mask"])["training_ppl"]
     alone = compute(padded["old"][:16], padded["rollout"][:16], padded["mask"][:16])["training_ppl"]
     assert abs(with_rows / alone - 1) > 0.1  # rows that hold nothing count in their mean
+
+
+def test_clamps_deceive_theirs_and_not_ours(verl):
+    from klmonitor import Monitor
+
+    data = tokens(3, rows=16, length=64, padding=0)
+    mask, rollout = data["mask"], data["rollout"]
+    generator = torch.Generator().manual_seed(5)
+
+    def ours(old):
+        monitor = Monitor(process_group=False)
+        monitor.observe(rollout=rollout, old=old, mask=mask)
+        return monitor.step(0).pairs["rollout_old"]
+
+    one = data["old"].clone()
+    one[0, 0] = rollout[0, 0] + 20  # of 503 tokens
+    value = verl.trainer.ppo.core_algos.kl_penalty(rollout, one, "low_var_kl")
+    _, k3, _ = truth(rollout, one, mask)
+    assert float((value * mask).sum() / mask.sum()) < 0.03
+    assert ours(one).k3.mean == pytest.approx(k3, rel=EXACT)
+    assert k3 > 9e5
+
+    wide = rollout + 1.5 * torch.randn(rollout.shape, generator=generator)
+    d = (wide.double() - rollout.double())[mask.bool()].numpy()
+    batch = verl.DataProto.from_dict(
+        tensors={"old_log_probs": wide, "rollout_log_probs": rollout, "response_mask": mask}
+    )
+    correct = verl.trainer.ppo.rollout_corr_helper.compute_rollout_correction_and_add_to_batch
+    _, theirs = correct(batch, {"rollout_is": "token", "rollout_is_threshold": 2.0})
+    ess = np.exp(d).mean() ** 2 / np.exp(2 * d).mean()
+    assert ours(wide)["ess"] == pytest.approx(ess, rel=EXACT)
+    assert theirs["rollout_corr/rollout_is_eff_sample_size"] > 3 * ess  # of clamped weights
+    if not verl.__version__.startswith(("0.6", "0.7")):  # these are of the raw ones
+        assert theirs["rollout_corr/rollout_is_max"] == 2.0 < np.exp(d).max() / 40

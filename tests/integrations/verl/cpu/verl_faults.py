@@ -10,7 +10,7 @@ def install(name):
     """Arrange for a fault.
 
     ``hooks``: every hook of klmonitor's raises, from the first on. ``mailbox``: the mailbox is
-    killed after the second step. ``worker``: the worker process is killed within its second update.
+    killed after the first step. ``worker``: the worker process is killed within its second update.
     """
     {"hooks": every_hook_raises, "mailbox": kill_mailbox, "worker": kill_worker}[name]()
 
@@ -45,14 +45,14 @@ def every_hook_raises():
 
 
 def kill_mailbox():
-    """After the step 2 was logged."""
+    """After the first step was logged."""
 
     def wrap(module):
         original = module.Tracking.log
 
         def log(self, data, step, *args, **kwargs):
             result = original(self, data, step, *args, **kwargs)
-            if step == 2:
+            if step == 1:
                 import ray
 
                 from klmonitor.hooks.mailbox import name_of_job
