@@ -305,7 +305,7 @@ class PairReport:
         return replace(self, values={**self.values, metric: value})
 
     def explain(self, step: int) -> str:
-        """A headline, the cause, at most four reasons, and which estimator to believe."""
+        """A headline, the cause, at most four reasons, what is open, and what to believe."""
         q, p = self.name.split("_")
         numbers = ", ".join(f"{name} {self._mean(name)}" for name in ("k1", "k2", "k3"))
         head = (
@@ -314,7 +314,8 @@ class PairReport:
         )
         believe = [f"believe {self.verdict.text}"] if self.verdict.text else []
         cause = [f"cause: {self.cause.text}"] if self.cause.text else []
-        return "\n  ".join([head, *cause, *self.words(self), *believe])
+        still = [f"open alerts: {', '.join(self.open_kinds)}"] if self.open_kinds else []
+        return "\n  ".join([head, *cause, *self.words(self), *still, *believe])
 
     def _mean(self, name: str) -> str:
         estimate = self.estimate(name)

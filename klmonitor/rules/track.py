@@ -253,8 +253,9 @@ class Track:
             self._gaps[0].append(gap)
             self._gaps[1].append(error**2)
         if not math.isnan(reading.k1.value):
+            error = sign_error(reading.pair)
             self._signs[0].append(reading.k1.value)
-            self._signs[1].append(sign_error(reading.pair) ** 2)
+            self._signs[1].append((reading.k1.se if math.isnan(error) else error) ** 2)
 
     def _take_k3(self, k3: float, score: Score, moved: bool) -> None:
         self._steps += 1
@@ -326,9 +327,9 @@ class Track:
 
 
 def sign_error(pair: PairReport) -> float:
-    """Standard error of k1's sign: by sequence or by prompt, the larger; nan: unknown."""
-    known = [finite(pair[name]) for name in ("k1/sequence_se", "k1/se")]
-    return max((x for x in known if not math.isnan(x)), default=math.nan)
+    """Standard error of k1 by sequence, or by prompt if that is larger; nan: unknown."""
+    error, by_prompt = (finite(pair[name]) for name in ("k1/sequence_se", "k1/se"))
+    return by_prompt if by_prompt > error else error
 
 
 def gap_error(pair: PairReport) -> float:

@@ -137,9 +137,7 @@ def test_packed_tokens_have_their_sequence_s_advantage():
     old, policy, advantages = batch()
     monitor = Monitor(process_group=False, clip_range=(0.8, 1.28))
     ends = np.arange(ROWS + 1) * COLUMNS
-    monitor.observe(
-        old=old.ravel(), policy=policy.ravel(), cu_seqlens=ends, advantages=advantages
-    )
+    monitor.observe(old=old.ravel(), policy=policy.ravel(), cu_seqlens=ends, advantages=advantages)
     packed = monitor.step(1).pairs["old_policy"]
     report, _ = told(of_sequences)
     for name in ("unclipped/tokens", "unclipped/share", "unclipped/ratio"):

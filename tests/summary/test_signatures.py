@@ -51,7 +51,9 @@ def plain(log_probs, mask, entropy, lag):
     """Sums and ratios of the pair rollout_old, row by row."""
     q, p, f = (log_probs[name] for name in ("rollout", "old", "ref"))
     rows = [i for i in range(len(q)) if mask[i].any()]
-    terms = {name: [] for name in ("d", "gap", "surprise", "who", "first", "last", "middle", "lone")}
+    terms = {
+        name: [] for name in ("d", "gap", "surprise", "who", "first", "last", "middle", "lone")
+    }
     shift, slope, context, products = [], [], [], []
     by_lag = {f"lag{k}": [] for k in range(4)}
     for i in rows:
