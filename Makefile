@@ -4,15 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-faults test-readme lint format demo docs sim bench clean
+.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-verl-quick test-verl test-faults test-readme test-trackers lint format demo docs sim bench clean
 
 help:
 	@echo "make test    the default test tier (sets up $(VENV) first)"
 	@echo "make test-browser  the dashboard in a real Chromium (Debian; installs it)"
 	@echo "make test-trl-matrix  the equality tests on nine versions of TRL (half an hour)"
 	@echo "make test-trl-suite   TRL's own GRPO and RLOO tests, with and without klmonitor (an hour)"
+	@echo "make test-verl-quick  verl's own functions on synthetic batches (8 minutes with installation)"
+	@echo "make test-verl        also older versions and real runs on Ray (two hours, resumable)"
 	@echo "make test-faults    faults by count, also in real TRL runs (half an hour)"
 	@echo "make test-readme    the README's install line and blocks, from the wheel (minutes)"
+	@echo "make test-trackers  trackio, MLflow and SwanLab, from the wheel (minutes)"
 	@echo "make lint    ruff, mypy, import-linter, generated docs"
 	@echo "make demo    a real GRPO run with a KL spike, watched"
 	@echo "make docs    regenerate docs/metrics.md"
@@ -50,6 +53,15 @@ test-trl-suite: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt jmespath
 	$(BIN)/python benchmarks/trl_suite.py $(ARGS)
 
+# An environment of its own under .cache/verl (2 GB); needs nothing but python3 and a network.
+test-verl-quick:
+	$(PYTHON) benchmarks/verl_matrix.py --quick
+
+# Real runs are kept in .cache/verl/runs and not run again (ARGS=--fresh: all again); the results go
+# into docs/trainers/verl.md.
+test-verl:
+	$(PYTHON) benchmarks/verl_matrix.py $(ARGS)
+
 # Faults by count in Monitor loops and in real TRL runs (half an hour); see docs/reliability.md.
 test-faults: install
 	KLMONITOR_FAULTS=all $(BIN)/python -m pytest tests/faults $(ARGS)
@@ -57,6 +69,10 @@ test-faults: install
 # The README's own install line, from our wheel, in an environment of its own; then its blocks.
 test-readme: install
 	$(BIN)/python tests/docs/run_readme.py $(ARGS)
+
+# The sinks of trackio, MLflow and SwanLab, from our wheel, in an environment a tracker.
+test-trackers: install
+	$(BIN)/python -m tests.sinks.run_trackers $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -1,7 +1,7 @@
 """Write what the docs take from tables in code: ``python docs/tables.py [--check]``.
 
-`docs/metrics.md` is made whole; in `docs/alerts.md` and `docs/delivery.md` what stands between two
-marks is.
+`docs/metrics.md` is made whole; in `docs/alerts.md`, `docs/delivery.md` and `docs/estimators.md`
+what stands between two marks is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from klmonitor.numbers.metrics import METRICS
+from klmonitor.numbers.runvalues import TABLE as TABLE_OF_RUN
 from klmonitor.rules.table import RULES
+from klmonitor.simulate.claims import CLAIMS
 from klmonitor.sinks.table import TABLE
 
 DOCS = Path(__file__).parent
@@ -40,6 +42,14 @@ Once for the run: `kl/alerts` (alerts opened or made worse at this step), `klmon
 (1 while log-probs are captured on every rank), `klmonitor/errors` (failures caught so far) and
 `klmonitor/dropped` (rows, alerts and parts lost so far), both the largest of any rank; and at steps
 where an alert rule failed `klmonitor/rule_errors`, how many did.
+
+## What is known of the run
+
+`run/{name}` of `report.run_values`, where somebody gave it: an adapter (`Watch.run`), or you in
+`monitor.step(17, run={"learning_rate": 1e-6, "beta": 0.04})`; of ranks that give different numbers
+the largest counts. Rules and notices read them ([alerts.md](alerts.md#start)); what is not given is
+unknown. The record holds them, `metrics="core"` does not send them.
+
 """
 
 
@@ -59,6 +69,13 @@ def metrics() -> str:
             (f"`{m.name}`", "yes" if m.core else "", m.unit, f"`{m.formula}`", m.text)
             for m in METRICS
         ),
+    )
+
+
+def run_values() -> str:
+    """What may be known of a run."""
+    return table(
+        ("name", "meaning"), ((f"`run/{name}`", text) for name, text in TABLE_OF_RUN.items())
     )
 
 
@@ -91,6 +108,17 @@ def sinks() -> str:
     )
 
 
+def claims() -> str:
+    """What people repeat about the estimators, with its numbers computed anew."""
+    return table(
+        ("people say", "it", "numbers", "again: `klmonitor ...`"),
+        (
+            (c.said, c.verdict, c.numbers(), f"`{c.command}`" if " -" in c.command else c.command)
+            for c in CLAIMS
+        ),
+    )
+
+
 def between(page: str, content: str) -> str:
     """A page with what stands between its marks replaced."""
     before, begin, rest = page.partition(BEGIN)
@@ -102,8 +130,9 @@ def between(page: str, content: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Every page that is made, whole or in part, as it should be."""
-    made = {DOCS / "metrics.md": HEAD + metrics() + TAIL}
-    for name, content in (("alerts.md", rules()), ("delivery.md", sinks())):
+    made = {DOCS / "metrics.md": HEAD + metrics() + TAIL + run_values()}
+    parts = (("alerts.md", rules()), ("delivery.md", sinks()), ("estimators.md", claims()))
+    for name, content in parts:
         made[DOCS / name] = between((DOCS / name).read_text(encoding="utf-8"), content)
     return made
 

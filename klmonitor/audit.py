@@ -156,11 +156,16 @@ class _Tiles:
         """Tiles of q's and p's logits, [R, width]."""
         for start in range(0, self.q.shape[1], self.width):
             columns = slice(start, start + self.width)
-            q, p = (
-                x[:, columns].index_select(0, self.positions).to(self.dtype)
-                for x in (self.q, self.p)
-            )
+            q, p = (self._rows_of(x[:, columns]).to(self.dtype) for x in (self.q, self.p))
             yield q, p
+
+    def _rows_of(self, x: Tensor) -> Tensor:
+        """The positions' rows, as they lie where they are neighbours on the host."""
+        if x.is_cpu and len(self.positions):
+            first, last = int(self.positions[0]), int(self.positions[-1])
+            if last - first + 1 == len(self.positions):
+                return x[first : last + 1]
+        return x.index_select(0, self.positions)
 
 
 def _kl_of_rows(q: Tensor, p: Tensor, temperature: float) -> Tensor:
@@ -187,9 +192,16 @@ def _kl_of_ordinary(q: Tensor, p: Tensor, temperature: float) -> tuple[Tensor, T
         q = q / temperature
     weights = torch.softmax(q, -1).double()
     whole = weights.sum(-1)
-    mean = torch.bmm(weights[:, None], log_ratio[:, :, None]).reshape(-1) / whole
+    mean = _dots(weights, log_ratio) / whole
     tilted = weights.mul_(log_ratio.exp_()).sum(-1)  # summed as `whole` is: equals have a KL of 0
     return ((tilted / whole).log() - mean).clamp_(min=0.0), ordinary
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of rows, [R, V] -> [R]; on the CPU a batched one is eight times as slow."""
+    if a.is_cpu and len(a):
+        return torch.stack([torch.dot(x, y) for x, y in zip(a, b, strict=True)])
+    return torch.bmm(a[:, None], b[:, :, None]).reshape(-1)
 
 
 def _kl(tiles: Iterable[tuple[Tensor, Tensor]], temperature: float) -> Tensor:

@@ -25,6 +25,9 @@ NAP_SECONDS = 0.2
 all else that a step's jobs ask of it, so it is woken only where jobs come more seldom than this,
 somebody waits, or the queue fills."""
 
+KEPT = 4
+"""Times as many jobs that must not be lost may wait."""
+
 Job = Callable[[], object]
 
 _open_workers: set[Worker] = set()
@@ -37,19 +40,21 @@ class Worker:
 
     Args:
         name: what the thread works for, for messages: ``"the run's record"``.
-        capacity: jobs that may wait, besides the one that runs.
+        capacity: jobs that may wait, besides the one that runs; with ``keep`` `KEPT` times as many.
+        idle: called every `NAP_SECONDS` while there is nothing to do.
 
     Attributes:
         dropped: jobs refused because the queue was full or closed, or never run before `close`
             gave up.
     """
 
-    def __init__(self, name: str, capacity: int) -> None:
+    def __init__(self, name: str, capacity: int, idle: Job | None = None) -> None:
         if capacity < 1:
             raise ValueError(f"capacity={capacity}: a queue needs room for one job at least")
         self.name = name
         self.dropped = 0
         self._capacity = capacity
+        self._idle_job = idle
         self._jobs: deque[Job] = deque()
         self._last = -math.inf
         self._running = False
@@ -70,12 +75,13 @@ class Worker:
         """Jobs that raised."""
         return self._boundary.failures
 
-    def submit(self, job: Job, *, now: bool = False) -> bool:
+    def submit(self, job: Job, *, now: bool = False, keep: bool = False) -> bool:
         """Queue a job. Never blocks, never raises.
 
         Args:
             job: what to run.
             now: do not wait for the thread to look.
+            keep: it must not be lost as easily as the others.
 
         Returns:
             Whether the job was taken; False counts in `dropped`.
@@ -83,7 +89,8 @@ class Worker:
         if os.getpid() != self._pid:
             return False
         with self._changed:
-            taken = not self._closed and len(self._jobs) < self._capacity
+            room = self._capacity * (KEPT if keep else 1)
+            taken = not self._closed and len(self._jobs) < room
             if taken:
                 self._jobs.append(job)
                 moment = time.monotonic()
@@ -145,13 +152,14 @@ class Worker:
                 self._running = False
                 if not self._jobs:
                     self._changed.notify_all()
-                while not (self._jobs or self._closed):
+                if not (self._jobs or self._closed):
                     self._changed.wait(NAP_SECONDS)
-                if not self._jobs:
+                if not self._jobs and self._closed:
                     return
-                job = self._jobs.popleft()
-                self._running = True
-            self._boundary(job)
+                job = self._jobs.popleft() if self._jobs else self._idle_job
+                self._running = bool(job) and job is not self._idle_job
+            if job is not None:
+                self._boundary(job)
             del job  # the next wait may be long: hold nothing of the caller's meanwhile
 
     def _report(self, message: str) -> None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 from klmonitor.report import Health
+from klmonitor.terminal import inert
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,7 +72,7 @@ class HealthLog:
 def say(message: str, *values: object) -> None:
     """A warning to the log, whatever the log's handlers do."""
     with suppress(Exception):
-        logger.warning("klmonitor: %s", message % values)
+        logger.warning("klmonitor: %s", inert(message % values))
 
 
 class Boundary:

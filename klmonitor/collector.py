@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from klmonitor.boundary import HealthLog
 from klmonitor.pairs import POLICIES
 from klmonitor.summary.observer import Observer
 from klmonitor.summary.parts import pack
@@ -27,6 +28,7 @@ class Collector(Observer):
         pairs: names of the pairs to watch; None: those that the observed policies allow.
         groups: as the driver's `Monitor`'s.
         prompts: keep sums by prompt, as the driver's `Monitor`.
+        log: where an adapter counts its own failures, which travel with the parts; None: a new one.
 
     Raises:
         ValueError: a pair is unknown, or group names cannot be told apart.
@@ -38,8 +40,10 @@ class Collector(Observer):
         pairs: Collection[str] | None = None,
         groups: Collection[str] = (),
         prompts: bool = True,
+        *,
+        log: HealthLog | None = None,
     ) -> None:
-        super().__init__(groups, pairs, prompts)
+        super().__init__(groups, pairs, prompts, log=log)
         self.name = name
 
     def take(self, phase: str = "train") -> bytes:

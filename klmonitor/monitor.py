@@ -12,18 +12,22 @@ ranks wait for.
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from klmonitor.boundary import Boundary, cause, say
 from klmonitor.notify import Notify
+from klmonitor.numbers import runvalues
 from klmonitor.numbers.assemble import ExtraValues, pair_reports
 from klmonitor.numbers.causes import Causes
 from klmonitor.numbers.cliprange import ClipRange
@@ -33,10 +37,10 @@ from klmonitor.numbers.running import Running
 from klmonitor.numbers.stored import check_plain, count_of
 from klmonitor.numbers.sums import StepSums
 from klmonitor.penalty import Penalty
-from klmonitor.record import RecordWriter
+from klmonitor.record import Achieved, RecordWriter
 from klmonitor.record.mutes import in_force
 from klmonitor.record.notices import Notice
-from klmonitor.record.runfile import PENALTY
+from klmonitor.record.runfile import NOTES_OF_PAIRS, PENALTY, TERMS
 from klmonitor.report import Health, PairReport, Report
 from klmonitor.rules import Judgement, RuleSet, settings_to_row
 from klmonitor.rules.file import load_rules
@@ -44,7 +48,7 @@ from klmonitor.rules.mutes import decode, encode, marked
 from klmonitor.rules.notices import RunNotices
 from klmonitor.sinks import Metrics, Sink
 from klmonitor.sinks.delivery import Delivery
-from klmonitor.sinks.table import SinkOptions, make_sinks
+from klmonitor.sinks.table import EVENTS_SHARE, MAX_DISK, SinkOptions, make_sinks
 from klmonitor.sinks.tokentable import Annotate
 from klmonitor.summary.logged import LoggedSteps
 from klmonitor.summary.observer import Observer
@@ -60,8 +64,14 @@ from klmonitor.summary.reduce import (
 )
 from klmonitor.summary.state import Summary
 
-N_FLAGS = 3 + len(encode(()))
-"""Of which every rank learns the largest: errors, dropped, inactive, and what is muted."""
+logger = logging.getLogger("klmonitor")
+
+LEAST_DISK = 10**5
+"""Bytes: some dozens of rows."""
+N_MUTES = len(encode(()))
+N_FLAGS = 4 + N_MUTES + len(runvalues.TABLE)
+"""Of which every rank learns the largest: errors, dropped, inactive, an adapter's offer, what is
+muted, and values of the run."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,8 @@ class Monitor(Observer):
     """Watches the KL of one training run; `observe` is the `Observer`'s.
 
     Attributes:
+        offer: a number of an adapter's own that travels with each step's flags; agreed: the largest
+            of all ranks' at the last step.
         penalties: pair -> the KL term that the objective has on it.
     """
 
@@ -93,6 +105,7 @@ class Monitor(Observer):
         pairs: Collection[str] | None = None,
         prompts: bool = True,
         log_tokens: str | bool = "local",
+        max_disk: int = MAX_DISK,
         half_life: float = 100.0,
         process_group: Ranks | Literal[False] | None = None,
         strict: bool = False,
@@ -102,6 +115,7 @@ class Monitor(Observer):
         annotate: Annotate | None = None,
         penalty: Penalty | Mapping[str, Penalty] | None = None,
         clip_range: Sequence[float] | None = None,
+        notes: Mapping[str, str] | None = None,
     ) -> None:
         """Set up; nothing is collective yet.
 
@@ -117,6 +131,8 @@ class Monitor(Observer):
             pairs: names of the pairs to watch; None: those that the observed policies allow.
             prompts: keep sums by prompt, for standard errors when `prompt_ids` are given.
             log_tokens: ``"local"`` keeps extreme tokens in the record, False keeps none.
+            max_disk: bytes that the run may take on disk; then old steps are thinned, alerts and
+                notes are not (docs/record.md).
             half_life: of the running means and variances, steps.
             process_group: whose ranks are reduced over; None: the default group, if there is one;
                 False: nobody's (a driver whose workers send parts).
@@ -130,6 +146,7 @@ class Monitor(Observer):
                 receipt is in ``penalty/*`` (docs/penalty.md).
             clip_range: bounds of the ratio policy / old that the objective clips to, (low, high),
                 such as (0.8, 1.28); a third is the most where the advantage is negative.
+            notes: pair -> what to know before its numbers are read, for `explain` and the record.
 
         Raises:
             ValueError: a setting cannot work; the message names it and the remedy.
@@ -137,6 +154,8 @@ class Monitor(Observer):
         """
         if log_tokens not in ("local", True, False):
             raise ValueError(f"log_tokens is {log_tokens!r}: choose 'local', True or False")
+        if not max_disk >= LEAST_DISK:
+            raise ValueError(f"max_disk = {max_disk!r}: give bytes, {LEAST_DISK} or more")
         super().__init__(groups, pairs, prompts, strict)
         self._rules = RuleSet(load_rules(rules), self.log)
         self._notices = RunNotices()
@@ -146,7 +165,9 @@ class Monitor(Observer):
         self._extra_values = (
             extra_values if clip_range is None else ClipRange(clip_range, extra_values)
         )
-        self.penalties = by_pair(penalty)
+        self.penalties = self._intake.penalties = by_pair(penalty)
+        self.offer = self.agreed = -math.inf
+        self._notes = dict(notes or {})
         self._workers: list[str] = []
         self._health_of: dict[str, Health] = {}
         self._pending: Pending | None = None
@@ -162,12 +183,18 @@ class Monitor(Observer):
         if self._enabled and rank_of(self._ranks()) == 0:
             record = None
             if run_dir is not None:
-                terms = {pair: str(term) for pair, term in self.penalties.items()}
-                known = {PENALTY: terms} if terms else {}
+                known = {
+                    PENALTY: {pair: str(term) for pair, term in self.penalties.items()},
+                    TERMS: {pair: asdict(term) for pair, term in self.penalties.items()},
+                }
+                known = known if self.penalties else {}
+                known |= {NOTES_OF_PAIRS: self._notes} if self._notes else {}
                 record = RecordWriter(
                     Path(run_dir),
                     {"groups": list(self._intake.config.groups), **known, **(meta or {})},
+                    max_bytes=int((1 - EVENTS_SHARE) * max_disk),
                     rules=settings_to_row(self._rules.settings),
+                    log=self.log,
                 )
             self._delivery = Delivery(
                 self.log,
@@ -175,9 +202,10 @@ class Monitor(Observer):
                 make_sinks(
                     sinks,
                     SinkOptions(
-                        run_dir,
+                        None if record is None else record.path,
                         metrics,
                         tokens=log_tokens is not False,
+                        max_disk=max_disk,
                         annotate=annotate if log_tokens is True else None,
                     ),
                     notify,
@@ -213,6 +241,10 @@ class Monitor(Observer):
         if self._enabled:
             self._always["a worker's part"](self._add_part, part)
 
+    def add_audit(self, pair: str, sums: Tensor) -> None:
+        """Add what logits told of a pair (`klmonitor.summary.audited`) to the present step."""
+        self._intake.add_audit(pair, sums)
+
     def _add_part(self, data: bytes) -> None:
         part = unpack(data, self._intake.config)
         if part.worker not in self._workers:
@@ -222,21 +254,33 @@ class Monitor(Observer):
         self._intake.merge(part, rank)
 
     # --- out ---------------------------------------------------------------------------------
-    def step(self, step: int, *, phase: str = "train", wait: bool = True) -> Report:
+    def step(
+        self,
+        step: int,
+        *,
+        phase: str = "train",
+        wait: bool = True,
+        run: Mapping[str, Any] | None = None,
+    ) -> Report:
         """Close a step: reduce over the ranks, judge, record. Collective: call on every rank.
 
         Args:
             step: the trainer's step, for records and alerts: whole, and no smaller than the last.
             phase: which observations to close.
             wait: False: start the copy to the host and return the previous step's report.
+            run: what is known of the run, ``{"learning_rate": 1e-6, "beta": 0.04}``; names and
+                meanings are the table of `klmonitor.numbers.runvalues`. Of ranks that give
+                different numbers the largest counts.
 
         Returns:
             The report, the same on every rank; empty where nothing was observed, monitoring is off
             or something failed. Its step is None where there is no result yet (``wait=False``).
 
         Raises:
-            TypeError: at the first call: `step` is no whole number.
+            TypeError: at the first call: `step` is no whole number, or a value of the run none.
+            ValueError: at the first call: a value of the run has an unknown name.
         """
+        known = self._known(run)
         number = self._number(step)
         if self._closed:
             self._after_close()
@@ -244,7 +288,7 @@ class Monitor(Observer):
             return self._nothing(number, phase)
         if self._reducer is not None:
             self._reducer.begin()
-        pending = self._always["step"](self._begin, number, phase)
+        pending = self._always["step"](self._begin, number, phase, known)
         if pending is None:
             self._intake.drop(phase)
             self._always["step"](self._attend)
@@ -254,7 +298,7 @@ class Monitor(Observer):
             found = None if pending is None else self._finish(pending)
         return found or self._nothing(number if wait else None, phase)
 
-    def _begin(self, step: int, phase: str) -> Pending | None:
+    def _begin(self, step: int, phase: str, run: Mapping[str, float]) -> Pending | None:
         """Reduce; whatever fails before the collectives travels as a flag."""
         reducer = self._ready()
         with self._agreeing():
@@ -265,8 +309,14 @@ class Monitor(Observer):
             nonlocal why
             health = self._health()
             why = health.why
-            fares = (float(health.errors), float(health.dropped), float(not health.active))
-            return self._intake.take(phase), (*fares, *encode(self._delivery.mutes))
+            fares = (
+                float(health.errors),
+                float(health.dropped),
+                float(not health.active),
+                self.offer,
+            )
+            said = *encode(self._delivery.mutes), *runvalues.encode(run)
+            return self._intake.take(phase), (*fares, *said)
 
         summary, flags, failure = reducer.reduce(make)
         if failure is not None:
@@ -308,6 +358,18 @@ class Monitor(Observer):
             run_values=health.values,
             health=health,
         )
+
+    def _known(self, run: Mapping[str, Any] | None) -> Mapping[str, float]:
+        """What is given of the run; after the first step what cannot be is left out."""
+        if run is None:
+            return {}
+        try:
+            return runvalues.checked(run)
+        except Exception as error:  # between here and the collectives nothing may be raised
+            if self._last_step is None and isinstance(error, (TypeError, ValueError)):
+                raise
+            self._always["step"].caught(error)
+            return {}
 
     def _number(self, step: Any) -> int:
         """The step as a whole number; what is none continues from the last one."""
@@ -352,7 +414,9 @@ class Monitor(Observer):
         return self._always["report"](self._report, pending)
 
     def _report(self, pending: Pending) -> Report:
-        summary, (errors, dropped, inactive, *muted, absent) = pending.copy.wait()
+        summary, (errors, dropped, inactive, offered, *said, absent) = pending.copy.wait()
+        self.agreed = offered
+        muted, run = said[:N_MUTES], runvalues.decode(said[N_MUTES:])
         train = pending.phase == "train"
         why = pending.why or ("a rank sent no summary of this step" if absent else "")
         health = Health(
@@ -365,7 +429,7 @@ class Monitor(Observer):
             phase=pending.phase,
             time=time.time(),
             pairs=pairs,
-            run_values=health.values,
+            run_values={**health.values, **run},
             health=health,
         )
         if not train:
@@ -400,7 +464,10 @@ class Monitor(Observer):
         elif phase == "train":  # running numbers are training's
             self._running.read(step)
         found = pair_reports(step, self._extra_values, self._workers, self.penalties)
-        return self._causes.name(step, found, advance=advance)
+        noted = {
+            name: replace(pair, note=self._notes.get(name, "")) for name, pair in found.items()
+        }
+        return self._causes.name(step, noted, advance=advance)
 
     def take_logged(self) -> Report | None:
         """One report over all training steps since the last call, as if they were one step.
@@ -416,12 +483,22 @@ class Monitor(Observer):
         }
         return replace(last, pairs=pairs, alerts=())
 
+    def describe(self, pairs: Iterable[str] = ()) -> str:
+        """From when the rules judge each pair, a line each; of `pairs` also before a first step.
+
+        A pair has its baseline in its own time: a step counts that had its tokens.
+        """
+        found = self._rules.standing(pairs)
+        return "\n".join(f"{name}: {standing}" for name, standing in found.items())
+
     # --- life cycle --------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Running numbers, baselines and episodes, as JSON-able data; what is queued is written."""
+        self._always["close"](self._delivery.checkpoint)
         self.flush(0.0)  # a checkpoint that survives should find its steps in the record
         return {
             "version": 1,
+            "run_id": self._delivery.run_id,
             "running": self._running.state_dict(),
             "rules": self._rules.state_dict(),
             "notices": self._notices.state_dict(),
@@ -438,33 +515,61 @@ class Monitor(Observer):
             version = state.get("version") if isinstance(state, Mapping) else None
             raise ValueError(f"state has version {version!r}, this is 1: start with a new Monitor")
         running, rules = Running(self._running.half_life), self._rules.fresh()
-        notices, step = RunNotices(), state.get("step")
+        notices, step, run_id = RunNotices(), state.get("step"), state.get("run_id", "")
         try:
             check_plain(dict(state))
             running.load_state_dict(state["running"])
             rules.load_state_dict(state["rules"])
             notices.resume(state.get("notices", {}), step)
             last = None if step is None else count_of(step, "the step of the state")
+            if not isinstance(run_id, str):
+                raise TypeError("run_id is no text")
         except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
             raise ValueError(
                 f"the state is damaged ({cause(error)}): start with a new Monitor"
             ) from error
         self._running, self._rules = running, rules
         self._notices, self._last_step = notices, last
+        self._always["close"](self._delivery.resumed, last, run_id)
 
-    def flush(self, timeout: float = 5.0) -> None:
-        """Wait until the record is written, at most `timeout` seconds; never raises."""
-        self._always["close"](self._delivery.flush, timeout)
+    def flush(self, timeout: float = 5.0) -> Achieved:
+        """Wait until the record is written, at most `timeout` seconds; never raises.
 
-    def close(self) -> None:
-        """Deliver the last report, write what is queued (at most 5 s), close the sinks."""
+        Returns:
+            What was achieved; true where nothing waits any more.
+        """
+        found = self._always["close"](self._delivery.flush, timeout)
+        return Achieved(done=False) if found is None else found
+
+    @property
+    def run_dir(self) -> Path | None:
+        """Where the record is: what was asked for, or beside it where others write there."""
+        return self._delivery.run_dir
+
+    def described(self) -> list[str]:
+        """Where the record is and what was lost so far, a line an item."""
+        return self._delivery.described(self._health())
+
+    def conclusion(self) -> str:
+        """What came of it in a line: steps, alerts, what failed, and where to look."""
+        return self._delivery.conclusion(self._last_step, self._health())
+
+    def close(self) -> Achieved:
+        """Deliver the last report, write what is queued (at most 5 s), close the sinks.
+
+        Returns:
+            What was achieved; true where all of it was.
+        """
         if self._closed:
-            return
+            return self.flush(0.0)
         self._closed = True
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._finish(pending)
-        self._always["close"](self._delivery.close)
+        found = self._always["close"](self._delivery.close)
+        with suppress(Exception):  # a handler of the log's may do anything
+            logger.info("klmonitor: %s", self.conclusion())
+        return Achieved(done=False) if found is None else found
 
     def _ranks(self) -> Ranks | None:
         if self._group is False:

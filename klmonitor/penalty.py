@@ -146,7 +146,11 @@ class Penalty:
 
     # --- what it pulls -----------------------------------------------------------------------
     def coefficient(
-        self, d: Array, log_ratio: Array | None = None, mask: Array | None = None
+        self,
+        d: Array,
+        log_ratio: Array | None = None,
+        mask: Array | None = None,
+        prompts: Array | None = None,
     ) -> Array:
         """The c of each token, without beta: the module's table, clamps included.
 
@@ -158,6 +162,8 @@ class Penalty:
                 a ratio or a return is a sequence's.
             log_ratio: log pi - log sampler, nats, same shape; None: the policy sampled (rho = 1).
             mask: same shape, true where a token counts; None: everywhere.
+            prompts: [B] which prompt each row of d [B, T] is of, for `leave_one_out` where rows of
+                a prompt are not consecutive; a row whose prompt has not so many rows has nan.
 
         Returns:
             c, d's shape and kind; 0 where the mask is.
@@ -168,7 +174,7 @@ class Penalty:
             mask = mask != 0
             f = xp.where(mask, f, 0.0)
         if self.placed == "reward":
-            c = self._returned(f)
+            c = self._returned(f, prompts)
         elif self.ratio == "differentiated":
             c = difference if self.level == "token" else self._shared(f, mask) - slope
         else:
@@ -181,7 +187,7 @@ class Penalty:
         """That of the reverse KL: `true_coefficient` of the module."""
         return true_coefficient(d, log_ratio)
 
-    def _returned(self, f: Array) -> Array:
+    def _returned(self, f: Array, prompts: Array | None) -> Array:
         """What of the rewards f [..., T] each token's action is charged with."""
         if self.returns == "token":
             return f
@@ -189,10 +195,19 @@ class Penalty:
         if self.returns == "to_go":
             return total - f.cumsum(-1) + f
         if self.leave_one_out:
-            grouped = total.reshape(-1, self.leave_one_out)
-            others = (grouped.sum(-1)[:, None] - grouped) / (self.leave_one_out - 1)
-            total = total - others.reshape(total.shape)
+            total = total - self._mean_of_others(total, prompts)
         return total + _namespace(f).zeros_like(f)
+
+    def _mean_of_others(self, total: Array, prompts: Array | None) -> Array:
+        """Of returns [B, 1], the mean of the other rows of the prompt."""
+        others = self.leave_one_out - 1
+        if prompts is None:
+            grouped = total.reshape(-1, self.leave_one_out)
+            return ((grouped.sum(-1)[:, None] - grouped) / others).reshape(total.shape)
+        xp = _namespace(total)
+        same = prompts[:, None] == prompts[None, :]
+        mean = (xp.where(same, total.reshape(1, -1), 0.0).sum(-1)[:, None] - total) / others
+        return xp.where((same.sum(-1) == self.leave_one_out)[:, None], mean, math.nan)
 
     def _shared(self, f: Array, mask: Array | None) -> Array:
         """d(rho g) / (rho d log pi_t) less g's own derivative, g a sequence's sum of f."""

@@ -276,6 +276,7 @@ class PairReport:
         words: says of the pair what there is to know beside the verdict, a sentence an item.
         penalty: the KL term that the objective has on it, in one line; empty: none, or unknown.
         cause: why the two policies disagree, where it is known.
+        note: what to know before the numbers are read, a sentence; empty: nothing.
     """
 
     name: str
@@ -287,6 +288,7 @@ class PairReport:
     words: Callable[[PairReport], Sequence[str]] = field(default=_nothing, repr=False)
     penalty: str = ""
     cause: Cause = Cause()
+    note: str = ""
 
     def __getitem__(self, metric: str) -> float:
         """The value of a metric, nan if this step has none.
@@ -305,7 +307,7 @@ class PairReport:
         return replace(self, values={**self.values, metric: value})
 
     def explain(self, step: int) -> str:
-        """A headline, the cause, at most four reasons, what is open, and what to believe."""
+        """A headline, a note, the cause, at most four reasons, what is open, what to believe."""
         q, p = self.name.split("_")
         numbers = ", ".join(f"{name} {self._mean(name)}" for name in ("k1", "k2", "k3"))
         head = (
@@ -314,8 +316,9 @@ class PairReport:
         )
         believe = [f"believe {self.verdict.text}"] if self.verdict.text else []
         cause = [f"cause: {self.cause.text}"] if self.cause.text else []
+        note = [f"note: {self.note}"] if self.note else []
         still = [f"open alerts: {', '.join(self.open_kinds)}"] if self.open_kinds else []
-        return "\n  ".join([head, *cause, *self.words(self), *still, *believe])
+        return "\n  ".join([head, *note, *cause, *self.words(self), *still, *believe])
 
     def _mean(self, name: str) -> str:
         estimate = self.estimate(name)

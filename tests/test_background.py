@@ -1,4 +1,3 @@
-import logging
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import pytest
 
 from klmonitor import background
 from klmonitor.background import Worker
+from tests.helpers.warnings import warnings_of
 
 
 @pytest.fixture
@@ -18,10 +18,6 @@ def stall() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 def busy(worker: Worker, stall: threading.Event) -> None:

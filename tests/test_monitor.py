@@ -438,12 +438,12 @@ def test_what_is_observed_in_inference_mode_adds_up_with_what_is_observed_outsid
 @pytest.mark.parametrize("kind", [np.array, list, torch.tensor])
 def test_groups_by_index(kind):
     monitor = Monitor(groups=["a", "b"], strict=True)
-    lp = -torch.rand(3, 8)
-    monitor.observe(policy=lp, ref=lp - 1, group=kind([1, 0, 7]))
+    lp = -torch.rand(4, 8)
+    shift = torch.tensor([1.0, 2.0, 3.0, 5.0]).view(4, 1)
+    monitor.observe(policy=lp, ref=lp - shift, group=kind([1, 0, 7, -1]))
     values = monitor.step(1).pairs["policy_ref"].values
-    assert {name.split("/")[1] for name in values if name.startswith("group/")} == {
-        "a", "b", "other",
-    }  # fmt: skip
+    found = {name: values[f"group/{name}/k1/mean"] for name in ("a", "b", "other")}
+    assert found == pytest.approx({"a": 2.0, "b": 1.0, "other": 4.0}, rel=1e-6)
 
 
 def test_an_evaluation_has_no_running_numbers():

@@ -118,6 +118,14 @@ class KLMonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
                 self.bind(trainer)
         if self.active and self._watch is not None:
             self._watch.guards[OUTERMOST](self._resume, state)
+            self._watch.guards[OUTERMOST](self._watch.begin, state.global_step)
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """The learning rate of the update: after it the scheduler has the next one's."""
+        if self.active and self._watch is not None and optimizer is not None:
+            self._watch.guards[OUTERMOST](self._watch.run.updates_at, optimizer)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the step: reduce, judge, record, and do what `on_alert` asks for."""

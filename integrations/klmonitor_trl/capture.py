@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klmonitor.hooks.audit import Audit
 from klmonitor.hooks.feed import Around, argument
 from klmonitor.hooks.modeloutputs import ModelOutputs
 from klmonitor.hooks.prompts import prompt_keys
@@ -66,6 +67,7 @@ class BatchCapture(TrainerCapture):
         self._groups = {name: index for index, name in enumerate(groups)}
         self._group_column = group_column
         self._recompute = recompute
+        self.audit: Audit[Mapping[str, Any]] | None = None
         self._place: str | None = None
         self._caught: dict[str, Tensor] = {}
         self._entropy: Tensor | None = None
@@ -124,12 +126,22 @@ class BatchCapture(TrainerCapture):
 
     def generation(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Around the function that generates and scores a batch."""
+        self.feed.guards["generation"](self.feed.run.generated)
         started = time.perf_counter()
         output = self._within("generation", original, args, kwargs)
         seconds = time.perf_counter() - started
         self.feed.guards["generation"](self._send_along, output, args, kwargs, seconds)
         self._caught.clear()
+        if self.audit is not None and self.feed.phase == "train":
+            self.feed.guards["audit"](self._audit, output)
         return output
+
+    def _audit(self, output: Any) -> None:
+        """Look at the logits of a generation batch, if it is time."""
+        step = self._trainer.state.global_step + 1
+        if self.audit is None or not self.audit.due(step):
+            return
+        self.audit.look(output, counted(output), output["completion_ids"], step)
 
     def loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Around the loss of one micro-batch."""
@@ -201,9 +213,7 @@ class BatchCapture(TrainerCapture):
             tensor = inputs.get(RIDER + name) if tensor is None else tensor
             if tensor is not None:
                 policies[name] = tensor
-        mask = inputs["completion_mask"]
-        if inputs.get("tool_mask") is not None:
-            mask = mask * inputs["tool_mask"]
+        mask = counted(inputs)
         prompts = inputs.get(RIDER + "prompt")
         if prompts is None and "prompt_mask" in inputs:
             prompts = prompt_keys(inputs["prompt_ids"], inputs["prompt_mask"])
@@ -250,6 +260,13 @@ class BatchCapture(TrainerCapture):
                 self._trainer.model, ids, mask, inputs["completion_ids"].shape[1]
             )
         return (found[0] if isinstance(found, tuple) else found).detach()  # type: ignore[no-any-return]  # TRL: untyped
+
+
+def counted(inputs: Mapping[str, Any]) -> Tensor:
+    """[B, T] which tokens of the completions are the policy's own."""
+    mask: Tensor = inputs["completion_mask"]
+    tools = inputs.get("tool_mask")
+    return mask if tools is None else mask * tools
 
 
 def entropies_of(result: Any, log_probs: Tensor) -> Tensor | None:

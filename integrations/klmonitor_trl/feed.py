@@ -40,9 +40,9 @@ class TrainerFeed(Feed):
 
     def is_reference(self, model: Any) -> bool:
         """Whether a model, here and now, gives the reference's log-probs."""
-        if model is not None and model is getattr(self.trainer, "ref_model", None):
-            return True
         inner = self.model
+        if model is not None and model is getattr(self.trainer, "ref_model", None):
+            return model is not inner  # the trained model itself would be no other side
         if not (self._adapted or "peft_config" in vars(inner)):
             return False
         return getattr(inner, "_adapters_disabled", False) or _active_adapter(inner) == "ref"

@@ -34,6 +34,18 @@ def objective_of(trainer: Any, kind: str) -> Objective:
     return Objective()
 
 
+def beta_of(trainer: Any, kind: str) -> float | None:
+    """The coefficient of the KL penalty as it is now, None where the objective has none of its own.
+
+    The ``beta`` of OnlineDPO and its kin is that of the preference loss.
+    """
+    if kind == "pairwise":
+        return None
+    owner, name = (trainer.args, "kl_coef") if kind == "monolith" else (trainer, "beta")
+    found = getattr(owner, name, None)
+    return None if found is None else float(found)
+
+
 def penalty_of(trainer: Any, kind: str) -> PenaltyRead:
     """The KL term of a trainer of a kind of `kinds`, as its attributes tell it.
 

@@ -84,7 +84,7 @@ def given_function(function: Callable[[Tensor, Tensor, int], Tensor]) -> Source:
     """A function of ids and attention mask [B, P + T] and T that gives log-probs [B, T]."""
 
     def source(batch: Mapping[str, Any], rows: int) -> Tensor:
-        ids, mask, length = _sequences(batch)
+        ids, mask, length = sequences(batch)
         found = torch.cat(
             [
                 function(ids[row : row + rows], mask[row : row + rows], length)
@@ -115,8 +115,8 @@ def adapters_off(trainer: Any, log_probs: Callable[..., Any]) -> Source:
         images = {name: batch[name] for name in accepted if name in batch}
         if "batch_size" in accepted:
             images["batch_size"] = rows
-        with unchanged(model), _initial_weights(model):
-            found = log_probs(trainer.model, *_sequences(batch), **images)
+        with unchanged(model), initial_weights(model):
+            found = log_probs(trainer.model, *sequences(batch), **images)
         return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]  # TRL: untyped
 
     return source
@@ -132,7 +132,7 @@ def given_model(trainer: Any, model: nn.Module) -> Source:
     accepted = inspect.signature(model.forward).parameters
 
     def source(batch: Mapping[str, Any], rows: int) -> Tensor:
-        ids, attention_mask, length = _sequences(batch)
+        ids, attention_mask, length = sequences(batch)
         keep = {"logits_to_keep": length + 1} if "logits_to_keep" in accepted else {}
         parts = []
         with unchanged(model):
@@ -167,7 +167,7 @@ def has_adapters(trainer: Any) -> bool:
 
 
 @contextmanager
-def _initial_weights(model: Any) -> Iterator[None]:
+def initial_weights(model: Any) -> Iterator[None]:
     """The policy as it was before training: adapters off, or TRL's copy of them in use."""
     if "ref" not in model.peft_config:
         with model.disable_adapter():
@@ -181,7 +181,7 @@ def _initial_weights(model: Any) -> Iterator[None]:
         model.set_adapter(active)
 
 
-def _sequences(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, int]:
+def sequences(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, int]:
     """Prompt and completion as one: ids and attention mask [B, P + T], and T."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)

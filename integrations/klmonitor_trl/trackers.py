@@ -1,61 +1,21 @@
-"""What the trainer's trackers get beside its rows.
+"""The text of tokens, for the trainer's trackers.
 
-Its wandb run gets what rows cannot hold: alerts, histograms, tables, the page. The text of tokens
-goes there, and as Markdown to its TensorBoard, only where the user asked for that
+It goes to its wandb run, and as Markdown to its TensorBoard, only where the user asked for that
 (``log_tokens=True``): at every alert, and every 50 steps.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from klmonitor.report import Report
-from klmonitor.sinks import WandbSink
 from klmonitor.sinks.panels import TOKENS
 from klmonitor.sinks.tokentable import COLUMNS, Annotate, shown_tokens, token_rows
 
 EVERY = 50
 """Steps between two tables where nothing alerts."""
-
-
-class WandbExtras:
-    """A sink for these, silent until the trainer has opened a wandb run; its rows are its own."""
-
-    def __init__(self, run_dir: Path | None = None, tokens: bool = True) -> None:
-        """Not connected; wandb is not imported for this.
-
-        Args:
-            run_dir: of the record whose page is logged at the end.
-            tokens: whether extreme tokens are sent, without their text.
-        """
-        self._sink: WandbSink | None = None
-        self._run_dir, self._tokens = run_dir, tokens
-
-    def __call__(self, report: Report) -> None:
-        """Send what is due."""
-        if self._sink is None:
-            run = getattr(sys.modules.get("wandb"), "run", None)
-            if run is None:
-                return
-            self._sink = WandbSink(run, metrics=(), run_dir=self._run_dir, tokens=self._tokens)
-        self._sink(report)
-
-    def close(self) -> None:
-        """Deliver what waits, and the page."""
-        if self._sink is not None:
-            self._sink.close()
-
-
-def with_extras(
-    sinks: Collection[Any], run_dir: Path | None = None, tokens: bool = True
-) -> tuple[Any, ...]:
-    """The sinks, and `WandbExtras` where none of them logs to wandb already."""
-    if any(sink == "wandb" or isinstance(sink, WandbSink) for sink in sinks):
-        return tuple(sinks)
-    return (*sinks, WandbExtras(run_dir, tokens))
 
 
 class TokenTables:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from typing import Any
 from weakref import WeakSet
 
+from torch import nn
+
 from klmonitor.boundary import cause
 from klmonitor.hooks.actions import CHECKPOINT, STOP
 from klmonitor.hooks.options import Options, disabled
+from klmonitor.hooks.progress import bits_of
 from klmonitor.hooks.text import TokenText
+from klmonitor.hooks.trackers import with_extras
 from klmonitor.hooks.watch import OUTERMOST, Watch, everywhere
 from klmonitor.hooks.wraps import Wrap
 from klmonitor.report import Report
 from klmonitor.sinks import select
 from klmonitor_trl import describe
+from klmonitor_trl.audit import audit_of
+from klmonitor_trl.capture import BatchCapture
 from klmonitor_trl.feed import TrainerCapture, TrainerFeed
 from klmonitor_trl.kinds import capture_for, kind_of, watched_pairs
-from klmonitor_trl.objective import objective_of, penalty_of
+from klmonitor_trl.objective import beta_of, objective_of, penalty_of
 from klmonitor_trl.reference import choose_reference
-from klmonitor_trl.trackers import TokenTables, with_extras
+from klmonitor_trl.trackers import TokenTables
 
+SYNC = "sync_target_model"
+"""The function of TRL's callback that moves the reference (``sync_ref_model=True``)."""
 _watches: WeakSet[TrainerWatch] = WeakSet()
 
 
@@ -54,6 +63,8 @@ class TrainerWatch(Watch):
                 "its detach() first"
             )
         self.trainer = trainer
+        self._kind = kind
+        self._syncing: list[Any] = []
         self._main = trainer.is_world_process_zero()
         self._options = options
         self._reference = choose_reference(trainer, kind, options, self.say)
@@ -80,8 +91,15 @@ class TrainerWatch(Watch):
             meta={"trainer": name, "trl": version("trl")},
         )
         if active:
-            feed = TrainerFeed(self.monitor, self.guards, text, pairs, trainer=trainer)
+            feed = TrainerFeed(
+                self.monitor, self.guards, text, pairs, run=self.run, trainer=trainer
+            )
             self.capture = capture_for(trainer, kind, feed, options, self._reference)
+            self.audit = audit_of(
+                trainer, kind, options, self.monitor, main=self._main, say=self.say
+            )
+            if isinstance(self.capture, BatchCapture):
+                self.capture.audit = self.audit
             wanted = {**self.capture.wraps(), "log": self._log}
             self.wraps = [Wrap(trainer, name, around) for name, around in wanted.items()]
             self.warn_of_absent()
@@ -89,6 +107,44 @@ class TrainerWatch(Watch):
         _watches.add(self)
 
     # --- steps -------------------------------------------------------------------------------
+    def begin(self, steps: int) -> None:
+        """Training begins after so many optimizer steps, 0 where no checkpoint is resumed."""
+        trainer = self.trainer
+        unwrap = trainer.accelerator.unwrap_model
+        reference = getattr(trainer, "ref_model", None)
+        mixed = getattr(trainer.args, "bf16", False) or getattr(trainer.args, "fp16", False)
+        given = self._options.reference
+        self.run.begin(
+            steps,
+            unwrap(trainer.model),
+            unwrap(reference) if isinstance(reference, nn.Module) else None,
+            min(
+                16 if mixed else math.inf,
+                bits_of(given) if isinstance(given, nn.Module) else math.inf,
+            ),
+        )
+        self.run.scores_when_generating = isinstance(self.capture, BatchCapture)
+        for callback in trainer.callback_handler.callbacks:
+            if hasattr(callback, SYNC) and callback not in self._syncing:
+                self._syncing.append(callback)
+                self.wraps.append(Wrap(callback, SYNC, self._sync))
+
+    def _sync(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Around TRL's function that moves the reference towards the policy."""
+        result = original(*args, **kwargs)
+        self.guards[OUTERMOST](self.run.synced)
+        return result
+
+    def finish_step(self, step: int) -> None:
+        """The optimizer has stepped; collective."""
+        self.guards[OUTERMOST](self._tell)
+        super().finish_step(step)
+
+    def _tell(self) -> None:
+        self.run.beta = beta_of(self.trainer, self._kind)
+        if self.capture is not None and self.capture.closes_in_log:
+            self.run.updates_at(self.trainer.optimizer)  # no event tells of its updates
+
     def end_step(self, step: int, control: Any) -> None:
         """The optimizer has stepped; collective. `control` takes what alerts ask for."""
         if self.capture is not None and not self.capture.closes_in_log:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from klmonitor.commands.inputs import add_runs, chosen_rules, load_labels, load_runs
+from klmonitor.commands.inputs import add_runs, chosen_rules, load_labels, load_runs, refuse
+from klmonitor.terminal import inert
 
 if TYPE_CHECKING:
     from klmonitor.replay.curve import Curve
@@ -42,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
         events = load_labels(args)
         runs = load_runs(args)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"klmonitor backtest: {error}\n")
-        return 2
+        return refuse(NAME, error)
     scores = [score(one, replay(one.reports, rules), events, args.since) for one in runs]
     total = sum(scores, Tally())
     show = _print_json if args.json else _print_text
@@ -57,12 +56,14 @@ def run(args: argparse.Namespace) -> int:
 def _print_text(runs: Sequence[Curve], scores: Sequence[Tally], total: Tally) -> None:
     labelled = bool(total.delays)
     for one, found in zip(runs, scores, strict=True):
-        print(f"{one.name}: {found.steps} steps, {_count(len(found.alerts), 'alert')}")
+        print(f"{inert(one.name)}: {found.steps} steps, {_count(len(found.alerts), 'alert')}")
+        for remark in one.remarks:
+            print(f"  read: {inert(remark)}")
         for alert in found.alerts:
             note = "  (false alarm)" if labelled and alert in found.false else ""
             worse = " got worse" if alert.phase == "worse" else ""
             head = f"step {alert.step:<7} {alert.severity:8} {alert.kind}{worse}"
-            print(f"  {head}: {alert.message}{note}")
+            print(f"  {inert(f'{head}: {alert.message}{note}')}")
     for line in say_total(total):
         print(line)
 
@@ -90,6 +91,7 @@ def _print_json(runs: Sequence[Curve], scores: Sequence[Tally], total: Tally) ->
             {
                 "run": one.name,
                 **_numbers(found),
+                "remarks": list(one.remarks),
                 "alerts": [
                     {**alert_to_row(alert), "false_alarm": alert in found.false}
                     for alert in found.alerts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,23 @@ if TYPE_CHECKING:
     from klmonitor.rules import Rules
 
 WHAT = ("step", "k3", "se", "k1", "tokens")
+
+
+def refuse(command: str, why: object) -> int:
+    """Say why a command does nothing; the exit status of bad usage and of nothing readable."""
+    from klmonitor.terminal import inert
+
+    sys.stderr.write(f"klmonitor {command}: {inert(str(why))}\n")
+    return 2
+
+
+def add_earlier(parser: argparse.ArgumentParser) -> None:
+    """--earlier."""
+    parser.add_argument(
+        "--earlier",
+        action="store_true",
+        help="also the earlier starts in a run's directory (RUN/earlier/1, ...), as other runs",
+    )
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +52,7 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pair", default="policy_ref", help="the pair of such a file (default: policy_ref)"
     )
+    add_earlier(parser)
     parser.add_argument(
         "--since", type=int, metavar="STEP", help="count from this step on; earlier ones are learnt"
     )
@@ -54,7 +73,17 @@ def load_runs(args: argparse.Namespace) -> list[Curve]:
     if args.pair not in PAIR_INDEX:
         raise ValueError(f"unknown pair {args.pair!r}: choose from {', '.join(PAIR_INDEX)}")
     columns = _columns(args.column)
-    return [load_run(path, columns, args.pair) for path in args.runs]
+    paths = [one for path in args.runs for one in _with_earlier(path, args.earlier)]
+    return [load_run(path, columns, args.pair) for path in paths]
+
+
+def _with_earlier(path: str, earlier: bool) -> list[str]:
+    """A run, after the earlier starts in its directory where they are wanted."""
+    from klmonitor.record.segments import earlier_in
+    from klmonitor.replay.places import record_in
+
+    record = record_in(Path(path)) if earlier else None
+    return [*(map(str, earlier_in(record)) if record else ()), path]
 
 
 def load_labels(args: argparse.Namespace) -> list[Event]:

@@ -7,9 +7,8 @@ A running monitor hears of it within a step or two. The last row about a kind an
 from __future__ import annotations
 
 import argparse
-import sys
 
-from klmonitor.commands.inputs import append_row, one_record
+from klmonitor.commands.inputs import append_row, one_record, refuse
 
 NAME = "mute"
 
@@ -38,7 +37,6 @@ def run(args: argparse.Namespace) -> int:
         parse_mutes([row], [rule.kind for rule in RULES])
         append_row(record / MUTES, row)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"klmonitor mute: {error}\n")
-        return 2
+        return refuse(NAME, error)
     print(f"{describe_mute(row)}: recorded, and told to nobody")
     return 0

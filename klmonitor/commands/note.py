@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 
-from klmonitor.commands.inputs import append_row, one_record
+from klmonitor.commands.inputs import append_row, one_record, refuse
 
 NAME = "note"
 
@@ -29,7 +28,6 @@ def run(args: argparse.Namespace) -> int:
         notice = Notice(step, args.text, time=time.time())
         append_row(record / NOTES, notice_to_row(notice))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"klmonitor note: {error}\n")
-        return 2
+        return refuse(NAME, error)
     print(f"noted at step {step}")
     return 0

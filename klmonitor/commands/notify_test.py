@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import json
+
+from klmonitor.commands.inputs import refuse
 
 NAME = "notify-test"
 
@@ -19,6 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=float, default=10.0, help="seconds for each target (default: 10)"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,12 +43,15 @@ def run(args: argparse.Namespace) -> int:
         targets = parse_targets([{"to": to, "timeout": args.timeout} for to in args.targets])
         notifier = Notifier(targets)
     except (ValueError, ImportError, OSError) as error:
-        sys.stderr.write(f"klmonitor notify-test: {error}\n")
-        return 2
-    failed = 0
+        return refuse(NAME, error)
+    failed, found = 0, []
     for lane in notifier.lanes:
         answer = lane.courier.send(make_message(alert))
         failed += not answer.ok
-        print(f"{lane.target.name}: {'delivered' if answer.ok else f'failed: {answer.why}'}")
+        found.append({"target": lane.target.name, "delivered": answer.ok, "why": answer.why})
+        if not args.json:
+            print(f"{lane.target.name}: {'delivered' if answer.ok else f'failed: {answer.why}'}")
+    if args.json:
+        print(json.dumps({"targets": found}))
     notifier.close(0.0)
     return int(failed > 0)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+
+from klmonitor.commands.inputs import add_earlier, refuse
 
 NAME = "report"
 
@@ -21,20 +24,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token-text",
         action="store_true",
-        help="put the text of extreme tokens into the file too (ids and positions always are)",
+        help="put the text of extreme tokens into the file too (ids and positions always are); "
+        "only you may read it then",
     )
+    add_earlier(parser)
+    parser.add_argument("--json", action="store_true", help="say what was written as a JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file; 0 once it is there."""
+    """Write the file; 0 once it is there, 2 where there is no record or it cannot be written."""
     from klmonitor.dashboard.document import document
     from klmonitor.dashboard.source import RecordSource
+    from klmonitor.record.fresh import replaced
+    from klmonitor.terminal import inert
 
     path = Path(args.output)
     try:
-        html = document(RecordSource(args.runs, tokens_text=args.token_text))
-        path.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise SystemExit(f"klmonitor report: {error}") from None
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+        source = RecordSource(args.runs, tokens_text=args.token_text, earlier=args.earlier)
+        html = document(source).encode()
+        with replaced(path, 0o600 if args.token_text else 0o666) as file:
+            file.write(html)
+    except (OSError, ValueError) as error:
+        return refuse(NAME, error)
+    remarks = {run.name: run.remarks for run in source.runs() if run.remarks}
+    if args.json:
+        runs = [run.name for run in source.runs()]
+        print(json.dumps({"file": str(path), "bytes": len(html), "runs": runs, "remarks": remarks}))
+        return 0
+    for name, found in remarks.items():
+        for remark in found:
+            print(f"{inert(name)}: {inert(remark)}")
+    print(f"{inert(str(path))} ({len(html) / 1e6:.1f} MB)")
     return 0

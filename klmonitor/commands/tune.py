@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klmonitor.commands.inputs import add_runs, load_labels, load_runs
+from klmonitor.commands.inputs import add_runs, load_labels, load_runs, refuse
+from klmonitor.terminal import inert
 
 if TYPE_CHECKING:
     from klmonitor.replay.tuning import Proposal
@@ -28,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", metavar="FILE", help="write the rules there (default: print them)"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,14 +40,15 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         events = load_labels(args) if args.events else None
-        found = tune(load_runs(args), args.rate, events, args.since)
+        runs = load_runs(args)
+        found = tune(runs, args.rate, events, args.since)
         text = rules_toml(found.rules)
         if args.out:
             Path(args.out).write_text(text, encoding="utf-8")
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"klmonitor tune: {error}\n")
-        return 2
-    notes = [] if args.events else [_assumption(found)]
+        return refuse(NAME, error)
+    notes = [f"read: {one.name}: {remark}" for one in runs for remark in one.remarks]
+    notes += [] if args.events else [_assumption(found)]
     notes += [
         f"before, {found.rules['preset']}: {say_total(found.before)[0]}",
         f"after: {'; '.join(say_total(found.after))}",
@@ -60,8 +63,12 @@ def run(args: argparse.Namespace) -> int:
             "not reached: what still rings has no threshold to raise, or one that would no longer "
             "tell an event; look at it"
         )
+    if args.json:
+        body = {"reached": found.reached, "resolved": found.resolved, "rules": found.rules}
+        print(json.dumps({**body, "notes": notes, "file": args.out}, default=str))
+        return 0 if found.reached else 1
     for note in notes:
-        print(f"# {note}")
+        print(f"# {inert(note)}")
     print(f"# written to {args.out}" if args.out else f"\n{text}", end="\n" if args.out else "")
     return 0 if found.reached else 1
 

@@ -7,8 +7,11 @@ WANDB_API_KEY); nothing asks for one. A run that is still offline has to be sync
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from typing import TYPE_CHECKING
+
+from klmonitor.commands.inputs import refuse
 
 if TYPE_CHECKING:
     from klmonitor.sinks.panels import Section
@@ -49,10 +52,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be made, and make nothing"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make it; 0 once it is saved."""
+    """Make it; 0 once it is saved, 2 where it cannot be."""
     from klmonitor.pairs import PAIR_INDEX, parse_pairs
     from klmonitor.sinks.panels import sections_of
     from klmonitor.sinks.selection import check_metrics
@@ -74,9 +78,12 @@ def run(args: argparse.Namespace) -> int:
         )
         _save(workspace)
     except (ValueError, ImportError, ConnectionError) as error:
-        raise SystemExit(f"klmonitor wandb-dashboard: {error}") from None
+        return refuse(NAME, error)
     panels = sum(len(section.panels) for section in sections)
-    print(f"workspace {args.name!r} with {panels} panels: {workspace.url}")
+    if args.json:
+        print(json.dumps({"name": args.name, "panels": panels, "url": workspace.url}))
+    else:
+        print(f"workspace {args.name!r} with {panels} panels: {workspace.url}")
     return 0
 
 
@@ -132,6 +139,10 @@ def _describe(
 ) -> None:
     from klmonitor.sinks.workspace import STEP, x_axis
 
+    if args.json:
+        shown = {one.title: [panel.title for panel in one.panels] for one in sections}
+        print(json.dumps({"name": args.name, "project": project, "sections": shown}))
+        return
     place = f"{entity or '(your default entity)'}/{project}"
     print(f"workspace {args.name!r} in {place}, over {x_axis(args.prefix)}; nothing is made")
     for section in sections:

@@ -12,6 +12,7 @@ SCRIPTS = (
     "panels.js",
     "paint.js",
     "chart.js",
+    "pull.js",
     "details.js",
     "app.js",
 )

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from klmonitor.dashboard.heat import ROWS, heat_columns
+from klmonitor.dashboard.pull import curves
 from klmonitor.numbers.explain import with_verdict
+from klmonitor.record.live import PASSING
 from klmonitor.record.notices import Notice
 from klmonitor.record.rows import (
     alert_to_row,
@@ -24,6 +26,7 @@ from klmonitor.record.rows import (
     token_from_row,
     token_to_row,
 )
+from klmonitor.record.runfile import PENALTY, TERMS
 from klmonitor.report import Alert, ExtremeToken, PairReport, Row
 from klmonitor.rules.spikes import SPIKE
 
@@ -34,7 +37,7 @@ SHOWN = frozenset(
         *(f"log_ratio/{q}" for q in ("p0.1", "p1", "p25", "p50", "p75", "p99", "p99.9")),
         *(f"dominance/{k}/{what}" for k in ("k1", "k3") for what in ("top_share", "level")),
         *("outliers/k1", "outliers/k3", "outliers/rate", "spike/z"),
-        *("sequence/k1", "sequence/k3", "tokens", "sequences"),
+        *("sequence/k1", "sequence/k3", "tokens", "sequences", "penalty/dead_share"),
     )
 )
 """Metrics that the page draws, beside ``group/*``."""
@@ -104,6 +107,14 @@ class PairColumns:
             column.insert(row, NAN)
         self.rows += 1
 
+    def cut(self, rows: int) -> None:
+        """Keep so many rows."""
+        self.settle()
+        del self._heat[rows * ROWS :]
+        for column in self.metrics.values():
+            del column[rows:]
+        self.rows = rows
+
     def settle(self) -> None:
         """Take in the histograms that wait."""
         if not self._waiting:
@@ -134,6 +145,7 @@ class RunColumns:
         pairs: pair name -> columns.
         alerts: rows of alerts and, of phase ``"note"``, of notices, by arrival.
         generation: grows when rows that may have been sent already have changed.
+        remarks: what there is to know of the record itself, a sentence an item.
     """
 
     def __init__(self, name: str, tokens_text: bool = True) -> None:
@@ -144,12 +156,40 @@ class RunColumns:
         self.pairs: dict[str, PairColumns] = {}
         self.alerts: list[Row] = []
         self.generation = 0
+        self.remarks: list[str] = []
+        self._numbers: list[int] = []
         self._alert_keys: dict[tuple[Any, ...], int] = {}
-        self._tokens: dict[int, bytes] = {}
+        self._tokens: dict[int, tuple[int, bytes]] = {}
         self._open: dict[int, dict[str, tuple[str, ...]]] = {}
         self._text = tokens_text
 
     # --- filling -------------------------------------------------------------------------------
+    def clear(self) -> None:
+        """Forget everything: what comes is another record, or the same from its beginning."""
+        self.steps, self.pairs, self.alerts = [], {}, []
+        self._numbers, self._alert_keys, self._tokens, self._open = [], {}, {}, {}
+        self.generation += 1
+
+    def cut(self, step: int, number: int) -> None:
+        """Forget what rows before that number said of that step and later ones."""
+        rows = bisect_left(self.steps, step)
+        del self.steps[rows:]
+        for pair in self.pairs.values():
+            pair.cut(rows)
+        self._open = {one: kinds for one, kinds in self._open.items() if one < step}
+        self._tokens = {
+            one: kept for one, kept in self._tokens.items() if one < step or kept[0] >= number
+        }
+        kept_rows = [
+            (key, self.alerts[at], self._numbers[at])
+            for key, at in self._alert_keys.items()
+            if _stays(self.alerts[at]) or key[0] < step or self._numbers[at] >= number
+        ]
+        self.alerts = [row for _, row, _ in kept_rows]
+        self._numbers = [own for _, _, own in kept_rows]
+        self._alert_keys = {key: at for at, (key, _, _) in enumerate(kept_rows)}
+        self.generation += 1
+
     def add_row(self, row: Row) -> None:
         """A row of ``steps.jsonl``; of a step that comes again, the later row counts."""
         if row.get("phase", "train") != "train":
@@ -185,27 +225,29 @@ class RunColumns:
         if not self._text:
             tokens = [replace(token, text=None) for token in tokens]
         packed = json.dumps([token_to_row(token) for token in tokens], separators=(",", ":"))
-        self._tokens[int(row["step"])] = packed.encode()
+        self._tokens[int(row["step"])] = row.get("seq", -1), packed.encode()
 
-    def add_alert(self, alert: Alert) -> None:
+    def add_alert(self, alert: Alert, number: int = -1) -> None:
         """A row of ``alerts.jsonl``; the same finding of a resumed run replaces the earlier."""
         key = (alert.step, alert.kind, alert.pair, alert.phase)
-        self._put_alert(key, alert_to_row(alert) | {"lines": alert.lines})
+        self._put_alert(key, alert_to_row(alert) | {"lines": alert.lines}, number)
 
-    def add_notice(self, notice: Notice) -> None:
+    def add_notice(self, notice: Notice, number: int = -1) -> None:
         """A row of ``notes.jsonl``, on the alerts' time line."""
         when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(notice.time))
         alert = Alert(notice.step, notice.kind, "info", None, notice.text, phase=NOTICE)
         row = alert_to_row(alert) | {"lines": [("when", when)]}
-        self._put_alert((notice.step, notice.kind, notice.text), row)
+        self._put_alert((notice.step, notice.kind, notice.text), row, number)
 
-    def _put_alert(self, key: tuple[Any, ...], row: Row) -> None:
+    def _put_alert(self, key: tuple[Any, ...], row: Row, number: int) -> None:
         if key in self._alert_keys:
-            self.alerts[self._alert_keys[key]] = row
+            at = self._alert_keys[key]
+            self.alerts[at], self._numbers[at] = row, number
             self.generation += 1
         else:
             self._alert_keys[key] = len(self.alerts)
             self.alerts.append(row)
+            self._numbers.append(number)
 
     # --- asking --------------------------------------------------------------------------------
     def index_of(self, step: int) -> int | None:
@@ -215,7 +257,8 @@ class RunColumns:
 
     def tokens_at(self, step: int) -> list[ExtremeToken]:
         """The extreme tokens of a step."""
-        return [token_from_row(row) for row in json.loads(self._tokens.get(step, b"[]"))]
+        packed = self._tokens.get(step, (-1, b"[]"))[1]
+        return [token_from_row(row) for row in json.loads(packed)]
 
     def report_at(self, pair: str, row: int) -> PairReport | None:
         """A pair's numbers in a row, None where it has none."""
@@ -227,7 +270,8 @@ class RunColumns:
             return None
         mine = tuple(token for token in self.tokens_at(self.steps[row]) if token.pair == pair)
         open_kinds = self._open.get(self.steps[row], {}).get(pair, ())
-        return with_verdict(PairReport(pair, values, extremes=mine), open_kinds)
+        term = str(self.meta.get(PENALTY, {}).get(pair, ""))
+        return with_verdict(PairReport(pair, values, extremes=mine, penalty=term), open_kinds)
 
     def spike_threshold(self) -> Row:
         """``z`` of the spike rule in scales, None where it was off, and whether that is `known`.
@@ -259,9 +303,11 @@ class RunColumns:
             pair.settle()
         return {
             "name": self.name,
-            "meta": {str(key): _text(value) for key, value in self.meta.items()},
+            "meta": {str(k): _text(v) for k, v in self.meta.items() if k != TERMS},
             "starts": self.starts,
             "spike": self.spike_threshold(),
+            "pull": curves(self.meta.get(TERMS)),
+            "remarks": self.remarks,
             "generation": self.generation,
             "rows": rows,
             "steps": pack("d", self.steps[rows:]),
@@ -279,6 +325,11 @@ class RunColumns:
             "alert_rows": alerts,
             "alerts": self.alerts[alerts:],
         }
+
+
+def _stays(row: Row) -> bool:
+    """Whether it is a notice that belongs to no steps: what people said."""
+    return row["phase"] == NOTICE and row["kind"] not in PASSING
 
 
 def _text(value: object) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from klmonitor.dashboard.assets import SCRIPTS, STYLES, text_of
 from klmonitor.dashboard.columns import NOTICE, RunColumns
 from klmonitor.dashboard.source import Source, overview
+from klmonitor.record.runfile import TERMS
 from klmonitor.rules import describe_rules
 
 DETAILED_STEPS = 2000
@@ -47,12 +48,13 @@ def document(source: Source, detailed: int = DETAILED_STEPS) -> str:
 def summary(run: RunColumns) -> str:
     """What there is to know first: verdict, alerts, worst steps, settings, rules, versions."""
     if not run.steps:
-        return f"{run.name}: no training step was recorded yet"
+        return "\n".join([f"{run.name}: no training step was recorded yet", *run.remarks])
     opened = [alert for alert in run.alerts if alert["phase"] not in ("end", NOTICE)]
     notices = [alert for alert in run.alerts if alert["phase"] == NOTICE]
     last, worst = run.steps[-1], worst_steps(run)
     lines = [
         f"{run.name}: steps {run.steps[0]} to {last}, pairs {', '.join(run.pairs) or 'none'}",
+        *(f"  the record: {remark}" for remark in run.remarks),
         "",
         f"Verdict at the last step ({last}):",
         *run.details(last)["explain"].values(),
@@ -66,13 +68,13 @@ def summary(run: RunColumns) -> str:
         lines += ["", "Notices:", *(f"  {a['kind']}, {_message(a)}" for a in notices)]
     lines += ["", "Worst steps, by mean k3 in nats per token:"]
     lines += [f"  {pair}: step {step}, k3 {value:.4g}" for pair, step, value in worst]
-    settings = ", ".join(f"{key} = {value}" for key, value in run.meta.items())
+    settings = ", ".join(f"{key} = {value}" for key, value in run.meta.items() if key != TERMS)
     lines += ["", f"Settings: {settings or 'none were recorded'}"]
     if run.starts:
         rules = run.starts[-1].get("rules")
         if rules is not None:
             lines.append(f"Alert rules: {', '.join(describe_rules(rules))}")
-        versions = run.starts[-1].get("versions", {})
+        versions = run.starts[-1]["versions"]
         lines.append("Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()))
     return "\n".join(lines)
 

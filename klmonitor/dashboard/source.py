@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from klmonitor.dashboard.columns import RunColumns
-from klmonitor.record import ALERTS, NOTES, RUN, STEPS, TOKENS
-from klmonitor.record.jsonl import LineReader
-from klmonitor.record.notices import notice_from_row
-from klmonitor.record.rows import alert_from_row
-from klmonitor.record.runfile import read_run_file
+from klmonitor.record import RUN, STEPS
+from klmonitor.record.files import EARLIER
+from klmonitor.record.live import LiveRecord
+from klmonitor.record.segments import earlier_in, is_record
 from klmonitor.report import Row
 
 
@@ -35,13 +34,20 @@ class RecordSource:
     Args:
         paths: run directories, or directories in which they lie.
         tokens_text: whether the text of tokens may be shown.
+        earlier: whether the records of earlier starts in them are shown too.
 
     Raises:
         FileNotFoundError: a path holds no record.
     """
 
-    def __init__(self, paths: Iterable[str | os.PathLike[str]], tokens_text: bool = True) -> None:
-        directories = list(dict.fromkeys(d for path in paths for d in find_records(Path(path))))
+    def __init__(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        tokens_text: bool = False,
+        earlier: bool = False,
+    ) -> None:
+        found = [d for path in paths for d in find_records(Path(path), earlier)]
+        directories = list(dict.fromkeys(found))
         names = run_names(directories)
         self._readers = [
             _Reader(directory, RunColumns(name, tokens_text))
@@ -55,37 +61,32 @@ class RecordSource:
 
 class _Reader:
     def __init__(self, directory: Path, columns: RunColumns) -> None:
-        self._directory = directory
         self._columns = columns
-        self._steps: LineReader[Row] = LineReader(directory / STEPS, lambda row: row)
-        self._tokens: LineReader[Row] = LineReader(directory / TOKENS, lambda row: row)
-        self._alerts = LineReader(directory / ALERTS, alert_from_row)
-        self._notices = LineReader(directory / NOTES, notice_from_row)
+        self._record = LiveRecord(directory)
 
     def poll(self) -> RunColumns:
         columns = self._columns
-        run = read_run_file(self._directory / RUN)
-        columns.meta, columns.starts = run.get("meta", {}), tuple(run.get("starts", ()))
-        for row in self._tokens.poll():
-            columns.add_tokens(row)
-        for row in self._steps.poll():
-            columns.add_row(row)
-        for alert in self._alerts.poll():
-            columns.add_alert(alert)
-        for notice in self._notices.poll():
-            columns.add_notice(notice)
+        self._record.poll(columns)
+        columns.meta, columns.starts = self._record.run.meta, self._record.run.starts
+        columns.remarks = self._record.remarks
         return columns
 
 
-def find_records(path: Path) -> list[Path]:
+def find_records(path: Path, earlier: bool = False) -> list[Path]:
     """The record in a directory, or those below it.
+
+    Args:
+        path: the directory.
+        earlier: whether the records of earlier starts are among them, before the last one.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    if any((path / name).exists() for name in (RUN, STEPS)):
-        return [path]
-    found = sorted({file.parent for file in path.rglob(STEPS)}) if path.is_dir() else []
+    if is_record(path):
+        return [*(earlier_in(path) if earlier else ()), path]
+    below = sorted({file.parent for file in path.rglob(STEPS)}) if path.is_dir() else []
+    last = [one for one in below if EARLIER not in one.relative_to(path).parts]
+    found = [one for record in last for one in find_records(record, earlier)]
     if not found:
         raise FileNotFoundError(
             f"no record in {path}: expected {RUN} or {STEPS}; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,7 +16,8 @@ from werkzeug import wrappers
 from klmonitor.dashboard.assets import SCRIPTS, STYLES, asset
 from klmonitor.dashboard.columns import RunColumns
 from klmonitor.dashboard.source import answer
-from klmonitor.record.rows import alert_from_row
+from klmonitor.record.checks import alert_of, report_row, tokens_row
+from klmonitor.record.jsonl import SAID, UNREADABLE, parse
 from klmonitor.record.stepevent import PLUGIN, TAG
 
 MOST_STEPS = 1_000_000
@@ -84,6 +84,7 @@ class EventSource:
         self._runs: dict[str, RunColumns] = {}
         self._ends: dict[str, tuple[int, float]] = {}
         self._seen: dict[str, set[tuple[int, float]]] = {}
+        self._skipped: dict[str, list[int]] = {}
 
     def runs(self) -> Sequence[RunColumns]:
         """The runs as they were read last."""
@@ -107,15 +108,28 @@ class EventSource:
             self._ends[run] = end
 
     def _add(self, run: str, data: Iterable[Any]) -> None:
-        columns = self._runs.setdefault(run, RunColumns(run))
+        columns = self._runs.setdefault(run, RunColumns(run, tokens_text=False))
         seen = self._seen.setdefault(run, set())
         for datum in data:
             key = (datum.step, datum.wall_time)
             if key in seen:
                 continue
             seen.add(key)
-            row = json.loads(datum.numpy.item())
-            columns.add_tokens(row)
-            columns.add_row(row)
-            for alert in row["alerts"]:
-                columns.add_alert(alert_from_row(alert))
+            try:
+                row = parse(datum.numpy.item())
+                tokens, report = tokens_row(row), report_row(row)
+                alerts = [alert_of(alert) for alert in row["alerts"]]
+            except UNREADABLE:
+                self._skipped.setdefault(run, []).append(datum.step)
+                columns.remarks = [_skipped(self._skipped[run])]
+                continue
+            columns.add_tokens(tokens)
+            columns.add_row(report)
+            for alert in alerts:
+                columns.add_alert(alert)
+
+
+def _skipped(steps: Sequence[int]) -> str:
+    """What is said of events that are none of ours."""
+    more = ", ..." if len(steps) > SAID else ""
+    return f"{len(steps)} events skipped, at step {', '.join(map(str, steps[:SAID]))}{more}"

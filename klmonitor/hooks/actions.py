@@ -8,8 +8,8 @@ A key is ``kind:severity``, a kind, a severity or ``"*"``; the first of these th
 decides (of an alert of several kinds any that is), so a more specific key overrules a more general
 one (give None to do nothing). An action
 alone stands for critical alerts, a function alone for all. A function takes the `Alert` and may
-return an action, several, or a table such as ``{"stop": True}``; it is called on every rank, with
-equal alerts, and must answer the same on each.
+return an action, several, or a table such as ``{"stop": True}``; it is called on every rank. Of
+several ranks all do at the next step what any has asked for (`klmonitor.hooks.watch`).
 """
 
 from __future__ import annotations

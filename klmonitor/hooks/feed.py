@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from klmonitor.boundary import Boundary
+from klmonitor.hooks.progress import Progress
 from klmonitor.hooks.text import TokenText
 from klmonitor.monitor import Monitor
 from klmonitor.pairs import default_pairs, parse_pairs
@@ -29,6 +30,7 @@ class Feed:
         text: keeps the tokens of a step, to name the extreme ones; None if nobody wants that.
         pairs: names of the pairs that are watched; None: those that the policies allow.
         seen: policy -> micro-batches in which its log-probs were observed.
+        run: what is known of the run (`Watch.run`).
     """
 
     monitor: Monitor
@@ -36,6 +38,7 @@ class Feed:
     text: TokenText | None = None
     pairs: tuple[str, ...] | None = None
     seen: dict[str, int] = field(default_factory=dict)
+    run: Progress = field(default_factory=Progress)
 
     def observe(self, policies: Mapping[str, Tensor], *, phase: str, **layout: Any) -> None:
         """Hand one micro-batch to the monitor, if it holds two policies to compare."""

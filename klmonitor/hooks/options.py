@@ -21,6 +21,7 @@ class Options:
         groups: names that the data set's `group_column` may hold; any other counts as ``other``.
         group_column: the column of the data set that names a prompt's group.
         log_tokens: ``"local"``, True or False: where the text of tokens may go.
+        max_disk: bytes that the run may take on disk, as `Monitor` takes it.
         reference: ``"auto"`` (the trainer's own; with adapters and no reference of its own, the
             model without its adapters), a model, or None for no other than the trainer's own.
         reference_every: a reference of ours is evaluated on every so many generation batches.
@@ -32,6 +33,10 @@ class Options:
             table of these by kind and severity (see `klmonitor.hooks.actions`).
         penalty: the KL term of the objective, as `Monitor` takes it; None: what the trainer's
             options tell of it.
+        audit_every: look at logits of policy and reference at some positions every so many
+            optimizer steps, for the exact KL and the exact pull of the KL term; 50 is
+            recommended. None: never.
+        audit_positions: how many, on each rank.
         strict: raise errors of the monitor into training instead of counting them; not those of the
             text of tokens, which is made on the record's thread.
     """
@@ -42,6 +47,7 @@ class Options:
     groups: Sequence[str] = ()
     group_column: str = "group"
     log_tokens: str | bool = "local"
+    max_disk: int = 10**9
     reference: Any = "auto"
     reference_every: int = 10
     recompute: bool = False
@@ -50,6 +56,8 @@ class Options:
     notify: Any = None
     on_alert: Any = None
     penalty: Any = None
+    audit_every: int | None = None
+    audit_positions: int = 64
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -59,6 +67,13 @@ class Options:
                 f"reference_every = {self.reference_every}: it counts generation batches, "
                 "give 1 or more"
             )
+        if self.audit_every is not None and self.audit_every < 1:
+            raise ValueError(
+                f"audit_every = {self.audit_every}: it counts optimizer steps, give 1 or more, or "
+                "None for no audit"
+            )
+        if self.audit_positions < 1:
+            raise ValueError(f"audit_positions = {self.audit_positions}: give 1 or more")
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> Options:

@@ -10,29 +10,37 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from klmonitor.boundary import Boundary, say
-from klmonitor.hooks.actions import Actions
+from klmonitor.hooks.actions import ACTIONS, Actions
+from klmonitor.hooks.audit import Audit
 from klmonitor.hooks.feed import Capture, held_pairs
 from klmonitor.hooks.handle import Handle
 from klmonitor.hooks.objective import Objective, PenaltyRead
 from klmonitor.hooks.options import Options
+from klmonitor.hooks.progress import Progress
 from klmonitor.hooks.text import TokenText
 from klmonitor.hooks.wraps import Wrap
 from klmonitor.monitor import Monitor
 from klmonitor.numbers.buckets import Array
 from klmonitor.numbers.receipt import by_pair
+from klmonitor.numbers.receiptwords import measured
+from klmonitor.numbers.runvalues import PREFIX
 from klmonitor.pairs import POLICIES
+from klmonitor.record.files import ALERTS
 from klmonitor.report import ExtremeToken, Later, Report
-from klmonitor.summary.reduce import communication_device, default_ranks
+from klmonitor.summary.reduce import communication_device, default_ranks, world_of
 
 CAPTURE = ("log-probs", "generation", "loss")
 """Hooks without which numbers are missing or wrong: one given up makes klmonitor/active 0."""
-OTHERS = ("log", "action", "text", "objective")
+OTHERS = ("log", "action", "text", "objective", "audit")
+CONCLUDE_SECONDS = 1.0
+"""What the end of training may wait for rows to be written."""
 ALWAYS, OUTERMOST = "step", "callback"
 """Boundaries that never rest: of what other ranks wait for, and around every entry of ours."""
 
@@ -54,12 +62,14 @@ class Watch:
 
     Attributes:
         monitor: the monitor.
+        run: what the adapter tells of the run, for `Monitor.step`.
         guards: a boundary a hook.
         handle: what the user holds.
         report: the last optimizer step's report.
         active: whether anything is bound.
         capture: how log-probs are had; None: not at all.
         wraps: the functions that were replaced.
+        audit: looks at logits now and then; None: nobody does.
         on_detach: called when the trainer is let go.
     """
 
@@ -81,13 +91,16 @@ class Watch:
         self.report: Report | None = None
         self.capture: Capture | None = None
         self.wraps: list[Wrap] = []
+        self.audit: Audit[Any] | None = None
         self.on_detach: Callable[[], None] = lambda: None
         self.text = text
-        self._run_dir, self._main, self._pairs = run_dir, main, pairs
+        self.run = Progress()
+        self._main, self._pairs = main, pairs
         self._objective = objective
         given = by_pair(options.penalty)
         self._penalty = PenaltyRead(given) if given else penalty or PenaltyRead()
         self._actions = Actions(options.on_alert, options.rules)
+        self._asked: frozenset[str] = frozenset()
         self._wanted: set[str] = set()
         self.monitor = Monitor(
             run_dir=run_dir,
@@ -96,6 +109,7 @@ class Watch:
             groups=options.groups,
             pairs=pairs,
             log_tokens=options.log_tokens,
+            max_disk=options.max_disk,
             strict=options.strict,
             notify=options.notify,
             half_life=options.half_life,
@@ -121,14 +135,45 @@ class Watch:
     # --- steps -------------------------------------------------------------------------------
     def finish_step(self, step: int) -> None:
         """The optimizer has stepped; collective."""
-        self.report = self.guards[ALWAYS](self.monitor.step, step)
-        if self.report is not None and self.report.alerts:
-            wanted = self._actions(self.report.alerts, self.guards["action"].always)
-            self._wanted |= wanted
-            for action in sorted(wanted):
-                self.say(f"on_alert: {action}, as step {step} asks for it")
+        known = self.guards[OUTERMOST](self._known) or {}
+        if self.audit is not None:
+            self.guards["audit"].always(self.audit.before_step)
+        self.report = self.guards[ALWAYS](self.monitor.step, step, run=known)
+        if self.audit is not None:
+            self.guards["audit"].always(self.audit.after_step)
+        self._decide(self.report)
         if self.text is not None:
             self.text.forget("train")
+
+    def _known(self) -> dict[str, float]:
+        """What is known of the run at the end of a step, and what the one before asked for."""
+        known = self.run.values()
+        self.run.stepped()
+        return {**known, **dict.fromkeys(self._asked, 1.0)}
+
+    def _decide(self, report: Report | None) -> None:
+        """What alerts ask for is done at once by one process, of several by all at the next step.
+
+        A rule or a function of the user's may fail on one rank alone: then its alert is told on
+        the others only, and what these would do by themselves training's collectives wait for.
+        """
+        self._asked = frozenset()
+        if report is None:
+            return
+        for action in ACTIONS:
+            if report.run_values.get(PREFIX + action) == 1:
+                self._want(action, f"the step before {report.step}")
+        told = report.alerts
+        asked = self._actions(told, self.guards["action"].always) if told else frozenset()
+        if world_of(default_ranks()) > 1:
+            self._asked = asked
+            return
+        for action in sorted(asked):
+            self._want(action, f"step {report.step}")
+
+    def _want(self, action: str, who: str) -> None:
+        self._wanted.add(action)
+        self.say(f"on_alert: {action}, as {who} asks for it")
 
     def wanted(self) -> set[str]:
         """The actions that alerts have asked for since the last time."""
@@ -188,10 +233,24 @@ class Watch:
             else:
                 lines.append(f"  {policy:8}not held: {missing[policy]}")
         lines.append(f"  pairs   {', '.join(self.held) or 'none'}")
+        lines += [f"  judged  {line}" for line in self.monitor.describe(self.held).splitlines()]
         lines += self._penalty.lines()
+        lines += self._measured()
+        lines += [f"  record  {line}" for line in self.monitor.described()]
         lines += [f"  absent: {name}: {what}" for name, what in self.capture.absent().items()]
         lines += [f"  given up: {name}" for name, guard in self.guards.items() if guard.resting]
         return "\n".join(lines)
+
+    def _measured(self) -> list[str]:
+        """What the last step's tokens made of the KL term, and the audit."""
+        pairs = {} if self.report is None else self.report.pairs
+        told = [(name, measured(pair)) for name, pair in pairs.items() if pair.penalty]
+        lines = [
+            f"          {name} at step {self.report.step}: {text}"
+            for name, text in told
+            if text and self.report is not None
+        ]
+        return lines if self.audit is None else [*lines, self.audit.describe()]
 
     def announce(self, remedy: str) -> None:
         """One line: what is bound, where the record is, the next command.
@@ -200,8 +259,9 @@ class Watch:
             remedy: the line that gives a trainer without a second distribution one.
         """
         assert self.capture is not None  # the only caller has made it
-        look = "" if self._run_dir is None else f"; look: tail -F {self._run_dir}/alerts.jsonl"
-        record = "no record" if self._run_dir is None else f"record in {self._run_dir}"
+        place = self.monitor.run_dir
+        look = "" if place is None else f"; look: tail -F {quote(str(place / ALERTS))}"
+        record = "no record" if place is None else f"record in {place}"
         self.say(
             f"watching {self.what}: {', '.join(self.capture.sources())}; "
             f"pairs {', '.join(self.held) or 'none'}; {record}{look}"
@@ -224,10 +284,9 @@ class Watch:
         say("%s has %s%s", self.what, found, "" if self.held else ", so klmonitor is off")
 
     def conclude(self) -> None:
-        """One line at the end of training, if something of ours failed on the way."""
-        errors = self.monitor.errors
-        if errors:
-            self.say(f"{errors} errors of the monitor were caught; see describe()")
+        """One line at the end of training: alerts, what failed on the way, where to look."""
+        self.monitor.flush(CONCLUDE_SECONDS)  # what is lost is known then
+        self.say(self.monitor.conclusion())
 
     def say(self, line: str) -> None:
         """A line on the console of the main process."""

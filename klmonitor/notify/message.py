@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from typing import Any
 
 from klmonitor.record.rows import alert_to_row
 from klmonitor.report import Alert, ExtremeToken
+from klmonitor.terminal import inert
 
 Message = dict[str, Any]
 """JSON: title, text, markdown, severity, run, host, id, alert (as in ``alerts.jsonl``)."""
+
+
+def chat(text: str) -> str:
+    """Text that others wrote, on one line, inert for chats: no mention, link or markup of theirs.
+
+    ``<`` and ``>`` stay where they compare numbers.
+    """
+    found = inert(" ".join(text.split()))
+    found = found.replace("@", "\uff20").replace("](", "] (").replace("`", "'")
+    return re.sub(r"<(?=[^\s=\d.-])", "\u2039", found)
 
 
 def make_message(alert: Alert, run: str = "") -> Message:
@@ -22,8 +34,10 @@ def make_message(alert: Alert, run: str = "") -> Message:
     pair = f" ({alert.pair})" if alert.pair else ""
     worse = " got worse" if alert.phase == "worse" else ""
     return {
-        "title": f"klmonitor {alert.severity}: {alert.kind}{worse} at step {alert.step}{pair}",
-        "text": "\n".join([alert.text(), *_origin(run)]),
+        "title": chat(
+            f"klmonitor {alert.severity}: {alert.kind}{worse} at step {alert.step}{pair}"
+        ),
+        "text": "\n".join([*map(_inert_line, alert.text().split("\n")), *_origin(run)]),
         "markdown": "\n".join([alert_markdown(alert), "", *_origin(run)]),
         "severity": alert.severity,
         "run": run,
@@ -33,8 +47,13 @@ def make_message(alert: Alert, run: str = "") -> Message:
     }
 
 
+def _inert_line(line: str) -> str:
+    """A line of an alert, its indentation kept."""
+    return line[: len(line) - len(line.lstrip(" "))] + chat(line)
+
+
 def _origin(run: str) -> list[str]:
-    return [f"run {run or 'without a record'} on {socket.gethostname()}"]
+    return [f"run {chat(run) or 'without a record'} on {socket.gethostname()}"]
 
 
 def alert_markdown(alert: Alert) -> str:
@@ -42,9 +61,9 @@ def alert_markdown(alert: Alert) -> str:
     head = " · ".join(
         part for part in (alert.severity, alert.kind, alert.pair, f"step {alert.step}") if part
     )
-    lines = [f"**{head}**", "", alert.message]
+    lines = [f"**{chat(head)}**", "", chat(alert.message)]
     if alert.lines:
-        lines += ["", *(f"- **{label}:** {value}" for label, value in alert.lines)]
+        lines += ["", *(f"- **{label}:** {chat(value)}" for label, value in alert.lines)]
     if alert.tokens:
         lines += [
             "",

@@ -161,6 +161,11 @@ class Notifier:
                 if lane.target.wants(alert.severity):
                     lane.offer(alert)
 
+    @property
+    def dropped(self) -> int:
+        """Alerts that will not arrive, all targets together."""
+        return sum(lane.lost for lane in self.lanes)
+
     def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
         """Wait until every alert had its turn, `timeout` seconds at most."""
         deadline = time.monotonic() + timeout

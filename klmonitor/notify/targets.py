@@ -29,6 +29,10 @@ SPOKEN_BY_APPRISE = (
 """Hosts whose https addresses take no plain JSON of ours; their subdomains as well."""
 PLAIN_WORD = re.compile(r"[a-z._-]{0,24}|v\d{1,2}")
 """A part of a path that is no secret for sure; most tokens have digits, capitals or more length."""
+PLAIN_LABEL = re.compile(r"(?=.{1,24}$)[a-z]+(-[a-z]+)*-?\d{0,3}")
+"""A part of a host's name that is no secret for sure: words, and a small number."""
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+KINDS = {"env": "variable", "file": "file"}
 HIDE = 'put it into an environment variable and give "env:NAME", or into a file: "file:/path"'
 
 
@@ -95,14 +99,15 @@ def _targets(place: str, wanted: object) -> Iterator[Target]:
     table = {"to": wanted} if isinstance(wanted, str) else wanted
     if not isinstance(table, Mapping) or not isinstance(table.get("to"), str):
         raise ValueError(f'{place}: give "env:NAME", "file:/path" or a table with "to"')
-    strange = sorted(str(key) for key in set(table) - {"to", "severity", "timeout"})
-    if strange:
-        raise ValueError(f"{place} has {strange[0]!r}: to, severity and timeout are known")
+    if set(table) - {"to", "severity", "timeout"}:
+        raise ValueError(f"{place} has a key besides to, severity and timeout, which are known")
     severity, timeout = table.get("severity", "warn"), table.get("timeout", TIMEOUT)
     if severity not in SEVERITIES:
-        raise ValueError(f"{place}: severity {severity!r}: choose from {', '.join(SEVERITIES)}")
+        said = f"{severity!r}" if isinstance(severity, str) and _is_word(severity) else "as given"
+        raise ValueError(f"{place}: severity {said}: choose from {', '.join(SEVERITIES)}")
     if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
-        raise ValueError(f"{place}: timeout {timeout!r}: give seconds, more than 0")
+        said = "as given" if isinstance(timeout, str) else f"{timeout!r:.40}"
+        raise ValueError(f"{place}: timeout {said}: give seconds, more than 0")
     found = list(_addresses(place, table["to"]))
     for number, (name, address) in enumerate(found, 1):
         label = f"{name}#{number}" if len(found) > 1 else name
@@ -112,8 +117,14 @@ def _targets(place: str, wanted: object) -> Iterator[Target]:
 def _addresses(place: str, to: str) -> Iterator[tuple[str, str]]:
     """What to call each address, and the address."""
     kind, _, rest = to.partition(":")
+    if kind in ("env", "file") and "://" in rest:
+        raise ValueError(
+            f"{place}: {kind}: takes the name of a {KINDS[kind]}, not an address: {HIDE}"
+        )
     if kind == "env":
-        text, empty = os.environ.get(rest, ""), f"set the environment variable {rest or 'NAME'}"
+        if not VARIABLE.fullmatch(rest):
+            raise ValueError(f"{place}: what follows env: is no name of a variable: {HIDE}")
+        text, empty = os.environ.get(rest, ""), f"set the environment variable {rest}"
     elif kind == "file":
         try:
             text = Path(rest).expanduser().read_text(encoding="utf-8")
@@ -146,8 +157,23 @@ def _harmless(address: str) -> bool:
         return False
     if is_loopback(parts.hostname):
         return True
+    if not _is_plain_host(parts.hostname):
+        return False
     plain = all(PLAIN_WORD.fullmatch(word) for word in parts.path.split("/"))
     return plain and not parts.query and not parts.fragment
+
+
+def _is_word(text: str) -> bool:
+    return re.fullmatch("[a-z]{1,12}", text) is not None
+
+
+def _is_plain_host(host: str) -> bool:
+    """Whether no part of a host's name looks like a secret, as those of some services do."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return all(PLAIN_LABEL.fullmatch(label) for label in host.split("."))
+    return True
 
 
 def split(address: str) -> SplitResult | None:

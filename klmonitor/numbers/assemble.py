@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
@@ -12,6 +14,7 @@ from klmonitor.numbers.buckets import coarse_histogram
 from klmonitor.numbers.clusters import Array, Clustered
 from klmonitor.numbers.metrics import COMPUTED
 from klmonitor.numbers.receipt import receipt
+from klmonitor.numbers.receiptrows import RowSums, of_audit
 from klmonitor.numbers.sums import KEY, StepSums
 from klmonitor.penalty import Penalty
 from klmonitor.report import ExtremeToken, ExtremeTokens, Later, PairReport
@@ -49,6 +52,8 @@ def pair_reports(
         penalty = penalties.get(pair)
         if penalty is not None:
             values |= receipt(penalty, step, i)
+            penalty = replace(penalty, beta=values["penalty/beta"])
+        values |= of_audit(RowSums(step.pulls[i]), math.nan if penalty is None else penalty.beta)
         found[pair] = PairReport(
             pair,
             values,

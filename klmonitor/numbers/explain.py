@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection
 from dataclasses import replace
 
-from klmonitor.numbers.dominance import most_tokens_k1
+from klmonitor.numbers.receiptwords import audit_line, told
 from klmonitor.numbers.student import interval
 from klmonitor.numbers.verdicts import gap_fails, unresolved, verdict
 from klmonitor.report import ExtremeToken, PairReport
@@ -18,10 +18,6 @@ FEW_SEQUENCES = 30
 """Below it a cluster standard error is itself too noisy (docs/estimators.md)."""
 CANCELLING = 0.9
 BIAS_Z, BIAS_SHARE = 3.0, 0.1
-HEAVY = 0.5
-"""cv/lambda below which e^d has tails that sampled tokens do not resolve (docs/estimators.md)."""
-CONCENTRATED = 0.2
-"""Share of the pull that is worth a word where the largest tokens hold it."""
 BIAS_FLOOR = 1e-6
 """Nats: a smaller bias of k2 is float32's rounding."""
 FAR = 1.0
@@ -63,6 +59,7 @@ def findings(pair: PairReport) -> list[str]:
         _dominated(pair, "k1"),
         _dominated(pair, "k3"),
         _pull(pair),
+        audit_line(pair),
         _gap(pair),
         _precision(pair),
         _cancellation(pair),
@@ -107,29 +104,8 @@ def _dominated(pair: PairReport, name: str) -> str:
 
 def _pull(pair: PairReport) -> str:
     """The receipt of the KL term in one sentence."""
-    if not pair.penalty:
-        return ""
-    parts = [_weight(pair)]
-    if pair["penalty/dead_share"] > 0:
-        parts.append(f"{100 * pair['penalty/dead_share']:.2g} % of the tokens pull nothing")
-    if pair["penalty/top_share"] > CONCENTRATED:
-        m = most_tokens_k1(pair.tokens)
-        carry = "one token carries" if m == 1 else f"{m} tokens carry"
-        parts.append(f"{carry} {pair['penalty/top_share']:.0%} of the pull")
-    told = ", ".join(part for part in parts if part)
-    return f"the KL term is {pair.penalty}{'; ' if told else ''}{told} [docs/penalty.md]"
-
-
-def _weight(pair: PairReport) -> str:
-    """How many times beta it pulls, with what makes that doubtful."""
-    beta = pair["penalty/beta"]
-    if math.isnan(pair["penalty/effective_beta"]) or not beta:
-        return ""
-    times = round(pair["penalty/effective_beta"] / beta, 2) + 0.0
-    error = abs(pair["penalty/effective_beta_se"] / beta)
-    heavy = pair["dominance/level"] >= 1 or pair["cv/lambda"] < HEAVY
-    doubt = ", with tails too heavy for this to be the gradient's" if heavy and error else ""
-    return f"in the space of tokens it pulls {times:.2f} +- {error:.1g} times beta{doubt}"
+    found = told(pair)
+    return f"the KL term is {found} [docs/penalty.md]" if found else ""
 
 
 def top_tokens(pair: PairReport, name: str) -> list[ExtremeToken]:

@@ -19,6 +19,7 @@ from operator import attrgetter
 import numpy as np
 
 from klmonitor.numbers.clusters import Array, positive, ratio
+from klmonitor.numbers.receiptmetrics import DRAWN, RECEIPT, SENT
 from klmonitor.numbers.signatures import BINS
 from klmonitor.numbers.sums import StepSums
 from klmonitor.report import KNOWN
@@ -303,22 +304,7 @@ METRICS: tuple[Metric, ...] = (
            "what the trainer's objective pays a token: k is the estimator that it penalises with, "
            "a mean over tokens; from adapters that know beta"),
     Metric("penalty/se", "nats", "beta SE(k)", "cluster standard error of penalty/mean"),
-    Metric("penalty/beta", "weight", "beta", "of the KL term on this pair (docs/penalty.md)"),
-    Metric("penalty/pull", "nats", "beta mean(c)",
-           "mean of the KL term's coefficient of grad log pi: c is d's function, by the placement"),
-    Metric("penalty/effective_beta", "weight", "beta cov(c, t) / var(t), t = -d",
-           "the weight of a true reverse KL that the term is nearest to, in the space of tokens "
-           "(docs/penalty.md: where that is not the gradient's)",
-           core=True, panel="What the KL term pulls"),
-    Metric("penalty/effective_beta_se", "weight", "slope's SE x clustering",
-           "its standard error: that of a regression's slope, widened as k1's and k3's errors are"),
-    Metric("penalty/dead_share", "share", "#(c = 0, d != 0) / N",
-           "tokens that stray and that the KL term does not pull, as a clamp stops it",
-           panel="What the KL term pulls"),
-    Metric("penalty/opposite_share", "share", "#(c t < 0) / N",
-           "tokens that the KL term pulls the wrong way"),
-    Metric("penalty/top_share", "share", "sum_o |c| / sum |c|",
-           "share of the pull that the tokens of largest |c| hold, clip(N / 400, 1, 10) of them"),
+    *(Metric(*row, core=row[0] in SENT, panel=DRAWN.get(row[0], "")) for row in RECEIPT),
     Metric("clip/low", "share", "#(r < 1 - epsilon) / N",
            "raw importance ratios below the range that the trainer clips to, whatever the sign of "
            "the advantage; the edge to 0.8 %"),

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from klmonitor.numbers.buckets import EDGES, MIDDLES
 from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.dominance import most_tokens_k1
+from klmonitor.numbers.receiptrows import RowSums, of_rows
 from klmonitor.numbers.sums import KEY, StepSums
 from klmonitor.pairs import parse_pairs
 from klmonitor.penalty import Penalty
@@ -86,17 +88,26 @@ def by_pair(penalty: Penalty | Mapping[str, Penalty] | None) -> dict[str, Penalt
 def receipt(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
     """``penalty/*`` of a pair, as far as they follow from each token's d.
 
-    Where the return or the ratio is a sequence's that is ``penalty/beta`` alone. Where other tokens
-    than the policy's own are weighted with their ratio, c / rho is known: the shares of tokens,
-    and the effective beta where c / rho is a straight line in t, which no weights change. Where
-    they are not weighted c is known, and the effective beta is not.
+    Where other tokens than the policy's own are weighted with their ratio, the sums over all tokens
+    know c / rho: the shares of tokens, and the effective beta where c / rho is a straight line in
+    t, which no weights change. Where they are not weighted these know c, and not the effective
+    beta. The rest, and all of it where the return or the ratio is a sequence's, is from the sums
+    over rows (`receiptrows`).
 
     Args:
         penalty: the term on this pair.
         step: the sums.
         pair: its position in them.
     """
-    found = {"penalty/beta": penalty.beta}
+    rows = RowSums(step.pulls[pair])
+    penalty = replace(penalty, beta=rows.beta(penalty.beta))
+    found = of_rows(rows, penalty.beta) | _of_tokens(penalty, step, pair)
+    return {"penalty/beta": penalty.beta, **found}
+
+
+def _of_tokens(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
+    """What follows from every token's own d."""
+    found: dict[str, float] = {}
     n = float(step.n[pair])
     on_policy = bool(step.on_policy[pair])
     unknown = np.isnan(step.histogram[pair]).any()  # a part came without it
@@ -110,13 +121,17 @@ def receipt(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
             error = 0.0 * slope
             if on_policy and math.isnan(slope):
                 slope, error = _effective(penalty, step, pair, tokens, c)
-            found["penalty/effective_beta"] = penalty.beta * slope
-            found["penalty/effective_beta_se"] = abs(penalty.beta) * error
+            if not math.isnan(slope):
+                found["penalty/effective_beta"] = penalty.beta * slope
+                found["penalty/effective_beta_se"] = abs(penalty.beta) * error
         if on_policy or penalty.ratio is None:
             mean = _sums(penalty, step, pair, tokens, c)[0] / n
             found["penalty/pull"] = penalty.beta * mean
+            found["penalty/top_d"] = float(tokens.d[np.argmax(np.abs(c))])
             found["penalty/top_share"] = _top_share(np.abs(c), tokens.weight, most_tokens_k1(n))
-        found["penalty/dead_share"] = _share(tokens, (c == 0) & (tokens.d != 0))
+        dead, far = (c == 0) & (tokens.d != 0), tokens.weight * np.abs(tokens.d)
+        found["penalty/dead_share"] = _share(tokens, dead)
+        found["penalty/dead_pull"] = float(far[dead].sum() / far.sum()) if far.any() else math.nan
         found["penalty/opposite_share"] = _share(tokens, c * tokens.d > 0)
     return found
 

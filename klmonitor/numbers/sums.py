@@ -60,6 +60,7 @@ class StepSums:
         sequences: [P, top, SEQUENCE_FIELDS], those of largest |S1|.
         q, p: [P, POLICY_COUNTS] of the pairs' policies.
         signatures: [P, SIGNATURES] sums over whole sequences, of `fields.SAMPLED` tokens at most.
+        pulls: [P, PULLS] sums of what a KL term pulls, of the same tokens.
         running: [P, N_RUNNING] running sums (`numbers.running`), this step's tokens among them
             where they belong there; zeros: there are none.
     """
@@ -79,6 +80,7 @@ class StepSums:
         self.q = arrays["policies"][[POLICY_INDEX[pair.q] for pair in pairs]]
         self.p = arrays["policies"][[POLICY_INDEX[pair.p] for pair in pairs]]
         self.signatures = arrays["signatures"][chosen]
+        self.pulls = arrays["pulls"][chosen]
         self.running: Array = np.zeros((len(pairs), N_RUNNING))
 
     def column(self, name: str) -> Array:

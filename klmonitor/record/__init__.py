@@ -14,6 +14,7 @@ tried. A row that counts as written survives ``kill -9``: all but those of the l
 where steps are shorter than that.
 """
 
+from klmonitor.record.achieved import Achieved
 from klmonitor.record.files import ALERTS, MUTES, NOTES, RUN, STEPS, TOKENS
 from klmonitor.record.reader import RunRecord, read_run
 from klmonitor.record.writer import RecordWriter
@@ -25,6 +26,7 @@ __all__ = [
     "RUN",
     "STEPS",
     "TOKENS",
+    "Achieved",
     "RecordWriter",
     "RunRecord",
     "read_run",

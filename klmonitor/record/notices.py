@@ -5,20 +5,16 @@ Whoever watches the run may append to the file while it goes on (``klmonitor not
 
 from __future__ import annotations
 
-import json
-import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from klmonitor.record.files import STEPS
+from klmonitor.record.segments import last_of, step_of
 from klmonitor.report import Row
 
 NOTE, RESUME = "note", "resume"
 LEARNING_RATE, REFERENCE_SYNC = "learning_rate", "reference_sync"
 """Kinds of notice; the last three are the run's own."""
-TAIL = 2**20
-"""Bytes at the end of ``steps.jsonl`` that hold its last row."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +47,4 @@ def notice_from_row(row: Row) -> Notice:
 
 def last_step(directory: Path) -> int:
     """The step of the last row of a record, 0 before the first."""
-    try:
-        with (directory / STEPS).open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return 0
-    for line in reversed(lines):
-        with suppress(ValueError, KeyError, TypeError):  # the last may still be on its way
-            return int(json.loads(line)["step"])
-    return 0
+    return last_of(directory / STEPS, step_of) or 0

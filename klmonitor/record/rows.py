@@ -16,6 +16,8 @@ from klmonitor.report import Alert, Cause, ExtremeToken, PairReport, Report, Row
 
 PAIR_BYTES = 4096
 """What one pair of one report may take in ``steps.jsonl``."""
+NUMBER_BYTES = 24
+"""What a row's sequence number takes of that."""
 RECORDED_TOKENS = 4
 """Extreme tokens of each tail that are recorded at a step that is not dominated by any."""
 
@@ -47,7 +49,7 @@ def encode_report(report: Report, histograms: bool = True) -> bytes:
     Scalars are exact. Histograms are made coarser, or left out, where the row would otherwise
     take more than `PAIR_BYTES` a pair.
     """
-    limit = PAIR_BYTES * max(len(report.pairs), 1)
+    limit = PAIR_BYTES * max(len(report.pairs), 1) - NUMBER_BYTES
     for bits in (None, 1, 0) if histograms else ():
         line = encode_row(report_to_row(_with_histograms(report, partial(coarsen, bits=bits))))
         if len(line) <= limit:

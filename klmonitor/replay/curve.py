@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klmonitor.record import read_run
+from klmonitor.record.checks import report_row
+from klmonitor.record.jsonl import UNREADABLE
+from klmonitor.record.marks import ROW
 from klmonitor.record.rows import as_float, report_from_row
-from klmonitor.replay.files import read_rows
+from klmonitor.replay.files import Rows, read_rows
 from klmonitor.replay.names import (
     STEP_COLUMNS,
     Key,
@@ -39,10 +42,13 @@ class Curve:
     Attributes:
         name: the path that was given.
         reports: by step, training alone.
+        remarks: what there is to know of what was read: lines that were skipped, steps that were
+            thinned, rows that were lost.
     """
 
     name: str
     reports: Sequence[Report]
+    remarks: Sequence[str] = ()
 
 
 def load_run(
@@ -64,24 +70,32 @@ def load_run(
     """
     place = Path(path)
     record = record_in(place) if place.is_dir() else None
+    remarks: Sequence[str] = ()
     if record is not None:
-        reports = list(read_run(record).reports)
+        run = read_run(record)
+        reports, remarks = run.reports, run.remarks
+        if not reports and remarks:
+            raise ValueError(f"{path} holds no row that can be read: {'; '.join(remarks)}")
     elif place.is_dir():
-        reports = _only(path, series_in(place), columns or {}, pair)
+        reports, remarks = _only(path, series_in(place), columns or {}, pair)
     else:
-        reports = _read(place, columns or {}, pair)
+        reports, remarks = _read(place, columns or {}, pair)
     by_step = {report.step: report for report in reports if report.phase == "train"}
     if not any(report.pairs for report in by_step.values()):
         raise ValueError(f"{path} holds no KL in any of its {len(by_step)} training steps")
-    return Curve(path, [by_step[step] for step in sorted(by_step)])
+    return Curve(path, [by_step[step] for step in sorted(by_step)], remarks)
 
 
-def _only(path: str, places: Sequence[Path], columns: Mapping[str, str], pair: str) -> list[Report]:
+Read = tuple[list[Report], Sequence[str]]
+"""Reports, and remarks on what they were read from."""
+
+
+def _only(path: str, places: Sequence[Path], columns: Mapping[str, str], pair: str) -> Read:
     """The reports of the one place that has a KL: event files of one run may lie apart."""
     if len(places) == 1:
         return _read(places[0], columns, pair)
     read = {place: _read_if_known(place, columns, pair) for place in places}
-    found = {place: reports for place, reports in read.items() if reports}
+    found = {place: one for place, one in read.items() if one[0]}
     if not found:
         return _read(places[0], columns, pair)  # which says what is wrong with it
     if len(found) > 1:
@@ -92,19 +106,32 @@ def _only(path: str, places: Sequence[Path], columns: Mapping[str, str], pair: s
     return next(iter(found.values()))
 
 
-def _read_if_known(place: Path, columns: Mapping[str, str], pair: str) -> list[Report]:
+def _read_if_known(place: Path, columns: Mapping[str, str], pair: str) -> Read:
     """Nothing from a directory of other numbers."""
     try:
         return _read(place, columns, pair)
     except ValueError:
-        return []
+        return [], ()
 
 
-def _read(place: Path, columns: Mapping[str, str], pair: str) -> list[Report]:
+def _read(place: Path, columns: Mapping[str, str], pair: str) -> Read:
     rows = read_rows(place)
-    if "pairs" in rows[0]:
-        return [report_from_row(row) for row in rows]
-    return list(_series(str(place), rows, columns, pair))
+    if any(isinstance(row.get("pairs"), dict) for row in rows):
+        return _ours(place.name, rows)
+    return list(_series(str(place), rows, columns, pair)), rows.remarks
+
+
+def _ours(name: str, rows: Rows) -> Read:
+    """The rows of a ``steps.jsonl`` that was given by itself."""
+    found, skipped = [], []
+    for number, row in enumerate(rows, 1):
+        try:
+            if ROW not in row:
+                found.append(report_from_row(report_row(row)))
+        except UNREADABLE:  # noqa: PERF203  # each row by itself
+            skipped.append(number)
+    said = f"{name}: {len(skipped)} rows skipped" if skipped else ""
+    return found, (*rows.remarks, *([said] if said else ()))
 
 
 def _series(

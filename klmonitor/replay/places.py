@@ -9,13 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from klmonitor.record import RUN, STEPS
+from klmonitor.record.segments import is_record
 from klmonitor.replay.files import EVENTS, SERIES, STATE
 
 
 def record_in(path: Path) -> Path | None:
     """The record in a directory or in its ``klmonitor``, if there is one."""
     places = (path, path / "klmonitor")
-    return next((p for p in places if any((p / name).exists() for name in (RUN, STEPS))), None)
+    return next((place for place in places if is_record(place)), None)
 
 
 def series_in(directory: Path) -> list[Path]:

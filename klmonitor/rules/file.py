@@ -50,17 +50,24 @@ def load_rules(rules: Rules | os.PathLike[str]) -> Rules:
 
 
 def _parse(path: Path, text: str) -> Mapping[str, Any]:
-    table = json.loads(text) if path.suffix.lower() == ".json" else _toml().loads(text)
+    table = json.loads(text) if path.suffix.lower() == ".json" else load_toml(text)
     if not isinstance(table, dict):
         raise ValueError("rules are a table")
     return table
 
 
-def _toml() -> Any:
+def load_toml(text: str) -> Any:
+    """What a TOML text says.
+
+    Raises:
+        ValueError: it is none, or this Python reads none.
+    """
     for name in ("tomllib", "tomli"):  # the first is Python's from 3.11 on
         if find_spec(name) is not None:
-            return import_module(name)
-    raise ValueError("this Python reads no TOML: pip install tomli, or write the rules as JSON")
+            return import_module(name).loads(text)
+    raise ValueError(
+        "this Python reads no TOML: pip install tomli, or write JSON where that is taken"
+    )
 
 
 def rules_toml(table: Mapping[str, Any]) -> str:

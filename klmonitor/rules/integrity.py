@@ -8,7 +8,7 @@ from klmonitor.numbers.sums import GAP_SHARE, GAP_Z
 from klmonitor.numbers.verdicts import UNRESOLVED, gap_floor
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import LARGE, Reading, gap_error
-from klmonitor.rules.words import heaviest, name_tokens, nats, plain
+from klmonitor.rules.words import dropout, heaviest, name_tokens, nats, plain
 
 
 def nonfinite(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -77,6 +77,12 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
             )
         ),
         values={"gap": mean, "gap_z": z, "share": share},
+        means=(
+            f"{noise}: it is not active where the tokens are drawn, so that they are no draws from "
+            "the policy as it is scored"
+            if (noise := dropout(reading))
+            else ""
+        ),
     )
 
 

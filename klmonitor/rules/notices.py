@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from klmonitor.numbers.runvalues import PREFIX
 from klmonitor.record.notices import LEARNING_RATE, REFERENCE_SYNC, RESUME, Notice
 from klmonitor.report import Report
 
-RATE, SYNC = "run/learning_rate", "run/reference_sync"
-"""Values of a run: the learning rate of a step; 1 at a step at which the reference was synced."""
+RATE, SYNC, BEFORE = (PREFIX + name for name in (LEARNING_RATE, REFERENCE_SYNC, "step_of_run"))
 CHANGE = 2.0
 """Times that a learning rate must have changed by."""
 SLOPE = 2.0
@@ -28,11 +28,15 @@ class RunNotices:
         self._rates: list[float] = []
         self._warm = False
         self._resumed: str | None = None
+        self._begun = False
 
     def read(self, report: Report) -> list[Notice]:
         """What is certain to have happened at a step of training."""
+        if not self._begun and report.run_values.get(BEFORE, 0.0) > 0:
+            after = f"resumed after {report.run_values[BEFORE]:.0f} optimizer steps"
+            self._resumed = self._resumed or after
         found = [] if self._resumed is None else [(RESUME, self._resumed)]
-        self._resumed = None
+        self._resumed, self._begun = None, True
         rate = report.run_values.get(RATE, math.nan)
         if not math.isnan(rate):
             found += [(LEARNING_RATE, said) for said in self._changed(rate)]

@@ -77,6 +77,7 @@ class Rule:
         joins_story: whether it tells of the level of KL: all that do at one step of a pair are one
             alert (`klmonitor.rules.story`).
         lasting: a state rather than an event: it joins a story and never prolongs one.
+        explains: it knows why: its `means` and `action` are those of a story that it is part of.
         of_one: whether a single token is enough for a critical alert.
     """
 
@@ -93,4 +94,5 @@ class Rule:
     withholds: tuple[str, ...] = ()
     joins_story: bool = False
     lasting: bool = False
+    explains: bool = False
     of_one: bool = False

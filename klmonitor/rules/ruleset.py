@@ -8,19 +8,21 @@ alerts as the live run did, and a resumed run those that an uninterrupted one wo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.numbers.verdicts import verdict
 from klmonitor.report import Alert, PairReport, Report
+from klmonitor.rules.causes import IMPOSSIBLE
 from klmonitor.rules.episode import END, Episode
 from klmonitor.rules.health import INACTIVE, inactive
 from klmonitor.rules.own import judge_own, own_rule
 from klmonitor.rules.rule import Finding, Rule, Thresholds
 from klmonitor.rules.settings import Rules, parse_rules
 from klmonitor.rules.silence import NO_DATA, Silence
+from klmonitor.rules.standing import standing
 from klmonitor.rules.story import Found, Story, alone
 from klmonitor.rules.table import RULES
 from klmonitor.rules.telling import believing, ended, restrained, told
@@ -132,6 +134,11 @@ class RuleSet:
             errors=errors,
         )
 
+    def standing(self, pairs: Iterable[str] = ()) -> dict[str, str]:
+        """Pair -> from when its rules judge, of pairs that were seen and of some that will be."""
+        seen = dict.fromkeys(pairs, 0) | {name: one.steps for name, one in self._tracks.items()}
+        return {name: standing(steps, self._limits) for name, steps in seen.items()}
+
     def _findings(self, reading: Reading) -> tuple[list[tuple[Rule, Finding]], int]:
         """What the rules find on a pair, calm ones left out; and how many of them failed."""
         findings, failed = [], 0
@@ -169,7 +176,9 @@ class RuleSet:
                     said.append(told(step, name, alone(found)))
         story = self._stories.setdefault(name, Story())
         telling = story.take(step, finite(pair["k3/mean"]), of_story)
-        return [told(step, name, telling), *said] if telling else said
+        if telling:
+            said.insert(0, told(step, name, telling))
+        return sorted(said, key=lambda alert: alert.kind != IMPOSSIBLE.kind)
 
     def _open_on(self, pair: str) -> tuple[str, ...]:
         """Kinds of alert that are open on a pair."""

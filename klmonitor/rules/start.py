@@ -1,18 +1,21 @@
 """What is wrong from the first step on: a KL before there was an update, none after ten, beta < 0.
 
 These rest on what is certain (counts, bit-equal numbers, settings) where the run's values are
-known (`klmonitor.rules.track`), and else say on what they rest.
+known (`klmonitor.numbers.runvalues`), and else say on what they rest.
 """
 
 from __future__ import annotations
 
 import math
 
+from klmonitor.numbers.receiptwords import told
 from klmonitor.rules.rule import WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import FIRST, Reading, to_reference
 from klmonitor.rules.window import median
-from klmonitor.rules.words import nats
+from klmonitor.rules.words import dropout, nats
 
+LOW_BITS = 16
+"""Bits of a number format that leaves as much as bf16 does."""
 ERRORS = 3.0
 """Standard errors that are taken off a k3 that should be 0."""
 SETTLED = 20
@@ -36,14 +39,29 @@ def nonzero_start(reading: Reading, limits: Thresholds) -> Finding | None:
     if reading.of_run("step_of_run") != 0:
         return None
     se = 0.0 if math.isnan(pair["k3/se"]) else pair["k3/se"]
-    low = pair["low_precision"] == 1
+    low = pair["low_precision"] == 1 or reading.of_run("bits") <= LOW_BITS
     floor = limits["nats_16_bits" if low else "nats"]
     if not floor < pair["k3/mean"] - ERRORS * se < math.inf:
         return None
+    message = f"k3 is {nats(pair['k3/mean'])} per token before the first update, where it is 0"
+    aside = "this is before the first update, where it is 0"
+    values = {"k3": pair["k3/mean"], "se": se, "floor": floor}
+    if (noise := dropout(reading)) is None:
+        return Finding(level=WARN, message=message, aside=aside, values=values)
     return Finding(
         level=WARN,
-        message=f"k3 is {nats(pair['k3/mean'])} per token before the first update, where it is 0",
-        values={"k3": pair["k3/mean"], "se": se, "floor": floor},
+        message=f"{message}; {noise}",
+        aside=f"{aside}; {noise}",
+        values={**values, "dropout": reading.of_run("dropout")},
+        means=(
+            "the policy's log-probs are those of a network with units left out at random: this "
+            "KL is noise, as far as no other cause is there (a quantised base, adapters that "
+            "start trained, another checkpoint)"
+        ),
+        action=(
+            "switch dropout off in training, as RL trainers have an option for (TRL: "
+            "disable_dropout=True, and lora_dropout=0), and look whether KL then starts at 0"
+        ),
     )
 
 
@@ -95,8 +113,10 @@ def negative_penalty(reading: Reading, limits: Thresholds) -> Finding | None:
     error = 0.0 if math.isnan(se) else se
     if beta < 0:
         message = f"beta is {beta:g}: the KL term rewards distance from the reference"
-        if not math.isnan(paid):
+        if abs(paid) > 0:
             message += f"; it pays {nats(paid)} per token"
+        if pair.penalty:
+            message += f"; it is {told(pair)}"
         return Finding(level=WARN, message=message, values={"beta": beta, "penalty": paid})
     unknown = math.isnan(beta) and paid < -limits["z"] * error and paid < 0
     if not (unknown and pair["k1/mean"] > 0 and pair["k3/mean"] > 0):
@@ -125,6 +145,9 @@ NONZERO_START = Rule(
     ),
     source="docs/alerts.md#start: KL before the first update",
     cooldown=10_000,
+    joins_story=True,
+    lasting=True,
+    explains=True,
 )
 IDENTICAL = Rule(
     kind="identical",

@@ -14,6 +14,7 @@ from klmonitor.rules.growth import DRIFT, RUNAWAY
 from klmonitor.rules.health import INACTIVE
 from klmonitor.rules.integrity import GAP, LOW_PRECISION, NONFINITE, OUTLIER_RATE
 from klmonitor.rules.norm import LIMIT
+from klmonitor.rules.pull import PULL_DEAD, PULL_DOMINATED, PULL_REVERSED
 from klmonitor.rules.rule import Rule
 from klmonitor.rules.signed import K1_EXCURSION, K1_NEGATIVE
 from klmonitor.rules.silence import NO_DATA
@@ -38,6 +39,9 @@ RULES: tuple[Rule, ...] = (
     TOKEN_DROP,
     DOMINANCE_K1,
     DOMINANCE_K3,
+    PULL_DOMINATED,
+    PULL_REVERSED,
+    PULL_DEAD,
     GAP,
     K1_EXCURSION,
     K1_NEGATIVE,

@@ -46,6 +46,7 @@ def restrained(finding: Finding, pair: PairReport) -> Finding:
 def told(step: int, pair: str, telling: Telling) -> Alert:
     """The alert of what there is to tell of a pair, or of the run."""
     rule, finding = telling.parts[0].rule, telling.parts[0].finding
+    why = next((one for one in telling.parts if one.rule.explains), telling.parts[0])
     values = {k: v for one in reversed(telling.parts) for k, v in one.finding.values.items()}
     tokens = next((one.finding.tokens for one in telling.parts if one.finding.tokens), ())
     begun = telling.continues
@@ -57,8 +58,8 @@ def told(step: int, pair: str, telling: Telling) -> Alert:
         pair=finding.pair or pair or None,
         message=_named(pair, telling.message),
         believe=finding.believe,
-        action=finding.action or rule.action,
-        means=finding.means or rule.means,
+        action=why.finding.action or why.rule.action,
+        means=why.finding.means or why.rule.means,
         source=rule.source,
         phase=OPEN if begun is None else WORSE,
         since=step if begun is None else begun,

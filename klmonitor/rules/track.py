@@ -4,16 +4,7 @@ Everything here survives a checkpoint (`state_dict`) and has a fixed size: a ste
 after a million steps as after a hundred. Steps are those at which the pair had data: a pair that is
 seen in every tenth batch has its baseline in its own time.
 
-Values of the run that are read where a report has them (`Report.run_values`); absent ones are
-unknown:
-
-    run/learning_rate    the learning rate of the update that follows this step's numbers
-    run/beta             the coefficient of the KL penalty
-    run/step_of_run      optimizer steps before this step's numbers, 0 before the first of a run
-                         that is not resumed (a resumed run never says 0)
-    run/updates          optimizer steps so far, where a step of the report is not one
-    run/reference_sync   1 at the first step whose numbers are against a reference that was set
-                         anew on purpose
+What is known of the run (`klmonitor.numbers.runvalues`) is read where a report has it.
 """
 
 from __future__ import annotations
@@ -167,6 +158,11 @@ class Track:
         self._latest = Window(LATEST)
         self._steps = 0
         self._jump = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps of this pair, since its (new) start."""
+        return self._steps
 
     def read(self, pair: PairReport, run: Mapping[str, float]) -> Reading:
         """One step against the past; changes nothing."""

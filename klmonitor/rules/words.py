@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from klmonitor.report import ExtremeToken, PairReport
+from klmonitor.rules.track import Reading
 
 NAMED = 3
 """Tokens named in a message; the alert holds all of them."""
@@ -64,6 +65,17 @@ def heaviest(pair: PairReport, estimator: str, at_most: int) -> tuple[ExtremeTok
     weight = (lambda token: token.k3) if estimator == "k3" else (lambda token: abs(token.k1))
     chosen = sorted(pair.most_extreme(at_most), key=weight, reverse=True)[:at_most]
     return tuple(token.with_text(None) for token in chosen)
+
+
+def dropout(reading: Reading) -> str | None:
+    """That dropout is active in the policy that is scored, where that is known."""
+    rate, other = reading.of_run("dropout"), reading.of_run("reference_dropout")
+    if not rate > 0:
+        return None
+    said = f"dropout of up to {rate:.3g} is active in the policy"
+    if other == 0:
+        return f"{said} and not in the reference"
+    return f"{said} and in the reference, each with draws of its own" if other > 0 else said
 
 
 def name_tokens(tokens: Iterable[ExtremeToken]) -> str:

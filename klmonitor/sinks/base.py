@@ -89,6 +89,16 @@ class FanOut:
         """Calls that raised."""
         return sum(boundary.failures for boundary in self._boundaries)
 
+    @property
+    def lost_errors(self) -> int:
+        """Reports that sinks took and lost to errors on threads of their own."""
+        return sum(_count(sink, "errors") for sink in self._sinks)
+
+    @property
+    def dropped(self) -> int:
+        """Reports and alerts that sinks did not try, or gave up."""
+        return sum(_count(sink, "dropped") for sink in self._sinks)
+
     def __call__(self, report: Report) -> None:
         """Hand it to every sink that works."""
         for sink, boundary in zip(self._sinks, self._boundaries, strict=True):
@@ -104,12 +114,15 @@ class FanOut:
 
 def together(
     calls: Iterable[Callable[[], object]], left: Callable[[], float] | None = None
-) -> None:
+) -> bool:
     """Make calls side by side; where no thread can be had, one after the other.
 
     Args:
         calls: none of them raises.
         left: seconds that may still be waited for them; None: until they are done.
+
+    Returns:
+        Whether all of them are done.
     """
     threads = []
     for call in calls:
@@ -122,3 +135,10 @@ def together(
             threads.append(thread)
     for thread in threads:
         thread.join(None if left is None else max(left(), 0.0))
+    return not any(thread.is_alive() for thread in threads)
+
+
+def _count(sink: object, name: str) -> int:
+    """What a sink has counted of its own losses; nothing where it does not count."""
+    found = getattr(sink, name, 0)
+    return found if type(found) is int else 0

@@ -7,6 +7,7 @@ from typing import TextIO
 
 from klmonitor.record.notices import Notice
 from klmonitor.report import Alert, Report
+from klmonitor.terminal import inert
 
 LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "critical": logging.ERROR}
 
@@ -37,7 +38,7 @@ class ConsoleSink:
 
 
 def line(alert: Alert | Notice) -> str:
-    """An alert or a notice as one line without control characters."""
+    """An alert or a notice as one line in which control characters are shown as escapes."""
     if isinstance(alert, Notice):
         return _one_line(f"klmonitor step {alert.step} {alert.kind}: {alert.text}")
     worse = " (worse)" if alert.phase == "worse" else ""
@@ -47,4 +48,4 @@ def line(alert: Alert | Notice) -> str:
 
 
 def _one_line(text: str) -> str:
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+    return inert(" ".join(text.split()))

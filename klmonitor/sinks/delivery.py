@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from shlex import quote
 
 from klmonitor.boundary import Boundary, HealthLog
-from klmonitor.record import RecordWriter
+from klmonitor.record import Achieved, RecordWriter
 from klmonitor.record.mutes import Mute
 from klmonitor.record.notices import Notice
 from klmonitor.report import Alert, ExtremeToken, Health, Later, Report
@@ -52,14 +54,44 @@ class Delivery:
         self._sinks = sinks or FanOut([], log=log)
         self._annotate = annotate
         self._keep_tokens = keep_tokens
+        self._alerts = 0
 
     def health(self) -> Health:
         """What was counted so far, rows that the record lost among it."""
-        health = self._log.read()
+        health, sinks = self._log.read(), self._sinks
+        errors, dropped = health.errors + sinks.lost_errors, health.dropped + sinks.dropped
+        if self._record is not None:
+            errors, dropped = errors + self._record.errors, dropped + self._record.dropped
+        return replace(health, errors=errors, dropped=dropped)
+
+    @property
+    def run_dir(self) -> Path | None:
+        """Where the record is, None where there is none."""
+        return None if self._record is None else self._record.path
+
+    @property
+    def run_id(self) -> str:
+        """What names the run in its record; empty: there is none."""
+        return "" if self._record is None else self._record.run_id
+
+    def described(self, health: Health) -> list[str]:
+        """Where the record is, how much of it is written, and what was lost so far."""
         if self._record is None:
-            return health
-        lost = self._record.errors, self._record.dropped
-        return replace(health, errors=health.errors + lost[0], dropped=health.dropped + lost[1])
+            return ["none"]
+        step = self._record.written
+        written = "nothing written yet" if step is None else f"written up to step {step}"
+        lost = [f"{health.errors} errors caught"] if health.errors else []
+        lost += [f"{health.dropped} rows or messages dropped"] if health.dropped else []
+        return [f"{self._record.path}, {written}", *lost]
+
+    def conclusion(self, last: int | None, health: Health) -> str:
+        """What came of a run in a line: steps, alerts, what failed, and where to look."""
+        steps = "no step" if last is None else f"up to step {last}"
+        alerts = f"{self._alerts or 'no'} alert{'' if self._alerts == 1 else 's'}"
+        lost = f", {health.errors} errors caught" if health.errors else ""
+        lost += f", {health.dropped} rows or messages dropped" if health.dropped else ""
+        command = "" if self.run_dir is None else f"klmonitor report {quote(str(self.run_dir))}"
+        return f"{steps}: {alerts}{lost}{'; look: ' if command else ''}{command}"
 
     @property
     def mutes(self) -> tuple[Mute, ...]:
@@ -70,6 +102,7 @@ class Delivery:
         """Record a report, its alerts, episodes that ended; the sinks get no muted alert."""
         if self._record is not None:
             self._boundary(self._write, self._record, report, ended)
+        self._alerts += len(report.alerts)
         self._sinks(report.told)
 
     def _write(self, record: RecordWriter, report: Report, ended: Sequence[Alert]) -> None:
@@ -88,16 +121,28 @@ class Delivery:
         if self._record is not None:
             self._record.note(notice)
 
-    def flush(self, timeout: float) -> None:
-        """Wait until the record is written, at most `timeout` seconds."""
+    def resumed(self, step: int | None, run_id: str) -> None:
+        """What comes continues a run from the state that it had after a step."""
         if self._record is not None:
-            self._record.flush(timeout)
+            self._record.resume(step, run_id)
 
-    def close(self) -> None:
+    def checkpoint(self) -> None:
+        """Have what was recorded survive a loss of power."""
+        if self._record is not None:
+            self._record.checkpoint()
+
+    def flush(self, timeout: float) -> Achieved:
+        """Wait until the record is written, at most `timeout` seconds."""
+        return Achieved() if self._record is None else self._record.flush(timeout)
+
+    def close(self) -> Achieved:
         """Write what is queued and close everything, side by side; safe to call again."""
         deadline = time.monotonic() + CLOSE_SECONDS
         closers: list[Callable[[], object]] = [self._sinks.close]
         if self._record is not None:
             self.flush(FLUSH_SECONDS)  # what a sink makes of the record shall be whole
             closers.append(partial(self._record.close, 0.7 * CLOSE_SECONDS))
-        together(closers, lambda: deadline - time.monotonic())
+        in_time = together(closers, lambda: deadline - time.monotonic())
+        health, found = self.health(), self.flush(0.0)
+        done = found.done and in_time
+        return replace(found, done=done, errors=health.errors, dropped=health.dropped)

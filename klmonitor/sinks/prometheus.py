@@ -8,11 +8,14 @@ and a Grafana dashboard are in the repository's ``docs/prometheus``.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from klmonitor.dashboard.local import LOCAL, LocalServer
 from klmonitor.pairs import PAIRS
 from klmonitor.report import PairReport, Report
 from klmonitor.rules.table import RULES
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 PORT = 9464
 SEVERITIES = ("info", "warn", "critical")
-HEALTH = ("klmonitor/active", "klmonitor/errors")
+HEALTH = ("klmonitor/active", "klmonitor/errors", "klmonitor/dropped")
 """Always served: the shipped rules look at them."""
 
 
@@ -37,7 +40,8 @@ class PrometheusSink:
 
     Args:
         port: where to listen; 0 takes a free one.
-        address: whom to listen to: only this machine by default, ``"0.0.0.0"`` for all.
+        address: whom to listen to: only this machine by default, and then only those who ask for
+            it by name (`klmonitor.dashboard.local`); ``"0.0.0.0"`` for all.
         metrics: ``"core"``, ``"full"`` or a list of globs.
         kinds: kinds of alert beside klmonitor's own: the names of your rules.
         registry: where to register; None: a registry of its own.
@@ -70,21 +74,27 @@ class PrometheusSink:
         self._metrics = metrics
         self._registry = client.CollectorRegistry() if registry is None else registry
         self._gauges: dict[str, Any] = {}
+        self._names: dict[str, str] = {}
         self._counters = self._make_counters(kinds)
         try:
-            self._server, self._thread = client.start_http_server(port, address, self._registry)
-        except OSError as error:
+            self._server = MetricsServer(self._registry, port, address)
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or error
             raise OSError(
-                f"cannot serve metrics at {address}:{port}: {error.strerror or error}; "
-                "give PrometheusSink another port"
+                f"cannot serve metrics at port {port}: {why}; "
+                "give PrometheusSink another port, or an address of this machine"
             ) from error
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="klmonitor: Prometheus", daemon=True
+        )
+        self._thread.start()
         self.port: int = self._server.server_port
 
     def __call__(self, report: Report) -> None:
         """Take a report over; costs microseconds, nothing is sent."""
         health = {name: report.run_values[name] for name in HEALTH if name in report.run_values}
         for name, value in (select(self._metrics, report) | health).items():
-            metric, labels = _series(name)
+            metric, labels = self._series(name)
             gauge = self._gauge(metric, tuple(labels))
             (gauge.labels(**labels) if labels else gauge).set(value)
         if report.phase != "train":
@@ -101,6 +111,13 @@ class PrometheusSink:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(5.0)
+
+    def _series(self, name: str) -> tuple[str, dict[str, str]]:
+        """Name and labels; two names that look alike to Prometheus stay two."""
+        metric, labels, whole = series(name)
+        if self._names.setdefault(metric, whole) != whole:
+            metric += f"_{hashlib.sha256(whole.encode(errors='replace')).hexdigest()[:8]}"
+        return metric, labels
 
     def _make_counters(self, kinds: Iterable[str]) -> dict[str, Any]:
         def make(name: str, text: str, *labels: str) -> Any:
@@ -137,16 +154,41 @@ class PrometheusSink:
         return self._gauges[name]
 
 
-def _series(name: str) -> tuple[str, dict[str, str]]:
-    """A metric's full name as Prometheus wants it: name and labels."""
+class MetricsServer(LocalServer):
+    """Serves a registry at ``/metrics``, and at any other path.
+
+    Args:
+        registry: what is served.
+        port: where.
+        address: whom to listen to.
+    """
+
+    def __init__(self, registry: Any, port: int, address: str) -> None:
+        super().__init__(port, address, LOCAL if address in LOCAL else None)
+        self._registry = registry
+
+    def answer(self, path: str, headers: Any) -> tuple[int, dict[str, str], bytes]:
+        """The metrics in the format that is asked for."""
+        from prometheus_client.exposition import choose_encoder
+
+        encoder, kind = choose_encoder(headers.get("Accept") or "")
+        return 200, {"Content-Type": kind}, encoder(self._registry)
+
+
+def series(name: str) -> tuple[str, dict[str, str], str]:
+    """A metric's full name as Prometheus wants it: name, labels; and what tells names apart."""
     phase, evaluated, rest = name.partition("eval/")
     rest = rest if evaluated and not phase else name
     head = "klmonitor_eval_" if rest is not name else "klmonitor_"
     first, _, tail = rest.partition("/")
     pair, _, metric = tail.partition("/")
-    if first == "kl" and metric:
-        return head + "kl_" + _plain(metric), {"pair": pair}
-    return head + _plain(rest.removeprefix("klmonitor/")), {}
+    if first != "kl" or not metric:
+        return head + _plain(rest.removeprefix("klmonitor/")), {}, head + rest
+    if metric.startswith("group/") and metric.count("/") >= 3:
+        group, estimator, what = metric.removeprefix("group/").rsplit("/", 2)
+        kind = f"group/{estimator}/{what}"
+        return f"{head}kl_{_plain(kind)}", {"pair": pair, "group": group}, f"{head}kl/{kind}"
+    return f"{head}kl_{_plain(metric)}", {"pair": pair}, f"{head}kl/{metric}"
 
 
 def _plain(name: str) -> str:

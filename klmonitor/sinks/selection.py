@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from klmonitor.numbers.metrics import CORE, NAMES
+from klmonitor.numbers.runvalues import PREFIX, TABLE
 from klmonitor.pairs import PAIRS
 from klmonitor.report import Report
 
@@ -20,8 +21,13 @@ RUN_CORE = frozenset({"kl/alerts"})
 RUN_NAMES = (
     "kl/alerts",
     *(f"klmonitor/{name}" for name in ("active", "errors", "dropped", "rule_errors")),
+    *(PREFIX + name for name in TABLE),
 )
 """What belongs to the run."""
+GROUP_CORE = "/k3/mean"
+"""The end of the one metric of a group that is in the core."""
+FIRST = ("policy_ref", "old_ref")
+"""Pairs whose groups are in the core: how far each group is from the reference."""
 EVAL_CORE = frozenset(name for name in CORE if name.endswith(("/mean", "/se")))
 """The core of an evaluation: the means and their errors."""
 
@@ -78,7 +84,28 @@ def select(metrics: Metrics, report: Report) -> dict[str, float]:
         for full, short in _choice(globs, start, tuple(values), training):
             if not math.isnan(values[short]):
                 found[prefix + full] = values[short]
+    if "core" in globs:
+        found |= {prefix + name: value for name, value in of_groups(report).items()}
     return found
+
+
+def of_groups(report: Report) -> dict[str, float]:
+    """One series a declared group: the mean of k3 in it, of the pair that comes first in `FIRST`.
+
+    They come on top of the core's budget of series: whoever declares a group wants to see it.
+    """
+    names = [pair.name for pair in PAIRS if pair.name in report.pairs]
+    name = next((one for one in FIRST if one in names), names[0] if names else None)
+    if name is None:
+        return {}
+    return {
+        f"kl/{name}/{metric}": value
+        for metric, value in report.pairs[name].values.items()
+        if metric.startswith("group/")
+        and metric.endswith(GROUP_CORE)
+        and metric != f"group/other{GROUP_CORE}"
+        and not math.isnan(value)
+    }
 
 
 def is_chosen(metrics: Metrics, full: str, short: str, training: bool = True) -> bool:

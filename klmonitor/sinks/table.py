@@ -15,11 +15,20 @@ from klmonitor.notify import Notifier, Notify, parse_targets
 from klmonitor.report import Report
 from klmonitor.sinks.base import FanOut, Sink, as_sink
 from klmonitor.sinks.console import ConsoleSink
+from klmonitor.sinks.mlflow import MlflowRun
 from klmonitor.sinks.prometheus import PrometheusSink
 from klmonitor.sinks.selection import Metrics
+from klmonitor.sinks.swanlab import SwanlabRun
 from klmonitor.sinks.tensorboard import TensorBoardSink
 from klmonitor.sinks.tokentable import Annotate
+from klmonitor.sinks.tracker import Tracker, TrackerSink
+from klmonitor.sinks.trackio import TrackioRun
 from klmonitor.sinks.wandb import WandbSink
+
+MAX_DISK = 10**9
+"""Bytes."""
+EVENTS_SHARE = 0.25
+"""What TensorBoard's event files may have of a run's bytes; the record has the rest."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +39,14 @@ class SinkOptions:
         run_dir: of the record; None: there is none.
         metrics: which metrics they send.
         tokens: whether trackers get extreme tokens.
+        max_disk: bytes that the run may take on disk, event files included.
         annotate: gives those their text; None: they have none.
     """
 
     run_dir: str | os.PathLike[str] | None = None
     metrics: Metrics = "core"
     tokens: bool = True
+    max_disk: int = MAX_DISK
     annotate: Annotate | None = None
 
 
@@ -60,11 +71,23 @@ class SinkKind:
 
 def _tensorboard(options: SinkOptions) -> Sink:
     directory = Path(options.run_dir) / "tensorboard" if options.run_dir else "runs/klmonitor"
-    return TensorBoardSink(directory, metrics=options.metrics)
+    return TensorBoardSink(
+        directory, metrics=options.metrics, max_bytes=int(EVENTS_SHARE * options.max_disk)
+    )
 
 
 def _wandb(options: SinkOptions) -> Sink:
     return WandbSink(
+        metrics=options.metrics,
+        run_dir=options.run_dir,
+        tokens=options.tokens,
+        annotate=options.annotate,
+    )
+
+
+def _tracker(tracker: Tracker, options: SinkOptions) -> Sink:
+    return TrackerSink(
+        tracker,
         metrics=options.metrics,
         run_dir=options.run_dir,
         tokens=options.tokens,
@@ -82,6 +105,15 @@ TABLE = (
     SinkKind("prometheus", "prometheus-client", "prometheus",
              "gauges and counters at `127.0.0.1:9464/metrics`",
              lambda options: PrometheusSink(metrics=options.metrics)),
+    SinkKind("trackio", "trackio", "trackio",
+             "metrics, alerts, histograms, a table of tokens and the page, in the open run",
+             lambda options: _tracker(TrackioRun(), options)),
+    SinkKind("mlflow", "mlflow", "mlflow",
+             "metrics, alerts as tags, tables of tokens and the page as artifacts",
+             lambda options: _tracker(MlflowRun(), options)),
+    SinkKind("swanlab", "swanlab", "swanlab",
+             "metrics, alerts and a table of tokens as text, and the page",
+             lambda options: _tracker(SwanlabRun(), options)),
 )  # fmt: skip
 
 

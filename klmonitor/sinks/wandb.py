@@ -8,6 +8,11 @@ open already holds an earlier report of ours. This keeps the trainer's rows and 
 - whether the trainer passes steps or not, before us or after us, every step or every tenth;
 - as long as a trainer that passes steps counts them no slower than reports come.
 
+All of that is on a thread of our own, so a row may be late: somebody else has moved the step since
+its report was made. A late row moves nothing; it goes into the row that is open if there is none
+of ours in it, and else waits for the next one, or for the end. Where the newest report is not late,
+the step is moved by one at most. When the run is finished, what waits is logged first.
+
 Our x-axis is a metric of its own, ``klmonitor/step``, not the run's step.
 
 Media are a histogram of d by pair and a table of the extreme tokens, at the first step, every
@@ -21,8 +26,10 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -30,6 +37,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from klmonitor.background import Worker, flush_all
+from klmonitor.boundary import say
 from klmonitor.report import Alert, ExtremeToken, Later, Report
 from klmonitor.sinks.selection import Metrics, check_metrics, select
 from klmonitor.sinks.tokentable import Annotate, shown_tokens
@@ -39,8 +47,8 @@ RECORD_SECONDS = 0.5
 """What an exit waits for the rows that the page is made of."""
 CAPACITY = 256
 """Reports that may wait once wandb has stalled."""
-FLUSH_SECONDS = 5.0
-"""Seconds that one report may wait for wandb; after that nothing waits until it recovers."""
+FINISH_SECONDS = 5.0
+"""What ``wandb.finish()`` waits for rows that are on their way."""
 MEDIA_EVERY = 50
 """Steps between two histograms, and two tables, where nothing alerts."""
 LEVELS = {"info": "INFO", "warn": "WARN", "critical": "ERROR"}
@@ -52,12 +60,12 @@ class WandbSink:
     """Logs the chosen metrics, the alerts and, now and then, the media of each report.
 
     Make it after the trainer's own ``wandb.init``, in the process that logs (rank 0). A call
-    returns once wandb has taken the row, so that rows stay in step with the trainer's; if wandb
-    hangs it returns after `FLUSH_SECONDS` seconds, and then at once.
+    returns at once.
 
     Args:
-        run: the run to log to; None: ``wandb.run``, and if there is none, a run of our own. That
-            one is offline if there is neither a key nor a mode: nothing ever asks for a key.
+        run: the run to log to; None: ``wandb.run``, also the next one once that is finished, and if
+            there is none, a run of our own. That one is offline if there is neither a key nor a
+            mode: nothing ever asks for a key.
         metrics: ``"core"``, ``"full"`` or a list of globs.
         step_key: the metric that is the x-axis of ours; nobody else may log it.
         alert_seconds: an alert that repeats within this time is not sent again.
@@ -82,6 +90,7 @@ class WandbSink:
     ) -> None:
         check_metrics(metrics)
         self._owns_run = False
+        self._follows = run is None
         if run is None:
             run, self._owns_run = _find_run()
         self.run = run
@@ -91,6 +100,8 @@ class WandbSink:
         self._defined: set[str] = set()
         self._row = -1  # the run's row that holds our last report, and that report's step
         self._row_step = -1
+        self._moves = 0  # of the run's step, by us
+        self._too_late = 0
         self._alerted: dict[str, float] = {}
         self._run_dir = None if run_dir is None else Path(run_dir)
         self._tokens = tokens
@@ -98,14 +109,17 @@ class WandbSink:
         self._media_step: int | None = None
         self._last: int | None = None
         self._closed = False
-        self._prompt = True
+        self._waiting: dict[int, tuple[dict[str, Any], int]] = {}  # by step: a row, when it was due
+        self._may_move = False
+        self._hooked: Any = None
+        self._logged = run
         self._worker = Worker("wandb", CAPACITY)
         self._worker.submit(warm_up)
 
     @property
     def dropped(self) -> int:
-        """Reports not tried, because wandb hung."""
-        return self._worker.dropped
+        """Reports not tried, because wandb hung, or no run was active any more."""
+        return self._worker.dropped + self._too_late
 
     @property
     def errors(self) -> int:
@@ -117,17 +131,50 @@ class WandbSink:
         if self._last is None:
             atexit.register(self._at_exit)  # before wandb's own, which finishes the run
         self._last = report.step
+        if not self._follow():
+            return
         media = self._media_due(report)
         if not (self._metrics or report.alerts or media):
             return
-        self._worker.submit(partial(self._log, report))
+        due = self._moved_by_others()
+        self._worker.submit(partial(self._log, report, due), now=True)
         if media:
             self._media_step = report.step
-            self._worker.submit(partial(self._log_media, report, self._table_of(report)))
-        self._prompt = self._worker.flush(FLUSH_SECONDS if self._prompt else 0.0)
+            found = self._table_of(report)
+            self._worker.submit(partial(self._log_media, report, found, due), now=True)
+
+    def _follow(self) -> bool:
+        """Go on with the run that is active, where the last one is finished; False: none is."""
+        if getattr(self.run, "_is_finished", False):
+            active = getattr(sys.modules.get("wandb"), "run", None) if self._follows else None
+            if active is None:
+                self._too_late += 1
+                if self._too_late == 1:
+                    say("the wandb run is finished: what comes now is not in it, the record has it")
+                return False
+            self._worker.submit(partial(self._begin, active), now=True)
+            self.run, self._owns_run, self._media_step = active, False, None
+        if self._hooked is not self.run:
+            self._hooked = self.run
+            _before_finish(self.run, self._finish)
+        return True
+
+    def _finish(self) -> None:
+        """Somebody finishes the run: log what waits, within `FINISH_SECONDS`."""
+        self._worker.submit(partial(self._settle, True), now=True)
+        self._worker.flush(FINISH_SECONDS)
+
+    def _moved_by_others(self) -> int:
+        """How far the run's step is from where it would be without us."""
+        if self.run.settings.mode == "shared":
+            return 0
+        there = int(self.run.step)  # first: what we move meanwhile must not look like theirs
+        return there - self._moves
 
     def close(self, timeout: float = 5.0) -> None:
         """Log what waits and the page, within `timeout` seconds; finish a run that we made."""
+        if not self._closed and not getattr(self.run, "_is_finished", False):
+            self._worker.submit(partial(self._settle, True))
         if not self._closed:
             self._worker.submit(self._log_page)
         if self._owns_run and not self._closed:
@@ -159,15 +206,24 @@ class WandbSink:
         return Later(lambda: [token.with_text(None) for token in tokens])
 
     # --- on the worker's thread ------------------------------------------------------------
-    def _log(self, report: Report) -> None:
+    def _begin(self, run: Any) -> None:
+        """Log to another run from now on."""
+        self._logged = run
+        self._defined, self._alerted = set(), {}
+        self._row = self._row_step = -1
+        self._moves = 0
+        self._waiting.clear()
+
+    def _log(self, report: Report, due: int) -> None:
         row = select(self._metrics, report)
         if row:
             self._define(row)
-            self._log_row({**row, self._step_key: report.step}, report.step)
+            self._may_move = True
+            self._log_row({**row, self._step_key: report.step}, report.step, due)
         for alert in report.alerts:
             self._alert(alert)
 
-    def _log_media(self, report: Report, tokens: Sequence[ExtremeToken]) -> None:
+    def _log_media(self, report: Report, tokens: Sequence[ExtremeToken], due: int) -> None:
         """Log histograms and the table of tokens beside the numbers of the same report."""
         media = histograms(report)
         try:
@@ -175,7 +231,7 @@ class WandbSink:
         finally:
             if media:
                 self._define(media)
-                self._log_row({**media, self._step_key: report.step}, report.step)
+                self._log_row({**media, self._step_key: report.step}, report.step, due)
 
     def _log_page(self) -> None:
         """Log the run's page into the last row; say why, where there is none."""
@@ -193,27 +249,58 @@ class WandbSink:
             logger.warning("klmonitor: no page in wandb: %s", error)
             return
         self._define(shown)
-        self._log_row({**shown, self._step_key: self._last}, self._last)
+        self._log_row({**shown, self._step_key: self._last}, self._last, self._moved_by_others())
+        self._settle(True)
 
-    def _log_row(self, row: dict[str, Any], step: int) -> None:
-        """Log into the row that is open, unless it holds another step of ours."""
-        if self.run.settings.mode == "shared":  # rows of shared runs have no step
-            self.run.log(row)
+    def _log_row(self, row: dict[str, Any], step: int, due: int) -> None:
+        """Log as soon as there is a row of the run for it.
+
+        Args:
+            row: what to log.
+            step: of the report.
+            due: `_moved_by_others` when the report was made.
+        """
+        if self._logged.settings.mode == "shared":  # rows of shared runs have no step
+            self._logged.log(row)
             return
-        row_number = self.run.step
-        if row_number == self._row and step != self._row_step:
-            row_number += 1
-            self.run.log(row, step=row_number)
-        else:
-            self.run.log(row, commit=False)
-        self._row, self._row_step = row_number, step
+        before = self._waiting.pop(step, ({}, due))[0]
+        self._waiting[step] = ({**before, **row}, due)
+        if len(self._waiting) > CAPACITY:
+            del self._waiting[next(iter(self._waiting))]
+            self._too_late += 1
+        self._settle(False)
+
+    def _settle(self, at_the_end: bool) -> None:
+        """Log what waits: into the open row, unless it holds another step of ours; else the next.
+
+        Args:
+            at_the_end: nobody else logs any more: move the step as often as is needed.
+        """
+        while self._waiting:
+            step = next(iter(self._waiting))
+            number = int(self._logged.step)
+            move = number == self._row and step != self._row_step
+            newest = next(reversed(self._waiting.values()))[1]
+            if move and not at_the_end and (number - self._moves > newest or not self._may_move):
+                return
+            row, _ = self._waiting.pop(step)
+            if move:
+                self._may_move = False
+                self._logged.log(row, step=number + 1)
+                self._moves += 1  # now: what looks like others' move for a moment moves nothing
+                if int(self._logged.step) > number + 1:  # somebody was quicker: it may be refused
+                    self._logged.log(row, commit=False)
+            else:
+                self._logged.log(row, commit=False)
+            # where somebody has moved it meanwhile, ours may be in either: take neither again
+            self._row, self._row_step = int(self._logged.step), step
 
     def _define(self, row: Mapping[str, object]) -> None:
         """Put metrics over our x-axis, by exact name: an earlier glob would win over a later."""
         if not self._defined:
-            self.run.define_metric(self._step_key, hidden=True)
+            self._logged.define_metric(self._step_key, hidden=True)
         for name in row.keys() - self._defined:
-            self.run.define_metric(name, step_metric=self._step_key)
+            self._logged.define_metric(name, step_metric=self._step_key)
             self._defined.add(name)
 
     def _alert(self, alert: Alert) -> None:
@@ -224,7 +311,15 @@ class WandbSink:
             return
         self._alerted[title] = now
         level = LEVELS.get(alert.severity, "WARN")
-        self.run.alert(title, alert.text(), level=level, wait_duration=self._alert_seconds)
+        self._logged.alert(title, alert.text(), level=level, wait_duration=self._alert_seconds)
+
+
+def _before_finish(run: Any, call: Callable[[], object]) -> None:
+    """Have something called before a run is finished, where this wandb can."""
+    with suppress(Exception):  # a private place of wandb's: without it the last rows may come late
+        from wandb.sdk.wandb_run import TeardownHook, TeardownStage
+
+        run._teardown_hooks.append(TeardownHook(call, TeardownStage.EARLY))
 
 
 def _find_run() -> tuple[Any, bool]:

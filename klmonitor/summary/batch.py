@@ -150,6 +150,23 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     return pinned.to(device, non_blocking=True)
 
 
+def mask_of(
+    mask: TensorLike | None, batch: TokenBatch, check_values: bool = False
+) -> Tensor | None:
+    """Another mask for a batch, in the layout of its log-probs; None: all tokens count.
+
+    Raises:
+        ValueError: its shape is not theirs, or it has values other than 0 and 1.
+    """
+    if mask is None:
+        return None
+    name, first = next(iter(batch.log_probs.items()))
+    tensor = as_tensor("mask", mask)
+    if tensor.dim() == 1:
+        tensor = tensor.unsqueeze(0)
+    return moved(_mask(tensor, name, first, check_values), batch.device)
+
+
 def _list_lengths(given: Mapping[str, TensorLike]) -> list[int] | None:
     """Lengths of the sequences if the input is lists of 1-D tensors, else None."""
     lists = {name: value for name, value in given.items() if isinstance(value, (list, tuple))}

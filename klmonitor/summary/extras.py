@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -22,11 +23,13 @@ class Extras:
         entropy: [B, T] (or [1, N] packed) of the trainer's policy at each position, nats.
         lag: int64 [sequences], weight updates since the weights that sampled.
         advantages: [B, T] (or [1, N] packed) of each token.
+        beta: weight of the KL term; None: the one that the term was given with.
     """
 
     entropy: Tensor | None = None
     lag: Tensor | None = None
     advantages: Tensor | None = None
+    beta: float | None = None
 
 
 class Versions:
@@ -118,3 +121,18 @@ def checked_advantages(advantages: TensorLike | None, batch: TokenBatch) -> Tens
             "pass one a sequence, or one a token sliced alike"
         )
     return found
+
+
+def checked_beta(beta: float | None, penalised: bool) -> float | None:
+    """The weight of the KL term.
+
+    Raises:
+        ValueError: it is not finite, or there is no term that it could belong to.
+    """
+    if beta is None:
+        return None
+    if not math.isfinite(beta):
+        raise ValueError(f"beta is {beta}: give a finite weight")
+    if not penalised:
+        raise ValueError(f"beta is {beta:g} of no KL term: give Monitor(penalty=Penalty(...))")
+    return float(beta)

@@ -185,6 +185,45 @@ FAR_RATIO = 10.0
 SEQUENCE_RATIO = 3.0
 """A sequence's ratio from which it is far from 1."""
 
+# --- what a KL term pulls (`summary.pulls`) ----------------------------------------------------
+PULL_TERMS = ("w", "wt", "wtt", "c", "ct")
+"""Of a sequence's tokens, w = rho, t = -d, c the term's coefficient: what a slope of c / rho on t
+and its cluster error follow from."""
+PULL_GRAM = tuple(f"{a}.{b}" for a, b in combinations_with_replacement(PULL_TERMS, 2))
+PULL_SUMS = (
+    "tokens",  # whose c is known
+    "sequences",  # of these
+    "weighed",  # tokens whose beta was observed
+    "beta",  # sum of it over these
+    "size",  # sum of |c|
+    "dead",  # c = 0, d is not
+    "opposite",  # c t < 0
+    "far",  # sum of |d|
+    "lost",  # of the dead ones
+    "rewarded",  # tokens with an advantage that is not 0
+    "reward",  # sum of |A rho| over these
+    "paid",  # and of |beta c|
+    "overruled",  # |beta c| > |A rho|, and of the other sign in the update
+    "given_up",  # of these: d > 0
+)
+"""Sums over tokens, of at most `SAMPLED` a step."""
+AUDITED = ("kl", "k1", "k2", "k3")
+"""What is estimated at audit positions: the exact KL, and the estimators of the tokens there."""
+AUDIT_SUMS = (
+    "audit/positions",
+    "audit/sequences",  # with such a position
+    "audit/t.t",  # sum over sequences of their positions squared
+    "audit/entropy",
+    "audit/pulled",  # |g|^2 of the term, with g as in `klmonitor.pull`
+    "audit/along",  # <g, g of the reverse KL>
+    "audit/true",  # |g|^2 of the reverse KL
+    *(f"audit/{name}{what}" for name in AUDITED for what in ("", "^2", ".t")),
+)
+"""Sums over audit positions; ``^2`` and ``.t``: over sequences, of its sum squared and times its
+positions."""
+PULLS = (*PULL_SUMS, *PULL_TERMS, *PULL_GRAM, *AUDIT_SUMS)
+PULL = {name: i for i, name in enumerate(PULLS)}
+
 # --- the histogram of d ------------------------------------------------------------------------
 MANTISSA_BITS = 6
 LOW_EXPONENT, HIGH_EXPONENT = -20, 7
@@ -240,10 +279,6 @@ class SummaryConfig:
         """Prompt buckets of one group."""
         return self.prompt_buckets // len(self.all_groups)
 
-    def group_index(self, name: str | None) -> int:
-        """Row of a group; an undeclared name is ``other``."""
-        return self.groups.index(name) if name in self.groups else len(self.groups)
-
     def sum_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of everything that merges by adding."""
         pairs, groups = len(PAIRS), len(self.all_groups)
@@ -253,6 +288,7 @@ class SummaryConfig:
             "prompts": (pairs, groups, self.buckets_per_group, len(PER_SEQUENCE)),
             "policies": (len(POLICIES), len(POLICY_COUNTS)),
             "signatures": (pairs, len(SIGNATURES)),
+            "pulls": (pairs, len(PULLS)),
         }
 
     def differences(self, other: SummaryConfig) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,18 +12,20 @@ import torch
 from torch import Tensor
 
 from klmonitor.boundary import Boundary, HealthLog, say
-from klmonitor.pairs import POLICIES, Pair, default_pairs, parse_pairs
-from klmonitor.summary import signatures, unclipped
-from klmonitor.summary.batch import TensorLike, TokenBatch, build, log_probs_of, moved
+from klmonitor.pairs import PAIR_INDEX, POLICIES, Pair, default_pairs, parse_pairs
+from klmonitor.penalty import Penalty
+from klmonitor.summary import pulls, signatures, unclipped
+from klmonitor.summary.batch import TensorLike, TokenBatch, build, log_probs_of, mask_of, moved
 from klmonitor.summary.extras import (
     Extras,
     Version,
     Versions,
     checked_advantages,
+    checked_beta,
     checked_entropy,
 )
 from klmonitor.summary.extremes import Place
-from klmonitor.summary.fields import SummaryConfig
+from klmonitor.summary.fields import AUDIT_SUMS, SummaryConfig
 from klmonitor.summary.parts import PHASES, MergedParts, Part, digest_of
 from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary
@@ -37,6 +39,7 @@ class Known:
     version: Version = None
     current_version: int | None = None
     advantages: TensorLike | None = None
+    beta: float | None = None
 
 
 NOTHING_KNOWN = Known()
@@ -59,6 +62,7 @@ class Intake:
     Attributes:
         config: what decides the shape of a summary.
         seen: policies observed so far.
+        penalties: pair -> the KL term on it, whose tokens' pull is summed.
 
     Raises:
         ValueError: a name is no pair, or group names cannot be told apart.
@@ -78,6 +82,7 @@ class Intake:
         names = tuple(sorted(declared))  # a set has another order in every process
         self.config = SummaryConfig(groups=names) if prompts else SummaryConfig(names, 0)
         self.seen: set[str] = set()
+        self.penalties: Mapping[str, Penalty] = {}
         self._digest = digest_of(self.config)
         self._declared = {name: index for index, name in enumerate(declared)}
         rows = [*(names.index(name) for name in declared), len(names)]
@@ -109,7 +114,7 @@ class Intake:
     def add(
         self,
         log_probs: Mapping[str, TensorLike | None],
-        layout: Mapping[str, TensorLike | None],
+        layout: Mapping[str, Any],
         prompt_ids: PromptIds | None,
         group: Group,
         phase: str,
@@ -136,28 +141,68 @@ class Intake:
         """
         if phase not in PHASES:
             raise ValueError(f"phase is {phase!r}: choose 'train' or 'eval'")
-        batch = self._batch(log_probs, dict(layout, prompt_ids=numbered(prompt_ids)), alone)
+        layout, masks = self._masks(dict(layout, prompt_ids=numbered(prompt_ids)))
+        batch = self._batch(log_probs, layout, alone)
+        parts = [(batch, self._pairs_of(batch))] if not masks else self._masked(batch, masks, alone)
         extras = Extras(
             checked_entropy(known.entropy, batch),
             self._versions.lag(known.version, known.current_version, batch),
             checked_advantages(known.advantages, batch),
+            checked_beta(known.beta, bool(self.penalties)),
         )
-        pairs = self._pairs_of(batch)
+        groups = self._rows_of(group, batch)
         state = self._states.get(phase)
         if state is None or state.device != batch.device:
             state = self._states[phase] = self._empty(batch.device, state)
-        accumulate(
-            state,
-            batch,
-            pairs,
-            place=Place(rank, self._micro_batches[phase]),
-            groups=self._rows_of(group, batch),
-        )
-        self._taken[phase] = signatures.add(state, batch, pairs, extras, self._taken[phase])
-        unclipped.add(state, batch, pairs, extras.advantages)
+        place, taken = Place(rank, self._micro_batches[phase]), self._taken[phase]
+        for part, pairs in parts:
+            accumulate(state, part, pairs, place=place, groups=groups)
+            self._taken[phase] = signatures.add(state, part, pairs, extras, taken)
+            unclipped.add(state, part, pairs, extras.advantages)
+            for pair in pairs:
+                if pair.name in self.penalties:
+                    most = self._taken[phase] - taken
+                    pulls.add(state, part, pair, self.penalties[pair.name], extras, most)
         self._micro_batches[phase] += 1
         self._checked = True
         self.seen.update(batch.log_probs)
+
+    def add_audit(self, pair: str, sums: Tensor) -> None:
+        """Add sums of audit positions, [AUDIT_SUMS], to the present training step."""
+        state = self._states.get("train")
+        if state is None:
+            state = self._states["train"] = self._empty(torch.device("cpu"), None)
+        state.pulls[PAIR_INDEX[pair], -len(AUDIT_SUMS) :] += sums.to(state.device)
+
+    def _masks(self, layout: dict[str, Any]) -> tuple[dict[str, Any], dict[Pair, Any]]:
+        """The layout without a mask by pair, and the masks of the pairs that are watched."""
+        given = layout["mask"]
+        if not isinstance(given, Mapping):
+            return layout, {}
+        watched = {pair: given[pair.name] for pair in parse_pairs(given)}
+        if self._pairs is not None:
+            watched = {pair: mask for pair, mask in watched.items() if pair in self._pairs}
+        if not watched:
+            raise ValueError(
+                f"mask names {', '.join(given) or 'no pair'}: name one that is watched"
+            )
+        return dict(layout, mask=None), watched
+
+    def _masked(
+        self, batch: TokenBatch, masks: Mapping[Pair, Any], alone: bool
+    ) -> list[tuple[TokenBatch, tuple[Pair, ...]]]:
+        """A batch once a mask, each with the pairs that it is for."""
+        pairs_of: dict[int, list[Pair]] = {}
+        for pair, mask in masks.items():
+            if {pair.q, pair.p} <= set(batch.log_probs):
+                pairs_of.setdefault(id(mask), []).append(pair)
+            elif not self._checked:
+                raise ValueError(f"mask names {pair.name}: pass the log-probs of both its policies")
+        check = alone and not self._checked
+        return [
+            (replace(batch, mask=mask_of(masks[pairs[0]], batch, check)), tuple(pairs))
+            for pairs in pairs_of.values()
+        ]
 
     def _batch(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.summary.batch import TensorLike
@@ -19,6 +20,7 @@ class Observer:
         pairs: names of the pairs to watch; None: those that the observed policies allow.
         prompts: keep sums by prompt.
         strict: raise instead of counting failures.
+        log: where an adapter counts already; None: a new one.
 
     Attributes:
         log: what failed or was lost so far, in this process; an adapter's boundaries count here.
@@ -33,8 +35,9 @@ class Observer:
         pairs: Collection[str] | None,
         prompts: bool,
         strict: bool = False,
+        log: HealthLog | None = None,
     ) -> None:
-        self.log = HealthLog()
+        self.log = HealthLog() if log is None else log
         self._enabled = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
         self._intake = Intake(groups, pairs, prompts, self.log)
         self._boundary = Boundary("observe", self.log, vital=True, strict=strict)
@@ -48,7 +51,7 @@ class Observer:
     def observe(
         self,
         *,
-        mask: TensorLike | None = None,
+        mask: TensorLike | Mapping[str, TensorLike | None] | None = None,
         token_ids: TensorLike | None = None,
         prompt_ids: PromptIds | None = None,
         cu_seqlens: TensorLike | None = None,
@@ -59,6 +62,7 @@ class Observer:
         version: Version = None,
         current_version: int | None = None,
         advantages: TensorLike | None = None,
+        beta: float | None = None,
         **log_probs: TensorLike | None,
     ) -> None:
         """Add one micro-batch; never synchronises with the device.
@@ -66,7 +70,8 @@ class Observer:
         Args:
             log_probs: ``policy=``, ``old=``, ``rollout=``, ``ref=``: log-probs of the sampled
                 tokens, nats, at least two of them, in a layout of `klmonitor.summary.batch.build`.
-            mask: which tokens count, same layout.
+            mask: which tokens count, same layout; or pair -> mask, which also says which pairs are
+                compared (tokens that are rejected count for one pair and not for another).
             token_ids: vocabulary ids, same layout; to name the extreme tokens.
             prompt_ids: [B] integers or strings: completions of one prompt are not independent.
             cu_seqlens: [B + 1] offsets, for packed tokens.
@@ -79,6 +84,7 @@ class Observer:
             version: the number of weight updates in the weights that sampled, one integer or [B].
             current_version: the trainer's; None: the largest version seen.
             advantages: of each sequence, [B], or of each token, same layout.
+            beta: weight of the KL term here, where it changes; None: its `Penalty`'s.
 
         Raises:
             ValueError: at the first call: shapes, masks or layouts do not fit.
@@ -86,13 +92,13 @@ class Observer:
         """
         if not self._enabled or not self._open():
             return
-        layout = {
+        layout: dict[str, Any] = {
             "mask": mask,
             "token_ids": token_ids,
             "cu_seqlens": cu_seqlens,
             "sequence_ids": sequence_ids,
         }
-        known = Known(entropy, version, current_version, advantages)
+        known = Known(entropy, version, current_version, advantages, beta)
         arguments = (log_probs, layout, prompt_ids, group, phase, known)
         if self._observed:
             self._boundary(self._add, *arguments)
@@ -103,7 +109,7 @@ class Observer:
     def _add(
         self,
         log_probs: Mapping[str, TensorLike | None],
-        layout: Mapping[str, TensorLike | None],
+        layout: Mapping[str, Any],
         prompt_ids: PromptIds | None,
         group: Group,
         phase: str,

@@ -39,6 +39,7 @@ SECTIONS = (
     "prompts",
     "policies",
     "signatures",
+    "pulls",
     "maxima",
     "tokens",
     "sequences",
@@ -84,6 +85,7 @@ def digest_of(config: SummaryConfig) -> str:
         fields.POLICY_COUNTS,
         fields.HISTOGRAM,
         fields.SIGNATURES,
+        fields.PULLS,
         fields.TOKEN_FIELDS,
         fields.SEQUENCE_FIELDS,
     )
@@ -156,9 +158,9 @@ def _unpack(data: bytes, config: SummaryConfig) -> Part:
     body = inflate.decompress(data[end:], 12 * n + 1)
     if len(body) != 12 * n or not inflate.eof:
         raise ValueError("the part is cut off")
-    places = _unshuffled(body[: 4 * n], "<u4").cumsum(dtype=np.int64)
-    values = _unshuffled(body[4 * n :], "<f8")
-    if n and (places[-1] >= size or (np.diff(places) <= 0).any() or np.isnan(values).any()):
+    steps, values = _unshuffled(body[: 4 * n], "<u4"), _unshuffled(body[4 * n :], "<f8")
+    places = steps.cumsum(dtype=np.int64)
+    if n and (places[-1] >= size or not steps[1:].all() or np.isnan(values).any()):
         raise ValueError("the part's numbers do not fit")
     sections = tuple(name for name in SECTIONS if name in head["sections"])
     if n and not set(NEEDED) <= set(sections):
@@ -227,6 +229,8 @@ class MergedParts:
             arrays["sums"][pairs, :, fields.COLUMN["prompted"]] = -np.inf  # never all of them
         if "signatures" not in came:
             arrays["signatures"][pairs] = np.nan
+        if "pulls" not in came:
+            arrays["pulls"][pairs] = np.nan
         if "policies" not in came:
             arrays["policies"][:] = np.nan
 
@@ -258,12 +262,12 @@ def _blank(config: SummaryConfig) -> Floats:
 
 def _split(rest: Floats, like: Summary) -> tuple[Floats, Floats, Floats]:
     """Maxima, tokens and sequences from their part of a row."""
-    sizes = np.cumsum([like.maxima.numel(), like.tokens.numel()])
-    maxima, tokens, sequences = np.split(rest, sizes)
+    tokens = like.maxima.numel()
+    sequences = tokens + like.tokens.numel()
     return (
-        maxima.reshape(like.maxima.shape),
-        tokens.reshape(like.tokens.shape),
-        sequences.reshape(like.sequences.shape),
+        rest[:tokens].reshape(like.maxima.shape),
+        rest[tokens:sequences].reshape(like.tokens.shape),
+        rest[sequences:].reshape(like.sequences.shape),
     )
 
 

@@ -39,8 +39,8 @@ class Summary:
 
     Attributes:
         config: what decides the shapes.
-        flat: every sum in one vector; `sums`, `histogram`, `prompts`, `policies` and
-            `signatures` are views of it.
+        flat: every sum in one vector; `sums`, `histogram`, `prompts`, `policies`, `signatures` and
+            `pulls` are views of it.
         maxima: [pairs, 2], the largest d and the largest -d; -inf where nothing was seen.
         tokens: [pairs, 2 tails, top, TOKEN_FIELDS], in order.
         sequences: [pairs, top, SEQUENCE_FIELDS], in order.
@@ -56,6 +56,7 @@ class Summary:
     prompts: Tensor = field(init=False)
     policies: Tensor = field(init=False)
     signatures: Tensor = field(init=False)
+    pulls: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         shapes, sizes = _sum_shapes(self.config)

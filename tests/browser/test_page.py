@@ -5,8 +5,10 @@ import random
 import re
 import shutil
 
+import numpy as np
 import pytest
 
+from klmonitor import Monitor, Penalty
 from klmonitor.cli import main
 from klmonitor.dashboard import assets
 from klmonitor.dashboard.document import document
@@ -307,3 +309,32 @@ def test_text_has_contrast_and_controls_have_names(watched, demo, theme):
         assert min(ratios[name] for name in ("ink", "quiet", "alert")) >= 4.5, ratios
         assert min(ratios.values()) >= 3, ratios
         assert page.evaluate("probe.nameless()") == 0
+
+
+def test_the_curve_of_the_kl_term_is_drawn_with_the_tokens_on_it(watched, tmp_path):
+    """Red where the clamp lets go, the legend says how many; another pair says why it has none."""
+    d = np.full((4, 50), 0.05)
+    d[:, ::2] = -0.4
+    d[0, :10] = -9.0
+    monitor = Monitor(tmp_path / "run", penalty=Penalty("k3", clamp=2.0, beta=0.04))
+    for step in range(3):
+        q = np.full_like(d, -20.0)
+        monitor.observe(policy=q, ref=q + d, old=q + 0.01)
+        monitor.step(step)
+    monitor.close()
+    with serving(tmp_path / "run") as url:
+        page = watched.open(url + "#step=1&pair=policy_ref")
+        said = page.locator("#panel-pull .legend").inner_text()
+        assert "c of 0.04 x k3 in the loss, clamped at 2" in said
+        assert "tokens of step 1" in said
+        assert "pulled not at all: 5 %" in said
+        curve = page.evaluate("KLM.app.focused().run.pull.policy_ref")
+        inside = [i for i, x in enumerate(curve["d"]) if abs(x) < 1]
+        expected = -np.expm1(np.array(curve["d"])[inside])
+        np.testing.assert_allclose(np.array(curve["c"])[inside], expected, rtol=1e-6, atol=1e-9)
+        ink = page.evaluate("probe.distinctColours('#panel-pull')")
+        assert ink > MANY_COLOURS
+        assert "the KL term is 0.04 x k3 in the loss" in page.locator(".verdict").inner_text()
+        page.evaluate("KLM.app.set({pair: 'old_policy'})")
+        assert "tells of no KL term on this pair" in page.locator("#panel-pull").inner_text()
+        watched.assert_quiet()

@@ -124,7 +124,7 @@ def test_hostile_runs_tokens_and_alerts_are_inert(watched, tmp_path, monkeypatch
         row["tokens"] = [token_to_row(make_token(i, t)) for i, t in enumerate(HOSTILE_TOKENS)]
         return tensor_value(TAG, PLUGIN, json.dumps(row).encode())
 
-    monkeypatch.setattr("klmonitor.sinks.tensorboard.step_value", with_text)
+    monkeypatch.setattr("klmonitor.sinks.eventfiles.step_value", with_text)
     message = "<svg onload=alert(3)></svg><script>alert(4)</script>\u202e"
     for name in (HOSTILE_RUN, "other"):
         sink = TensorBoardSink(tmp_path / name)

@@ -13,17 +13,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from klmonitor.cli import main
-from klmonitor.record import RecordWriter
 from klmonitor.record.rows import alert_to_row
 from klmonitor.replay import backtest, replay
 from klmonitor.replay.curve import Curve, load_run
 from klmonitor.replay.scoring import Event, Tally, score, upper
 from klmonitor.replay.tuning import evident, tune
 from klmonitor.report import Report
-from klmonitor.rules import RuleSet, parse_rules
+from klmonitor.rules import parse_rules
 from klmonitor.rules.file import load_rules, rules_toml
-from klmonitor.testing import BATCHES, batch_report, token_batch
-from tests.helpers.reports import make_alert
+from tests.helpers.reports import make_alert, recorded_run
 
 
 def noisy(steps=300, seed=0, spikes=()):
@@ -69,16 +67,7 @@ def found(say, *arguments):
 
 # --- a run's own record ----------------------------------------------------------------------
 def test_a_record_gives_the_alerts_of_the_live_run(tmp_path, say):
-    rules, live = RuleSet(), []
-    writer = RecordWriter(tmp_path / "out" / "klmonitor")
-    for step in range(60):
-        name = BATCHES[step // 8 % len(BATCHES)] if step > 25 and step % 8 == 0 else "clean"
-        batch = token_batch(name, sequences=8, length=32, vocabulary=64, seed=step)
-        one = batch_report(batch, step)
-        writer.step(one)
-        writer.tokens(step, one.extremes)
-        live += rules.judge(one).alerts
-    writer.close()
+    live = recorded_run(tmp_path / "out" / "klmonitor", 60)
     assert len(live) >= 3
     for place in (tmp_path / "out" / "klmonitor", tmp_path / "out"):
         status, out = say("backtest", place, "--json")

@@ -9,16 +9,19 @@ import struct
 import threading
 import urllib.error
 import urllib.request
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 
+from klmonitor import Penalty
 from klmonitor.cli import main
 from klmonitor.commands.watch import Tail
 from klmonitor.dashboard.columns import RunColumns, is_shown
 from klmonitor.dashboard.document import document, summary
 from klmonitor.dashboard.heat import HALF, ROWS, heat_columns
+from klmonitor.dashboard.pull import curves
 from klmonitor.dashboard.server import PageServer
 from klmonitor.dashboard.source import RecordSource, answer, run_names
 from klmonitor.monitor import Monitor
@@ -68,17 +71,23 @@ def test_the_page_gets_what_the_record_holds(run_dir):
 
 
 def test_the_verdict_at_a_step_is_explain_of_its_report(run_dir):
-    details = ask(RecordSource([run_dir]), "step", run=0, step=9)
+    details = ask(RecordSource([run_dir], tokens_text=True), "step", run=0, step=9)
     report = next(r for r in read_run(run_dir).reports if r.step == 9)
     assert "\n".join(details["explain"].values()) == report.explain()
     assert [token["text"] for token in details["tokens"]] == ["tok9"]
     assert details["tokens"][0]["token_id"] == "42"
+    untold = ask(RecordSource([run_dir]), "step", run=0, step=9)["tokens"]
+    assert all("text" not in token for token in untold), "text is for those who ask for it"
 
 
-def test_only_what_is_new_is_sent_again(run_dir):
-    source = RecordSource([run_dir])
+def test_only_what_is_new_is_sent_again(tmp_path):
+    writer = RecordWriter(tmp_path)
+    for step in range(1, 31):
+        writer.step(make_report(step, "policy_ref", "old_policy"))
+    writer.alert(make_alert(step=7))
+    assert writer.flush()
+    source = RecordSource([tmp_path])
     first = ask(source, "data", run=0)
-    writer = RecordWriter(run_dir)
     writer.step(make_report(31, "policy_ref"))
     writer.close()
     more = ask(source, "data", run=0, rows=30, alerts=1, generation=first["generation"])
@@ -87,16 +96,26 @@ def test_only_what_is_new_is_sent_again(run_dir):
     assert missing[0] != missing[0]
 
 
-def test_a_step_that_comes_again_makes_all_be_sent_again(run_dir):
+def resume(run_dir, after, *reports):
+    writer = RecordWriter(run_dir)
+    writer.resume(after)
+    for report in reports:
+        writer.step(report)
+    assert writer.close()
+
+
+def test_a_run_that_was_resumed_from_an_earlier_step_is_sent_again_as_it_is_now(run_dir):
     source = RecordSource([run_dir])
     first = ask(source, "data", run=0)
-    writer = RecordWriter(run_dir)
-    writer.step(small_report(12, k1__mean=77.0))
-    writer.close()
+    resume(run_dir, 6, small_report(7, k1__mean=77.0), small_report(8, k1__mean=88.0))
     again = ask(source, "data", run=0, rows=30, alerts=1, generation=first["generation"])
     assert again["rows"] == 0
-    assert numbers(again["steps"], "d") == numbers(first["steps"], "d")
-    assert numbers(again["pairs"]["policy_ref"]["metrics"]["k1/mean"], "f")[11] == 77
+    assert numbers(again["steps"], "d") == tuple(range(1, 9))
+    assert numbers(again["pairs"]["policy_ref"]["metrics"]["k1/mean"], "f")[6:] == (77, 88)
+    assert again["alerts"] == [], "the alert was of the steps that were overwritten"
+    assert ask(source, "step", run=0, step=9) == {"explain": {}, "tokens": []}
+    fresh = ask(RecordSource([run_dir]), "data", run=0)
+    assert {**again, "generation": 0} == {**fresh, "generation": 0}
 
 
 def test_a_metric_and_a_pair_that_come_late_are_nan_before():
@@ -193,11 +212,15 @@ def test_records_are_found_below_a_directory(run_dir):
 )
 def test_the_page_knows_the_threshold_that_was_in_force(tmp_path, rules, spike, said):
     """A resumed run's last start decides."""
-    Monitor(tmp_path, rules="sensitive").close()
-    writer = RecordWriter(tmp_path)
-    writer.step(make_report(1))
-    writer.close()
-    Monitor(tmp_path, rules=rules).close()
+    state = {}
+    for number, one in enumerate(("sensitive", rules)):
+        monitor = Monitor(tmp_path, rules=one)
+        if number:
+            monitor.load_state_dict(state)
+        monitor.observe(policy=torch.zeros(2, 8) - 1, ref=torch.zeros(2, 8) - 2)
+        monitor.step(number)
+        state = monitor.state_dict()
+        monitor.close()
     source = RecordSource([tmp_path])
     assert ask(source, "data", run=0)["spike"] == spike
     assert said in summary(source.runs()[0])
@@ -249,11 +272,10 @@ def test_hostile_text_cannot_end_the_data_block(tmp_path):
     assert "<img" not in html
 
 
-def test_a_run_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(SystemExit, match="klmonitor report: no record in"):
-        main(["report", str(tmp_path / "none")])
-    with pytest.raises(SystemExit, match="klmonitor serve: no record in"):
-        main(["serve", str(tmp_path / "none")])
+def test_a_run_that_is_not_there_is_one_line(tmp_path, capsys):
+    for command in ("report", "serve", "watch"):
+        assert main([command, str(tmp_path / "none")]) == 2
+        assert f"klmonitor {command}: no record in" in capsys.readouterr().err
 
 
 # --- the server --------------------------------------------------------------------------------
@@ -306,25 +328,33 @@ def test_groups_are_drawn():
 
 
 # --- the terminal ------------------------------------------------------------------------------
-def test_watch_shows_the_last_steps_and_the_alerts(run_dir, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+def test_watch_shows_the_last_steps_and_the_alerts_in_80_columns(run_dir, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["watch", str(run_dir), "--once", "--rows", "3"]) == 0
     said = capsys.readouterr().out
     report = read_run(run_dir).reports[-1].pairs["policy_ref"]
-    assert f"{report.k3.mean:.4f} ± {report.k3.se:.4f}" in said
-    assert [line.split()[0] for line in said.splitlines()[2:8]] == ["28"] * 2 + ["29"] * 2 + [
-        "30"
-    ] * 2
+    rows = [line for line in said.splitlines() if line[:2] in ("28", "29", "30")]
+    assert [line.split()[:2] for line in rows] == [
+        [step, pair] for step in ("28", "29", "30") for pair in ("policy_ref", "old_policy")
+    ]
+    assert all(len(line) <= 80 for line in said.splitlines())
+    shown = [float(cell) for cell in re.findall(r"-?[\d.]+(?:e[+-]?\d+)?", rows[-2])[1:6]]
+    k1, k2, k3 = report.k1, report.k2, report.k3
+    assert shown == pytest.approx([k1.mean, k1.se, k2.mean, k3.mean, k3.se], rel=0.5, abs=1e-4)
     assert "klmonitor [warn] step 7 spike: k3 is 12 x its level" in said
+    assert main(["watch", str(run_dir), "--json", "--rows", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["step"] for row in found["steps"]] == [28, 29, 30]
+    assert [event["step"] for event in found["events"]] == [7]
 
 
 def test_watch_takes_what_is_added(run_dir):
     tail = Tail(run_dir, rows=4)
     tail.view()
-    writer = RecordWriter(run_dir)
-    writer.step(make_report(31))
-    writer.close()
-    assert "31" in [str(cell) for cell in tail.view().renderables[1].columns[0].cells]
+    resume(run_dir, 30, make_report(31))
+    assert [str(cell) for cell in tail.view().renderables[1].columns[0].cells][-1] == "31"
+    resume(run_dir, 28, make_report(29))
+    assert "31" not in [str(cell) for cell in tail.view().renderables[1].columns[0].cells]
 
 
 def test_watch_shows_no_markup_or_control_characters(tmp_path, capsys):
@@ -355,3 +385,44 @@ def test_an_event_holds_what_the_page_draws_without_text():
     assert [alert["kind"] for alert in row["alerts"]] == ["spike"]
     total = sum(count for _, count in report.pairs["policy_ref"].histogram)
     assert sum(row["pairs"]["policy_ref"]["histogram"]["counts"]) == total
+
+
+# --- the curve of the KL term -------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        Penalty("k3", clamp=10.0, beta=0.04),
+        Penalty("k3", clamp_d=3.0),
+        Penalty("k1", "reward"),
+        Penalty("k3", ratio="differentiated"),
+        Penalty("k3", clamp=10.0, clamp_d=20.0),
+    ],
+    ids=str,
+)
+def test_the_curve_is_the_terms_coefficient_and_steps_at_its_clamp(tmp_path, penalty):
+    monitor = Monitor(tmp_path / "run", penalty=penalty)
+    q = np.full((2, 8), -5.0)
+    monitor.observe(policy=q, ref=q + 0.1)
+    monitor.step(1)
+    monitor.close()
+    data = ask(RecordSource([tmp_path / "run"]), "data", run=0)
+    curve = data["pull"]["policy_ref"]
+    assert curve["term"] == str(penalty) == json.loads(data["meta"]["penalty"])["policy_ref"]
+    assert "penalty_terms" not in data["meta"]
+    d = np.array(curve["d"])
+    assert (np.diff(d) > 0).all()
+    np.testing.assert_allclose(d[[0, -1]], [-64, 64])
+    np.testing.assert_allclose(curve["c"], penalty.coefficient(d).clip(-1e30, 1e30))
+    assert len(curve["rows"]) == ROWS
+    dead = np.array(curve["c"]) == 0
+    for i in np.flatnonzero(dead[1:] != dead[:-1]):
+        if d[i] and d[i + 1]:  # not c(0) = 0
+            assert abs(d[i + 1] - d[i]) < 1e-4
+
+
+def test_a_term_of_sequences_has_no_curve_and_nonsense_is_left_out():
+    fields = asdict(Penalty("k1", "reward", returns="sequence"))
+    found = curves({"old_ref": fields, "policy_ref": {"estimator": "k9"}, "rollout_old": 3})
+    assert list(found) == ["old_ref"]
+    assert "whole sequences" in found["old_ref"]["why"]
+    assert curves(None) == curves("x") == {}

@@ -49,7 +49,7 @@ def run(directory: Path, faults: Faults, targets: Sequence[Any] = ()) -> list[di
     for step in range(QUIET, QUIET + STEPS):
         for micro_batch in range(2):
             monitor.observe(**tokens(1000 * micro_batch + step))
-        report = monitor.step(step, wait=step % 3 > 0)
+        report = monitor.step(step, wait=step % 3 > 0, run={"beta": 0.1, "updates": step})
         if step % 4 == 0:
             monitor.take_logged()
         if report.step is not None:

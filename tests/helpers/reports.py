@@ -3,10 +3,14 @@
 import random
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 
 from hypothesis import strategies as st
 
+from klmonitor.record import RecordWriter
 from klmonitor.report import Alert, ExtremeToken, PairReport, Report
+from klmonitor.rules import RuleSet
+from klmonitor.testing import BATCHES, batch_report, token_batch
 
 FLOATS = (
     *(f"{k}/{m}" for k in ("k1", "k2", "k3") for m in ("mean", "se", "var")),
@@ -143,3 +147,18 @@ def reports(draw: st.DrawFn) -> Report:
 
 edges = st.floats(-128, 128)
 bucket_counts = st.integers(1, 10**9).map(float)
+
+
+def recorded_run(path: Path, steps: int) -> list[Alert]:
+    """Record a run that an odd batch meets every eighth step from 32 on; what was alerted."""
+    rules, live = RuleSet(), []
+    writer = RecordWriter(path)
+    for step in range(steps):
+        name = BATCHES[step // 8 % len(BATCHES)] if step > 25 and step % 8 == 0 else "clean"
+        batch = token_batch(name, sequences=8, length=32, vocabulary=64, seed=step)
+        one = batch_report(batch, step)
+        writer.step(one)
+        writer.tokens(step, one.extremes)
+        live += rules.judge(one).alerts
+    writer.close()
+    return live

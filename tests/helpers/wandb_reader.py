@@ -41,10 +41,9 @@ class WandbFile:
         return [row[key] for row in self.rows if key in row]
 
 
-def records(data: bytes) -> Iterator[bytes]:
+def records(data: bytes, ident: bytes = b":W&B", magic: int = 0xBEE1) -> Iterator[bytes]:
     """The whole records of a file; a torn tail ends the iteration."""
-    ident, magic, _ = HEADER.unpack_from(data)
-    assert (ident, magic) == (b":W&B", 0xBEE1)
+    assert HEADER.unpack_from(data)[:2] == (ident, magic)
     at, parts = HEADER.size, b""
     while True:
         room = BLOCK - at % BLOCK

@@ -429,7 +429,7 @@ def test_addresses_come_from_files_and_variables(monkeypatch, tmp_path):
         ("env:KLM_NOT_SET", "set the environment variable KLM_NOT_SET"),
         ("file:/no/such/file", r"notify\[0\]: cannot read file:/no/such/file: FileNotFoundError"),
         ([{"url": "x"}], r'notify\[0\]: give "env:NAME", "file:/path" or a table with "to"'),
-        ([{"to": "http://localhost/", "level": "warn"}], r"notify\[0\] has 'level'"),
+        ([{"to": "http://localhost/", "level": "warn"}], r"notify\[0\] has a key besides to"),
         ([{"to": "http://localhost/", "severity": "bad"}], "choose from info, warn, critical"),
         ([{"to": "http://localhost/", "timeout": 0}], "give seconds, more than 0"),
     ],

@@ -51,7 +51,9 @@ def plain(penalty, d):
         "penalty/beta": penalty.beta,
         "penalty/pull": penalty.beta * c.mean(),
         "penalty/top_share": size[:m].sum() / size.sum(),
+        "penalty/top_d": d.flat[np.argmax(np.abs(c))],
         "penalty/dead_share": np.mean((c == 0) & (t != 0)),
+        "penalty/dead_pull": np.abs(t[c == 0]).sum() / np.abs(t).sum(),
         "penalty/opposite_share": np.mean(c * t < 0),
         "penalty/effective_beta": penalty.beta * slope,
         "penalty/effective_beta_se": abs(penalty.beta) * np.sqrt(square) / np.sum(off**2),
@@ -122,8 +124,8 @@ def test_one_token_may_carry_the_pull():
     assert receipt(Penalty("k2"), sums_of(d), 0)["penalty/top_share"] < 0.5
 
 
-SHARES = {"penalty/dead_share", "penalty/opposite_share"}
-C_IS_KNOWN = {"penalty/pull", "penalty/top_share"}
+SHARES = {"penalty/dead_share", "penalty/dead_pull", "penalty/opposite_share"}
+C_IS_KNOWN = {"penalty/pull", "penalty/top_share", "penalty/top_d"}
 WEIGHT = {"penalty/effective_beta", "penalty/effective_beta_se"}
 
 
@@ -278,22 +280,25 @@ def test_a_monitor_gives_the_receipt_and_the_record_keeps_it(tmp_path):
     assert "KL term" not in run_of(None, None, d).explain()
 
 
-def test_of_another_samplers_tokens_the_line_says_what_is_known():
+def test_of_another_samplers_tokens_the_line_says_what_the_rows_tell():
     d = straying(0.3).clip(-2, 2)
     d[0, :30] = 4.0
     monitor = Monitor(penalty=Penalty(clamp=10.0), strict=True)
     q = np.full_like(d, -20.0)
     monitor.observe(policy=q, ref=q + d, old=q + 0.1)
     text = monitor.step(0).explain()
-    assert "a clamped token pulls nothing; 0.75 % of the tokens pull nothing [" in text
-    assert "times beta" not in text
+    assert "a clamped token pulls nothing; in the space of tokens it pulls" in text
+    lost = 4.0 * 30 / np.abs(d).sum()
+    assert f"0.75 % of the tokens pull nothing, {lost:.0%} of what the reverse KL" in text
 
 
 def test_penalties_by_pair():
     d = straying(0.3)
-    report = run_of(None, {"policy_ref": Penalty("k1", "reward", returns="sequence")}, d)
+    by_sequence = Penalty("k1", "reward", returns="sequence")
+    report = run_of(None, {"policy_ref": by_sequence}, d)
     assert "the sequence's return" in report.explain()
-    assert math.isnan(report.pairs["policy_ref"]["penalty/pull"])
+    pull = by_sequence.coefficient(d).mean()
+    assert report.pairs["policy_ref"]["penalty/pull"] == pytest.approx(pull, rel=1e-9)
     assert "penalty/beta" not in run_of(None, {"old_ref": Penalty()}, d).pairs["policy_ref"].values
     with pytest.raises(ValueError, match="unknown pair 'ref_policy'"):
         Monitor(penalty={"ref_policy": Penalty()})

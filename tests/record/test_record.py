@@ -1,6 +1,5 @@
 import errno
 import json
-import logging
 import math
 import os
 import random
@@ -35,17 +34,16 @@ from klmonitor.record.rows import (
 from klmonitor.report import Alert, ExtremeToken, Report
 from tests.helpers import reports as some
 from tests.helpers.reports import make_alert, make_report, make_token, small_report
+from tests.helpers.warnings import warnings_of
 
 LONG = 60.0
 """Seconds: a wait that only a broken build uses up."""
 
 
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-
-
-def write(path: Path, *reports: Report) -> RecordWriter:
+def write(path: Path, *reports: Report, resume: int | None = None) -> RecordWriter:
     writer = RecordWriter(path)
+    if resume is not None:
+        writer.resume(resume)
     for report in reports:
         writer.step(report)
     assert writer.close(LONG)
@@ -135,6 +133,7 @@ def test_the_directory_holds_everything_and_token_text_is_private(tmp_path: Path
         os.umask(umask)
     assert (writer.written, writer.errors, writer.dropped) == (2, 0, 0)
     assert {p.name for p in writer.path.iterdir()} == {
+        ".lock",
         "run.json",
         "steps.jsonl",
         "tokens.jsonl",
@@ -248,28 +247,35 @@ def test_numbers_of_numpy_are_stored_as_numbers() -> None:
         encode_row({"value": 1j})
 
 
-def test_past_half_of_the_limit_histograms_go_and_at_the_limit_rows_end(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    writer = RecordWriter(tmp_path, max_bytes=60_000)
-    for step in range(40):
+def test_at_the_limit_old_steps_are_thinned_and_alerts_stay(tmp_path: Path) -> None:
+    writer = RecordWriter(tmp_path, max_bytes=200_000)
+    for step in range(400):
         writer.step(make_report(step))
+        writer.tokens(step, [make_token()] * 4)
+        if step % 50 == 7:
+            writer.alert(make_alert(step))
+        if step % 100 == 0:
+            assert writer.flush(LONG)
+            assert sum(p.stat().st_size for p in tmp_path.glob("*.jsonl")) <= 200_000
     assert writer.close(LONG)
+    assert (writer.errors, writer.dropped) == (0, 0)
     run = read_run(tmp_path)
-    thick = [bool(report.pairs["policy_ref"].histogram) for report in run.reports]
-    assert thick == sorted(thick, reverse=True)
-    assert 5 <= sum(thick) <= len(thick) - 5
-    sizes = [p.stat().st_size for p in tmp_path.glob("*.jsonl")]
-    assert 50_000 < sum(sizes) <= 60_000
-    assert writer.thinned
-    assert writer.dropped == 40 - len(run.reports) > 0
-    assert writer.written == len(run.reports) - 1
-    [message] = warnings_of(caplog)
-    assert "limit of 0.06 MB" in message
-
-    resumed = RecordWriter(tmp_path, max_bytes=60_000)
-    assert resumed.thinned
-    assert resumed.close(LONG)
+    steps = [report.step for report in run.reports]
+    alerted = list(range(7, 400, 50))
+    assert [alert.step for alert in run.alerts] == alerted
+    assert set(alerted) <= set(steps), "what an alert was raised on can be looked at"
+    assert steps[-6:] == list(range(394, 400)), "the newest are whole"
+    old = [step for step in steps if step < 200 and step not in alerted]
+    stride = old[1] - old[0]
+    assert stride in (2, 4, 8, 16, 32, 64)
+    assert old == list(range(0, old[-1] + 1, stride)), "older ones are spread evenly"
+    assert run.exact_until == 1
+    assert run.missing == run.bad_lines == 0
+    [remark] = run.remarks
+    assert "not exact from step 1" in remark
+    assert "max_disk" in remark
+    for report in run.reports:
+        assert report.scalars() == make_report(report.step).scalars()
 
 
 # --- setup fails loudly ----------------------------------------------------------------------
@@ -318,7 +324,7 @@ def test_reading_what_is_no_record_says_so(tmp_path: Path) -> None:
 # --- resuming and torn files -----------------------------------------------------------------
 def test_a_resumed_run_appends_and_notes_every_start(tmp_path: Path) -> None:
     write(tmp_path, *(small_report(step, x=1.0) for step in (1, 2, 3)))
-    write(tmp_path, *(small_report(step, x=2.0) for step in (3, 4)))
+    write(tmp_path, *(small_report(step, x=2.0) for step in (3, 4)), resume=2)
     run = read_run(tmp_path)
     assert [(r.step, r.pairs["policy_ref"]["x"]) for r in run.reports] == [
         (1, 1.0),
@@ -336,6 +342,7 @@ def test_a_resumed_run_appends_and_notes_every_start(tmp_path: Path) -> None:
 def test_the_later_tokens_and_alerts_of_a_step_win(tmp_path: Path) -> None:
     for position, message in ((1, "first"), (2, "second")):
         writer = RecordWriter(tmp_path)
+        writer.resume(8)
         writer.tokens(9, [make_token(position)])
         writer.alert(make_alert(9, message=message))
         writer.alert(make_alert(9, message=message, phase="end"))
@@ -346,7 +353,7 @@ def test_the_later_tokens_and_alerts_of_a_step_win(tmp_path: Path) -> None:
 
 
 def test_evaluation_and_training_of_one_step_are_both_kept(tmp_path: Path) -> None:
-    write(tmp_path, small_report(4), small_report(4, phase="eval"), small_report(2))
+    write(tmp_path, small_report(2), small_report(4), small_report(4, phase="eval"))
     assert [(r.step, r.phase) for r in read_run(tmp_path).reports] == [
         (2, "train"),
         (4, "train"),
@@ -362,7 +369,7 @@ def test_a_torn_last_line_is_skipped_and_healed_by_a_resumed_run(tmp_path: Path,
     run = read_run(tmp_path)
     assert [report.step for report in run.reports] == [1, 2]
     assert run.bad_lines == 0
-    write(tmp_path, small_report(4))
+    write(tmp_path, small_report(4), resume=3)
     run = read_run(tmp_path)
     expected = [1, 2, 3, 4] if cut == 1 else [1, 2, 4]  # cut by 1, only the newline was missing
     assert [report.step for report in run.reports] == expected
@@ -385,7 +392,7 @@ def test_lines_that_make_no_sense_are_counted(tmp_path: Path) -> None:
         file.write(b"\n".join(bad) + b"\n\n")
     (tmp_path / "tokens.jsonl").write_bytes(b'{"step":1,"tokens":[{"pear":1}]}\n')
     (tmp_path / "alerts.jsonl").write_bytes(b'{"step":1,"pear":1}\n')
-    write(tmp_path, small_report(2))
+    write(tmp_path, small_report(2), resume=1)
     run = read_run(tmp_path)
     assert [report.step for report in run.reports] == [1, 2]
     assert run.bad_lines == len(bad) + 2
@@ -628,7 +635,7 @@ def test_kill_9_loses_no_acknowledged_row(tmp_path: Path) -> None:
         assert acknowledged >= 5
         assert len(found) > acknowledged
         assert run.bad_lines == 0
-        write(path, small_report(10**6))
+        write(path, small_report(10**6), resume=found[-1])
         assert steps_of(path) == [*found, 10**6]
 
 

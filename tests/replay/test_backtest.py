@@ -3,11 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from klmonitor.record import RecordWriter, read_run
+from klmonitor.record import read_run
 from klmonitor.record.rows import alert_to_row
 from klmonitor.replay import backtest, replay
 from klmonitor.rules import RuleSet
-from klmonitor.testing import BATCHES, batch_report, kl_series, reports, spike, token_batch
+from klmonitor.testing import kl_series, reports, spike
+from tests.helpers.reports import recorded_run
 
 
 def noisy(steps=300, seed=0):
@@ -75,16 +76,7 @@ def test_arrays_that_do_not_fit_are_named(arrays, message):
 
 
 def test_a_record_replays_the_alerts_of_the_live_run(tmp_path):
-    rules, live = RuleSet(), []
-    writer = RecordWriter(tmp_path)
-    for step in range(90):
-        name = BATCHES[step // 8 % len(BATCHES)] if step > 25 and step % 8 == 0 else "clean"
-        batch = token_batch(name, sequences=8, length=32, vocabulary=64, seed=step)
-        one = batch_report(batch, step)
-        writer.step(one)
-        writer.tokens(step, one.extremes)
-        live += rules.judge(one).alerts
-    writer.close()
+    live = recorded_run(tmp_path, 90)
     kinds = {kind for alert in live for kind in alert.kinds}
     assert kinds >= {"spike", "nonfinite", "dominance_k3"}
     replayed = replay(read_run(tmp_path).reports)

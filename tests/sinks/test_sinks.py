@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,12 +36,9 @@ from klmonitor.sinks.panels import PANELS, panels_of
 from tests.helpers import reports as some
 from tests.helpers.reports import make_alert, make_report, small_report
 from tests.helpers.wandb_reader import WandbFile, read_wandb
+from tests.helpers.warnings import warnings_of
 
 LONG = 60.0
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 # --- which metrics ---------------------------------------------------------------------------
@@ -48,6 +46,12 @@ def test_core_is_at_most_30_series_for_two_pairs() -> None:
     report = make_report(1, "policy_ref", "old_policy")
     chosen = select("core", report)
     assert chosen["kl/alerts"] == 0.0
+    groups = {name for name in chosen if "/group/" in name}
+    assert groups == {f"kl/policy_ref/group/{group}/k3/mean" for group in ("math", "code")}, (
+        "one series a declared group, beside the budget"
+    )
+    for name in groups:
+        del chosen[name]
     assert set(chosen) == {"kl/alerts"} | {
         f"kl/{pair}/{name}" for pair in ("policy_ref", "old_policy") for name in CORE
     }
@@ -81,7 +85,8 @@ def test_globs_match_the_full_name_or_the_name_without_the_pair() -> None:
 def test_an_evaluation_sends_means_and_errors_under_a_prefix() -> None:
     report = replace(make_report(1), phase="eval")
     names = {name.removeprefix("eval/kl/policy_ref/") for name in select("core", report)}
-    assert names == {"k1/mean", "k1/se", "k2/mean", "k3/mean", "k3/se"}
+    groups = {f"group/{group}/k3/mean" for group in ("math", "code")}
+    assert names == {"k1/mean", "k1/se", "k2/mean", "k3/mean", "k3/se"} | groups
 
 
 @pytest.mark.parametrize("metrics", ["cor", "", "k3/*", [""], [3]])
@@ -190,7 +195,7 @@ def test_an_alert_is_one_line_on_a_stream() -> None:
     sink(make_report(8, alerts=alerts))
     sink.close()
     assert stream.getvalue() == (
-        "klmonitor [warn] step 7 spike: k3 is 12 x[31m its level\n"
+        "klmonitor [warn] step 7 spike: k3 is 12 x\\x1b[31m its level\n"
         "klmonitor [critical] step 8 nonfinite (worse): k3 is 12 x its level\n"
     )
     assert not stream.closed
@@ -293,7 +298,8 @@ def test_the_custom_scalars_tab_groups_the_core_as_the_page_does(tmp_path: Path)
                 ((name, points),) = values("klmonitor", tag).items()
                 assert len(points) == (6 if "old_policy" in name else 12)
                 drawn.add(name)
-    assert drawn == set(select("core", make_report(9, "policy_ref", "old_policy")))
+    chosen = select("core", make_report(9, "policy_ref", "old_policy"))
+    assert drawn == {name for name in chosen if "/group/" not in name}
     [file] = (tmp_path / "klmonitor").iterdir()
     tags = [value.tag for event in events_of(file) for value in event.summary.value]
     assert tags.count(LAYOUT) == 2
@@ -607,8 +613,9 @@ def test_neither_the_trainer_nor_we_lose_a_row(
     if "passes its step" in trainer:
         assert [row["_step"] for row in found.rows if "loss" in row] == logged
     ours = [row for row in found.rows if "kl/policy_ref/k1/mean" in row]
-    assert [row["klmonitor/step"] for row in ours] == steps
-    assert [row["kl/policy_ref/k1/mean"] for row in ours] == steps
+    # twice is allowed: where the trainer moved the step between two of our calls
+    assert list(dict.fromkeys(row["klmonitor/step"] for row in ours)) == steps
+    assert list(dict.fromkeys(row["kl/policy_ref/k1/mean"] for row in ours)) == steps
     assert sink.errors == 0
 
 
@@ -710,6 +717,7 @@ def test_alerts_are_sent_once_within_their_time(
         now = float(seconds)
         alert = make_alert(step, severity=severity, tokens=(secret,), kind="k" * 80)
         sink(Report(step=step, pairs={}, alerts=(alert,)))
+        assert sink._worker.flush(LONG)
     monkeypatch.undo()
     sink.close(LONG)
     run.finish()
@@ -801,7 +809,7 @@ class FakeRun:
     def step(self) -> int:
         if self.settings.mode == "shared":
             raise RuntimeError("a shared run has no step")
-        return len(self.rows)
+        return max((how.get("step", 0) for _, how in self.rows), default=0)
 
     def define_metric(self, *_: object, **__: object) -> None:
         self.hang.wait()
@@ -820,33 +828,27 @@ def test_rows_of_a_shared_run_have_no_step() -> None:
     assert [how for _, how in run.rows] == [{}, {}, {}]
 
 
-def test_a_wandb_that_hangs_holds_up_one_report_only_and_is_used_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_wandb_that_hangs_holds_nobody_up_and_is_used_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb_sink, "PATIENCE", 0.05)
     run = FakeRun()
     sink = WandbSink(run)
     run.hang.clear()
-    waits: list[float] = []
     flush = sink._worker.flush
-    monkeypatch.setattr(sink._worker, "flush", lambda t: (waits.append(t), flush(t))[1])
+    monkeypatch.setattr(sink._worker, "flush", lambda _: pytest.fail("a call waits for nothing"))
     for step in range(400):
         sink(small_report(step))
-    assert waits == [0.05] + [0.0] * 399
+    monkeypatch.undo()
     assert 400 - wandb_sink.CAPACITY - sink.dropped in (0, 1)
-    assert len(warnings_of(caplog)) == 1
     run.hang.set()
     assert flush(LONG)
-    monkeypatch.setattr(sink._worker, "flush", lambda _: flush(LONG))  # a slow machine's worker
     sink(small_report(400))
+    assert flush(LONG)
     assert run.rows[-1][0]["klmonitor/step"] == 400
-    monkeypatch.setattr(sink._worker, "flush", lambda t: (waits.append(t), flush(LONG))[1])
-    sink(small_report(401))
-    assert waits[-1] == 0.05
     sink.close(LONG)
 
 
-def test_a_run_that_was_finished_costs_an_error_a_report(
+def test_a_run_that_was_finished_drops_reports_and_says_so_once(
     offline: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = offline()
@@ -855,8 +857,74 @@ def test_a_run_that_was_finished_costs_an_error_a_report(
     for step in range(3):
         sink(small_report(step))
     sink.close(LONG)
-    assert sink.errors == 3
+    assert (sink.errors, sink.dropped) == (0, 3)
     assert len(warnings_of(caplog)) == 1
+
+
+def test_rows_that_wait_are_logged_before_the_run_is_finished(
+    offline: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = offline()
+    sink = WandbSink()
+    log = run.log
+
+    def slow(*args: Any, **kwargs: Any) -> None:
+        time.sleep(0.02)
+        log(*args, **kwargs)
+
+    monkeypatch.setattr(run, "log", slow)
+    for step in range(1, 31):
+        sink(small_report(step))
+    run.finish()
+    found = read_wandb(Path(run.dir).parent)
+    assert found.column("klmonitor/step") == list(range(1, 31))
+    assert (sink.errors, sink.dropped) == (0, 0)
+
+
+def test_a_slow_wandb_loses_no_row_of_a_trainer_that_passes_steps(
+    offline: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours come late again and again; its rows keep their steps, and all of ours arrive."""
+    run = offline()
+    sink = WandbSink()
+    log, lock = run.log, threading.Lock()
+
+    def ours(row: dict[str, Any], **kwargs: Any) -> None:
+        if "klmonitor/step" in row:
+            time.sleep(0.01 * (row["klmonitor/step"] % 4))
+        with lock:
+            log(row, **kwargs)
+
+    monkeypatch.setattr(run, "log", ours)
+    for n in range(1, 41):
+        sink(small_report(n))
+        time.sleep(0.012)
+        run.log({"loss": n}, step=n)
+    run.finish()
+    found = read_wandb(Path(run.dir).parent)
+    assert found.column("loss") == list(range(1, 41))
+    assert [row["_step"] for row in found.rows if "loss" in row] == list(range(1, 41))
+    assert sorted(set(found.column("klmonitor/step"))) == list(range(1, 41))
+    assert sorted(set(found.column("kl/policy_ref/k1/mean"))) == list(range(1, 41))
+
+
+def test_the_next_run_gets_what_is_reported_while_it_is_active(offline: Callable[..., Any]) -> None:
+    first = offline()
+    sink = WandbSink()
+    for step in (1, 2):
+        sink(make_report(step))
+    first.finish()
+    sink(make_report(3))
+    second = offline()
+    for step in (4, 5):
+        alerts = (make_alert(step, kind=f"k{step}"),)
+        sink(make_report(step, alerts=alerts))
+    second.finish()
+    rows = [read_wandb(Path(run.dir).parent) for run in (first, second)]
+    assert [found.column("klmonitor/step") for found in rows] == [[1, 2], [4, 5]]
+    assert [len(found.alerts) for found in rows] == [0, 2]
+    assert (sink.errors, sink.dropped) == (0, 1)
+    sink.close(LONG)
 
 
 def test_the_record_holds_what_no_tracker_gets(tmp_path: Path) -> None:

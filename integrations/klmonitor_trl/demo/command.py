@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 
+from klmonitor.commands.inputs import refuse
 from klmonitor_trl.demo.scenarios import SCENARIOS
 
 NEEDED = ("trl", "transformers", "datasets", "tokenizers")
@@ -26,13 +27,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; 0 if what the scenario does was found."""
+    """Run it; 0 if what the scenario does was found, 1 if not, 2 where it cannot run."""
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if absent:
-        raise SystemExit(f"klmonitor demo: needs {', '.join(absent)}: pip install 'klmonitor[all]'")
+        return refuse("demo", f"needs {', '.join(absent)}: pip install 'klmonitor[all]'")
     from klmonitor_trl.demo.run import run_demo
 
     try:
         return run_demo(args.scenario, args.steps, args.out)
-    except ValueError as error:
-        raise SystemExit(f"klmonitor demo: {error}") from None
+    except (ValueError, OSError) as error:
+        return refuse("demo", error)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
+from shutil import which
 from typing import Any
 
 from klmonitor.report import Alert, Report
 from klmonitor_trl.demo.scenarios import SCENARIOS, Scenario
 from klmonitor_trl.demo.screen import Screen, make_screen
+
+AUDIT_EVERY = 50
+"""Optimizer steps."""
 
 
 @dataclass
@@ -109,7 +115,12 @@ def _train(run: Run, steps: int, event: int, scenario: Scenario, trackers: Seque
 
     model = tiny.save_tiny_model(run.directory / "model")
     tab = ["tensorboard"] if "tensorboard" in trackers else []
-    callback = KLMonitorCallback(run_dir=run.directory / "klmonitor", sinks=tab)
+    callback = KLMonitorCallback(
+        run_dir=run.directory / "klmonitor",
+        sinks=tab,
+        audit_every=AUDIT_EVERY,
+        penalty=None if scenario.clamp is None else _term(scenario),
+    )
     trainer = tiny.make_trainer(
         model,
         run.directory,
@@ -121,6 +132,7 @@ def _train(run: Run, steps: int, event: int, scenario: Scenario, trackers: Seque
         optimizer=lambda weights: _optimizer(weights, scenario, event),
         callbacks=[callback],
         report_to=list(trackers) or "none",
+        trainer_class=_trainer_class(scenario),
     )
     if scenario.disturb is not None:
         run.did = scenario.disturb(trainer, event)
@@ -135,6 +147,21 @@ def _train(run: Run, steps: int, event: int, scenario: Scenario, trackers: Seque
         run.wandb = _finish_wandb() if "wandb" in trackers else None
         if callback.handle is not None:
             callback.handle.detach()
+
+
+def _term(scenario: Scenario) -> Any:
+    """The KL term that a trainer of our own has, which no option tells of."""
+    from klmonitor import Penalty
+
+    return Penalty("k3", clamp=scenario.clamp, beta=scenario.beta)
+
+
+def _trainer_class(scenario: Scenario) -> Any:
+    if scenario.clamp is None:
+        return None
+    from klmonitor_trl.demo.clamped import clamped
+
+    return clamped(scenario.clamp)
 
 
 def _optimizer(model: Any, scenario: Scenario, event: int) -> tuple[Any, Any]:
@@ -193,14 +220,23 @@ def _tell_findings(run: Run, steps: Sequence[int]) -> None:
 def _tell_places(run: Run) -> None:
     """Where the files are, and the command to look at each."""
     record, board = run.directory / "klmonitor", run.directory / "tensorboard"
-    places = [("record", record, f"klmonitor serve {record}")]
+    places = [("record", record, command("klmonitor", "serve", record))]
     if board.exists():
-        places.append(("TensorBoard", board, f"tensorboard --logdir {run.directory}"))
+        look = command("tensorboard", "--logdir", run.directory)
+        places.append(("TensorBoard", board, look))
     if run.wandb is not None:
-        places.append(("wandb, offline", run.wandb, f"wandb sync {run.wandb}"))
+        places.append(("wandb, offline", run.wandb, command("wandb", "sync", run.wandb)))
     print("\nWhere it is, and how to look:")
-    for name, path, command in places:
-        print(f"  {name:15} {path}\n  {'':15} $ {command}")
+    for name, path, line in places:
+        print(f"# {name}: {path}\n{line}")
+
+
+def command(program: str, *arguments: object) -> str:
+    """A line that can be pasted into a shell as it stands, also where nothing is on its path."""
+    beside = Path(sys.executable).with_name(program)
+    if which(program) is None and beside.exists():
+        program = str(beside)
+    return " ".join(quote(str(part)) for part in (program, *arguments))
 
 
 def _fresh(parent: Path, name: str) -> Path:

@@ -31,6 +31,7 @@ class Scenario:
         jump: factor of the learning rate from the event on.
         jump_steps: for so many steps.
         disturb: what is done to the trainer beside that.
+        clamp: nats at which the KL term, k3 in the loss, is clamped; None: it is TRL's own.
     """
 
     story: str
@@ -44,6 +45,7 @@ class Scenario:
     jump: float = 1.0
     jump_steps: float = math.inf
     disturb: Disturb | None = None
+    clamp: float | None = None
 
     def rate(self, step: int, event: int) -> float:
         """The factor of the learning rate at a step, both from 1."""
@@ -124,6 +126,19 @@ SCENARIOS: Mapping[str, Scenario] = {
         at=1 / 3,
         jump=60.0,
         beta=1e-3,
+    ),
+    "penalty": Scenario(
+        story=(
+            "its KL term is k3 in the loss, clamped at 2 nats a token; from step {event} on the "
+            "learning rate is 60 times as high, the tokens stray beyond the clamp, and the term "
+            "lets go of them"
+        ),
+        help="a clamp stops the pull of the KL term on the tokens that stray",
+        kinds=("pull_dead",),
+        verdict="of the tokens pull nothing",
+        at=1 / 3,
+        jump=60.0,
+        clamp=2.0,
     ),
 }
 """Name -> scenario; the first is the default."""

@@ -27,6 +27,7 @@
       this.runs = [];
       this.pinned = this.state.step !== null;
       this.charts = KLM.panels.map((panel) => new KLM.Chart(panel, this));
+      this.pull = new KLM.Pull(this);
       this.build();
     }
 
@@ -167,7 +168,8 @@
         this.status);
       this.absent = el("p", { className: "why", hidden: true, textContent:
         'No run with klmonitor data is here. In TensorBoard: klmonitor.attach(trainer, sinks=["tensorboard"]) or TensorBoardSink writes them. A run\'s own record is shown by: klmonitor serve RUN' });
-      this.notes = el("div", { className: "notes" }, this.absent);
+      this.remarks = el("p", { className: "why", hidden: true });
+      this.notes = el("div", { className: "notes" }, this.absent, this.remarks);
       this.alertBox = el("ul", { className: "alerts" });
       this.verdict = el("pre", { className: "verdict" });
       this.tokenBox = el("div", {});
@@ -179,7 +181,7 @@
       const table = el("section", { className: "panel wide", id: "panel-tokens" }, el("header", {}, this.tokenTitle), this.tokenBox);
       table.setAttribute("aria-label", "Extreme tokens at the cursor");
       document.body.append(el("div", { id: "klm" }, this.bar, this.notes,
-        el("main", {}, el("div", { className: "grid" }, ...this.charts.map((chart) => chart.node), table), side),
+        el("main", {}, el("div", { className: "grid" }, ...this.charts.map((chart) => chart.node), this.pull.node, table), side),
         el("footer", { textContent: KEYS }), this.tip));
       document.addEventListener("keydown", (event) => this.key(event));
       addEventListener("hashchange", () => { this.state = readAddress(); this.pinned = this.state.step !== null; this.draw(); });
@@ -282,6 +284,7 @@
 
     cursor() {
       for (const chart of this.charts) { chart.moveCursor(); chart.values(); }
+      this.pull.draw();
       this.mark();
       clearTimeout(this.waiting);
       this.waiting = setTimeout(() => this.explain(), 40);
@@ -340,9 +343,18 @@
         this.runs[i] = had || KLM.emptyRun(this.names[i]);
         if (!this.selected(i)) continue;
         this.runs[i] = await this.source.run(i, this.runs[i]);
+        this.remark();
         changed = changed || !had || had.steps.length !== this.runs[i].steps.length || had.alerts.length !== this.runs[i].alerts.length || had.generation !== this.runs[i].generation;
       }
       return changed;
+    }
+
+    // What there is to know of the records themselves: lines that were skipped, rows that were lost.
+    remark() {
+      const several = this.names.length > 1;
+      const found = this.shown().flatMap(({ run }) => (run.remarks || []).map((text) => (several ? `${run.name}: ${text}` : text)));
+      this.remarks.hidden = !found.length;
+      this.remarks.textContent = found.map(KLM.visibleLong).join("; ");
     }
 
     async poll() {

@@ -25,7 +25,7 @@ var KLM = {};
   const HEAT_ROWS = 61;
 
   function emptyRun(name) {
-    return { name, meta: {}, starts: [], spike: { z: null, known: true }, generation: 0, steps: new Float64Array(0), pairs: {}, alerts: [] };
+    return { name, meta: {}, starts: [], spike: { z: null, known: true }, pull: {}, generation: 0, steps: new Float64Array(0), pairs: {}, alerts: [] };
   }
 
   // A run with what came since, as a new object if anything did; `data` is an answer of the host.
@@ -33,11 +33,11 @@ var KLM = {};
     const from = data.rows;
     const more = doubles(data.steps);
     if (run.generation === data.generation && from === run.steps.length && !more.length && !data.alerts.length && run.name === data.name) {
-      return Object.assign(run, { meta: data.meta, starts: data.starts, spike: data.spike });
+      return Object.assign(run, { meta: data.meta, starts: data.starts, spike: data.spike, pull: data.pull, remarks: data.remarks });
     }
     const rows = from + more.length;
     const next = {
-      name: data.name, meta: data.meta, starts: data.starts, spike: data.spike, generation: data.generation, pairs: {},
+      name: data.name, meta: data.meta, starts: data.starts, spike: data.spike, pull: data.pull, remarks: data.remarks, generation: data.generation, pairs: {},
       steps: joined(Float64Array, run.steps, from, more, rows, 0),
       alerts: run.alerts.slice(0, data.alert_rows).concat(data.alerts),
     };

@@ -11,6 +11,7 @@ from klmonitor.monitor import Monitor
 from tests.helpers.ranks import run_ranks
 
 STEPS = 3
+POSITIONS = 20
 
 
 def ddp_run(rank, world, model_path, out):
@@ -25,12 +26,12 @@ def ddp_run(rank, world, model_path, out):
         "LOCAL_WORLD_SIZE": str(world),
     }
 
-    def run(name, prepare=lambda handle: None, steps=STEPS):
+    def run(name, prepare=lambda handle: None, steps=STEPS, **options):
         trainer = tiny.make_trainer(
             model_path, f"{out}/{name}", steps=steps, beta=0.04, per_device_train_batch_size=8
         )
         assert trainer.accelerator.num_processes == world
-        handle = attach(trainer)
+        handle = attach(trainer, **options)
         batches, reports = [], []
         observe, step = handle.monitor.observe, handle.monitor.step
 
@@ -51,8 +52,9 @@ def ddp_run(rank, world, model_path, out):
         rows = [row for row in trainer.state.log_history if "loss" in row]
         return handle, batches, reports, rows
 
-    _, batches, reports, _ = run("sound")
-    sound = batches, [(report.pairs["policy_ref"].values, report.run_values) for report in reports]
+    handle, batches, reports, _ = run("sound", audit_every=1, audit_positions=POSITIONS)
+    numbers = [(report.pairs["policy_ref"].values, report.run_values) for report in reports]
+    sound = batches, numbers, handle.describe()
 
     def break_rank_1(handle):
         if rank == 1:
@@ -112,3 +114,18 @@ def test_a_rank_that_is_switched_off_switches_all_off(results):
         assert "off" in text
         assert reports == []
         assert keys == []
+
+
+def test_ranks_audit_at_the_same_steps_and_report_the_union(results):
+    """The first two are due; the main rank then asks for so few that they cost a hundredth."""
+    (one, *_), (other, *_) = results
+    for step in range(STEPS):
+        mine, others = one[1][step][0], other[1][step][0]
+        audited = {name for name in mine if name.startswith("audit/")}
+        assert audited == {name for name in others if name.startswith("audit/")}
+        assert all(mine[name] == others[name] for name in audited)
+        assert mine.get("audit/positions", 0) == (2 * POSITIONS if step < 2 else 0)
+    assert one[1][1][0]["audit/kl"] > 0
+    told = [text.partition("the next at step ")[2].split()[0] for text in (one[2], other[2])]
+    assert told[0] == told[1]
+    assert int(told[0]) > 3

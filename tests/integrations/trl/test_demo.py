@@ -19,6 +19,7 @@ from klmonitor_trl.demo.plant import StaleSampler
 from klmonitor_trl.demo.run import run_demo
 from klmonitor_trl.demo.scenarios import SCENARIOS
 from klmonitor_trl.demo.screen import LiveScreen, PlainScreen
+from tests.helpers.dumps import differences
 from tests.helpers.wandb_reader import read_wandb
 
 SERIES = "kl/policy_ref/k3/mean"
@@ -30,14 +31,22 @@ def rows(path):
 
 @pytest.fixture(scope="module")
 def spike(tmp_path_factory):
-    """The spike scenario as a user starts it: a process of its own, trackers and all."""
+    """The spike scenario as a user starts it: a process of its own, trackers and all.
+
+    What the monitor observes is written down on its way (`dump_what_is_observed`).
+    """
     out = tmp_path_factory.mktemp("demo")
-    script = "import sys; from klmonitor.cli import main; sys.exit(main())"
+    script = (
+        "import sys; from tests.helpers.dumps import dump_what_is_observed; "
+        f"dump_what_is_observed({str(out / 'dump.jsonl')!r}); "
+        "from klmonitor.cli import main; sys.exit(main())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script, "demo", "--out", str(out)],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[3],
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -55,10 +64,54 @@ def test_the_spike_is_found_and_nothing_before_it(spike):
     assert "do first" in done.stdout
 
 
+def test_one_event_is_one_alert_with_continuations(spike):
+    directory, _ = spike
+    told = [a for a in rows(directory / "klmonitor" / "alerts.jsonl") if a["phase"] != "end"]
+    opening, *later = told
+    assert opening["phase"] == "open"
+    assert {"spike", "surge"} <= set(opening["kinds"])
+    assert later, "it goes on"
+    assert {alert["phase"] for alert in later} == {"worse"}
+    assert {alert["since"] for alert in told} == {opening["step"]}
+    said = [kind for alert in told for kind in alert["kinds"]]
+    assert len(said) == len(set(said)), "no kind is told twice"
+
+
 def test_the_record_has_a_row_a_step(spike):
     directory, _ = spike
     record = rows(directory / "klmonitor" / "steps.jsonl")
     assert [row["step"] for row in record] == list(range(1, 81))
+
+
+def test_the_dump_is_read_as_it_was_seen_live(spike, tmp_path):
+    directory, _ = spike
+    dump = str(directory.parent / "dump.jsonl")
+    assert main(["read", dump, "-o", str(tmp_path / "run"), "--quiet"]) == 0
+    live, read = read_run(directory / "klmonitor"), read_run(tmp_path / "run")
+    without_penalty = [
+        replace(r, pairs={n: _without(p, "penalty/") for n, p in r.pairs.items()})
+        for r in live.reports
+    ]
+    assert differences(replace(live, reports=without_penalty), read) == []
+    told = [[(a.step, a.kind, a.pair, a.phase) for a in run.alerts] for run in (live, read)]
+    assert told[0] == told[1]
+
+
+def _without(pair, beginning):
+    values = {k: v for k, v in pair.values.items() if not k.startswith(beginning)}
+    return replace(pair, values=values)
+
+
+def test_explaining_the_spike_says_what_was_said_live(spike, capsys):
+    directory, done = spike
+    assert main(["explain", str(directory / "klmonitor")]) == 0
+    said = capsys.readouterr().out
+    head, _, text = said.partition("\n\n")
+    step = int(head.partition(":")[0].removeprefix("step "))
+    verdict = text.partition("\n\n")[0]
+    assert f"What klmonitor found at step {step}:" in done.stdout
+    assert f"step {step}, KL(policy || ref)" in verdict
+    assert verdict in done.stdout
 
 
 def test_tensorboard_has_the_same_steps(spike):
@@ -214,9 +267,9 @@ def test_a_second_run_gets_a_directory_of_its_own(tmp_path):
     ("arguments", "message"),
     [(["--steps", "10"], "steps = 10: the rules need 40 at least")],
 )
-def test_what_cannot_work_is_said_in_one_line(tmp_path, arguments, message):
-    with pytest.raises(SystemExit, match=message):
-        main(["demo", "--out", str(tmp_path), *arguments])
+def test_what_cannot_work_is_said_in_one_line(tmp_path, arguments, message, capsys):
+    assert main(["demo", "--out", str(tmp_path), *arguments]) == 2
+    assert f"klmonitor demo: {message}" in capsys.readouterr().err
 
 
 def a_report(step, alert=None):

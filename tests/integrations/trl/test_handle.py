@@ -65,6 +65,7 @@ def test_it_says_what_it_bound(make_trainer, tmp_path, capsys):
     assert str(tmp_path / "record") in said[0]
     text = handle.describe()
     assert "TRL's reference, beta = 0.04" in text
+    assert "judged  policy_ref: 0 steps with its tokens so far; surge judges from the 11th" in text
     assert "not held: every step trains on fresh samples" in text
     assert "no vLLM" in text
 

@@ -6,7 +6,7 @@ import torch
 from klmonitor.attachment import attach
 
 CONFIGS = {
-    "plain": ({"beta": 0.04}, {}),
+    "plain, audited": ({"beta": 0.04}, {"audit_every": 1}),
     "accumulation and evaluation": (
         {
             "beta": 0.04,
@@ -18,7 +18,10 @@ CONFIGS = {
         },
         {},
     ),
-    "adapter-off reference with dropout": ({"lora_dropout": 0.1}, {"reference_every": 1}),
+    "adapter-off reference with dropout, audited": (
+        {"lora_dropout": 0.1},
+        {"reference_every": 1, "audit_every": 2},
+    ),
 }
 
 

@@ -121,8 +121,9 @@ def test_rloos_advantages_are_the_coefficients_of_its_term(make_trainer):
             parameter.add_(0.05 * torch.randn_like(parameter))
     handle = attach(trainer, run_dir=False)
     assert "rho(sequence)*k1 in the sequence's return" in handle.describe()
-    seen, kept = [], []
-    compute, observe = trainer._compute_loss, handle.monitor.observe
+    seen, kept, reports = [], [], []
+    compute, observe, step = trainer._compute_loss, handle.monitor.observe, handle.monitor.step
+    handle.monitor.step = lambda *a, **k: reports.append(step(*a, **k)) or reports[-1]
     trainer._compute_loss = lambda model, inputs: seen.append(inputs) or compute(model, inputs)
     handle.monitor.observe = lambda **given: kept.append(given) or observe(**given)
     trainer.train()
@@ -141,6 +142,9 @@ def test_rloos_advantages_are_the_coefficients_of_its_term(make_trainer):
     expected = -advantages[:, None] * mask / BETA
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(c, expected, rtol=1e-4, atol=1e-5)
+    pair = reports[0].pairs["old_ref"]  # its rows came shuffled
+    assert pair["penalty/pull"] == pytest.approx(BETA * float(c.sum() / mask.sum()), rel=1e-4)
+    assert pair["penalty/effective_beta_se"] > 0
     handle.detach()
 
 
@@ -198,3 +202,50 @@ def test_ppo_is_read_from_its_arguments(estimator):
     assert read.why == "in expectation: GAE and the value are not modelled"
     trainer.args.kl_coef = 0.0
     assert penalty_of(trainer, "monolith").penalties == {}
+
+
+def test_a_clamp_of_a_users_own_loss_is_the_penalty_that_they_give(make_trainer):
+    """The demo's trainer: its gradient is that of the term which the demo tells of."""
+    from klmonitor_trl.demo.clamped import clamped
+
+    trainer = make_trainer(1, beta=BETA, loss_type="bnpo", trainer_class=clamped(0.1))
+    assert penalty_of(trainer, "batch").penalties == {}
+    trainer.model.double().eval()
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = batch_of(trainer)
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(trainer._compute_loss(trainer.model, inputs), parameters)
+    lp, mask = log_probs(trainer, inputs), inputs["completion_mask"]
+    c = Penalty("k3", clamp=0.1).coefficient(inputs["ref_per_token_logps"] - lp.detach(), mask=mask)
+    assert 0 < ((c == 0) & (mask != 0)).sum() < mask.sum()
+    found = torch.autograd.grad(lp, parameters, BETA * c * mask.double() / mask.sum())
+    scale = torch.stack([g.norm() for g in expected]).norm()
+    off = torch.stack([(a - b).norm() for a, b in zip(found, expected, strict=True)]).norm()
+    assert off < 1e-5 * scale
+
+
+def test_the_receipt_of_reused_samples_is_that_of_every_token(watch):
+    """A second pass over the same samples: ratios, advantages and a sequence's level enter."""
+    options = {"use_bias_correction_kl": True, **BY_SEQUENCE} if CORRECTS else {}
+    run = watch(
+        steps=4, beta=2.0, loss_type="bnpo", num_iterations=2, learning_rate=3e-3, **options
+    )
+    (penalty,) = run.handle.monitor.penalties.values()
+    pair = run.reports["train", 4].pairs["policy_ref"]
+    assert pair["on_policy"] == 0
+    batches = run.batches["train", 4]
+    lp, old, ref = (torch.cat([b[n] for b in batches]).double() for n in ("policy", "old", "ref"))
+    mask = torch.cat([b["mask"] for b in batches]) != 0
+    advantages = torch.cat([b["advantages"] for b in batches]).double()[:, None]
+    c, w = penalty.coefficient(ref - lp, lp - old, mask), (lp - old).exp()
+    reward = (advantages * w)[mask]
+    x, y, w = (lp - ref)[mask], c[mask] / w[mask], w[mask]
+    design = torch.stack([torch.ones_like(x), x], 1)
+    slope = torch.linalg.solve(design.T @ (w[:, None] * design), design.T @ (w * y))[1]
+    assert pair["penalty/effective_beta"] == pytest.approx(2 * float(slope), rel=1e-6)
+    pull, rewarded = 2 * c[mask], reward != 0
+    overruled = (pull * reward > 0) & (pull.abs() > reward.abs())
+    assert rewarded.any()
+    share = int(overruled.sum()) / int(rewarded.sum())
+    assert pair["penalty/overruled"] == pytest.approx(share, rel=1e-9)
+    assert run.handle.monitor.errors == 0

@@ -76,6 +76,7 @@ def test_a_given_model_fills_policy_ref(watch, model_path):
     run = watch(steps=3, options={"reference": reference, "reference_every": 2})
     assert [step for step in (1, 2, 3) if run.reports["train", step].pairs] == [1, 3]
     assert run.reports["train", 3].pairs["policy_ref"].k3.mean > 1e-4
+    assert "policy_ref: 2 steps with its tokens so far" in run.handle.describe(), "its own time"
 
 
 def test_without_any_reference_it_prints_the_line_to_add(watch, model_path, capsys):

@@ -1,0 +1,229 @@
+"""A verl worker: the new policy's log-probs, which no driver sees, summed and sent as bytes.
+
+verl asks a registry for the policy loss of every micro-batch (`get_policy_loss_fn`): there, in all
+versions and engines, the old and the new log-probs meet the mask. Around it `ppo_loss` (0.7 on)
+knows the reference, the tokens, the prompts; before, the KL term of the loss (`kl_penalty`) is
+given the reference. At the end of an update the ranks that hold outputs send their sums to the
+job's mailbox; what an update that failed has summed is thrown away, and counted.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klmonitor.boundary import Boundary, HealthLog, cause, say
+from klmonitor.collector import Collector
+from klmonitor.hooks.feed import argument
+from klmonitor.hooks.mailbox import Letter, Mailbox, is_timeout
+from klmonitor_verl.names import identities, keys_of
+
+GUARDED = ("loss", "update", "mailbox")
+WARM_SHAPE = (4, 64)
+"""Sequences and tokens that a GPU's kernel is compiled with before training."""
+
+
+class Worker:
+    """What one process sums between two letters to its driver."""
+
+    def __init__(self) -> None:
+        """Nothing seen; Ray and the mailbox are looked for when an update begins."""
+        self.log = HealthLog()
+        self.guards = {name: Boundary(f"{name}'s hook", self.log, vital=True) for name in GUARDED}
+        self.collector: Collector | None = None
+        self.over = False
+        self._box: Mailbox | None = None
+        self._bypass = False
+        self._data: Any = None
+        self._output: Mapping[str, Any] = {}
+        self._pending: dict[str, Tensor] = {}
+        self._observed = 0
+        self._inside = threading.local()
+
+    # --- around verl's functions -------------------------------------------------------------
+    def ppo_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Around the loss of a micro-batch: what it was given is looked at once it is over."""
+        self.guards["loss"](self._enter, args, kwargs)
+        try:
+            result = original(*args, **kwargs)
+            self.guards["loss"](self._flush)
+            return result
+        finally:
+            self._data, self._output, self._pending = None, {}, {}
+
+    def policy_loss_fn(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Around the registry: the loss that it gives, and a look at what goes in."""
+        function = original(*args, **kwargs)
+        return self.guards["loss"](self._looked_at, function) or function
+
+    def kl_penalty(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Around the KL term of the loss, which is given the reference's log-probs."""
+        result = original(*args, **kwargs)
+        if self._pending:
+            self.guards["loss"](self._reference, args, kwargs)
+        return result
+
+    def update(self, original: Callable[..., Any], owner: Any, *args: Any, **kwargs: Any) -> Any:
+        """Around an update of the weights: at its end the sums are sent."""
+        self.guards["update"](self._begin)
+        result = original(owner, *args, **kwargs)
+        self.guards["update"](self._end, owner)
+        return result
+
+    def initialized(self, original: Callable[..., Any], owner: Any, *args: Any, **kw: Any) -> Any:
+        """Around the engine's start: a GPU's kernel is compiled here and not in an update."""
+        result = original(owner, *args, **kw)
+        self.guards["update"](_warm, owner)
+        return result
+
+    # --- a micro-batch -----------------------------------------------------------------------
+    def _looked_at(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def loss(*args: Any, **kwargs: Any) -> Any:
+            if getattr(self._inside, "on", False):  # a loss that calls another (bypass mode)
+                return function(*args, **kwargs)
+            self._inside.on = True
+            try:
+                result = function(*args, **kwargs)
+            finally:
+                self._inside.on = False
+            if self.collector is not None and torch.is_grad_enabled():
+                self.guards["loss"](self._caught, args, kwargs)
+            return result
+
+        return loss
+
+    def _enter(self, args: Any, kwargs: Mapping[str, Any]) -> None:
+        self._pending = {}
+        self._data = argument(args, kwargs, 2, "data")
+        self._output = argument(args, kwargs, 1, "model_output")
+
+    def _caught(self, args: Any, kwargs: Mapping[str, Any]) -> None:
+        self._flush()
+        self._pending = {
+            "old": argument(args, kwargs, 0, "old_log_prob").detach(),
+            "policy": argument(args, kwargs, 1, "log_prob").detach(),
+            "mask": argument(args, kwargs, 3, "response_mask").detach(),
+        }
+
+    def _reference(self, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """The reference, if the term is of the log-probs that the loss has just been given."""
+        policy = argument(args, kwargs, 0, "logprob")
+        mine = self._pending["policy"]
+        if policy.shape == mine.shape and policy.data_ptr() == mine.data_ptr():
+            self._pending["ref"] = argument(args, kwargs, 1, "ref_logprob").detach()
+
+    def _flush(self) -> None:
+        """Sum the micro-batch of which all is known now."""
+        given, self._pending = self._pending, {}
+        if not given or self.collector is None:
+            return
+        known = self._known(given["policy"])
+        if self._bypass:
+            given["rollout"] = given.pop("old")
+        self.collector.observe(**{**known, **given})
+        self._observed += 1
+
+    def _known(self, like: Tensor) -> dict[str, Any]:
+        """What the loss was given beside the two policies, as far as it fits them."""
+        data = self._data
+        found: dict[str, Any] = {}
+        if data is None:
+            return found
+        keys = keys_of(data)
+        for name, theirs in (("ref", "ref_log_prob"), ("token_ids", "responses")):
+            if theirs in keys:
+                padded = data.select(theirs).to_padded_tensor()[theirs]
+                if padded.shape == like.shape:
+                    found[name] = padded
+        prompts = identities(data["uid"]) if "uid" in keys else None
+        if prompts is not None and len(prompts) == like.shape[0]:
+            found["prompt_ids"] = prompts
+        return found
+
+    # --- an update ---------------------------------------------------------------------------
+    def _begin(self) -> None:
+        if self._observed and self.collector is not None:
+            self.collector.take()  # of an update that failed: its driver has given that step up
+            self.log.lost()
+        self._observed, self._pending = 0, {}
+        if self.collector is None and not self.over:
+            self.guards["mailbox"](self._introduce)
+
+    def _introduce(self) -> None:
+        """Ask the driver's mailbox what is wanted."""
+        try:
+            self._box = Mailbox.find()
+        except ValueError:  # the driver is switched off, or has said what is wrong
+            self.over = True
+            say("this job has no mailbox of klmonitor's: its workers are not watched")
+            return
+        settings = self._box.settings()
+        self._bypass = bool(settings.get("bypass"))
+        if not settings.get("watch"):
+            self.over = True
+            return
+        self.collector = Collector(groups=settings.get("groups", ()), log=self.log)
+
+    def _end(self, owner: Any) -> None:
+        self._flush()
+        observed, self._observed = self._observed, 0
+        if self.collector is None or self._box is None or not observed:
+            return
+        rank, ranks, speaks = place_of(owner)
+        self.collector.name = f"actor-{rank}"
+        part = self.collector.take()
+        if speaks:  # else a tensor-parallel copy of the same tokens
+            self.guards["mailbox"](self._send, Letter(self.collector.name, ranks, part))
+
+    def _send(self, letter: Letter) -> None:
+        assert self._box is not None  # the only caller has it
+        try:
+            self._box.put(letter)
+        except Exception as error:
+            if is_timeout(error):  # it may be busy: this part alone is lost
+                raise
+            self.over, self.collector = True, None
+            say(
+                "the mailbox is gone (%s): workers are watched no more, training goes on",
+                cause(error),
+            )
+            self.log.stop("mailbox", cause(error))
+
+
+def place_of(owner: Any) -> tuple[int, int, bool]:
+    """A worker's number among those that see different tokens, their number, whether it speaks.
+
+    Args:
+        owner: verl's `TrainingWorker`; before 0.8 its actor.
+    """
+    engine = getattr(owner, "engine", None)
+    if engine is not None:
+        return (
+            int(engine.get_data_parallel_rank()),
+            int(engine.get_data_parallel_size()),
+            bool(engine.is_mp_src_rank_with_outputs()),
+        )
+    if not torch.distributed.is_initialized():
+        return 0, 1, True
+    copies = max(int(getattr(owner, "ulysses_sequence_parallel_size", 1) or 1), 1)
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return rank // copies, ranks // copies, rank % copies == 0
+
+
+def _warm(owner: Any) -> None:
+    """Compile what a GPU needs with made-up tokens."""
+    if getattr(owner, "device_name", "cpu") != "cuda" or not torch.cuda.is_available():
+        return
+    made = -torch.rand(WARM_SHAPE, device="cuda", generator=torch.Generator("cuda"))
+    ids = torch.zeros(WARM_SHAPE, dtype=torch.int64, device="cuda")
+    throwaway = Collector()
+    throwaway.observe(
+        policy=made, old=made, ref=made, mask=ids == 0, token_ids=ids, prompt_ids=ids[:, 0]
+    )
+    throwaway.take()

@@ -1,0 +1,246 @@
+"""Where runs are, for people on one screen and for programs as one stable object.
+
+A run is ``"critical"`` or ``"warn"`` where an alert of that severity is open and not muted, or
+where klmonitor misses log-probs (``"warn"``); else ``"fine"``. A path without a readable record is
+``"unreadable"``. The object's form is `klmonitor.dashboard.statusschema`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from klmonitor.dashboard.source import find_records, run_names
+from klmonitor.record import RunRecord, read_run
+from klmonitor.record.rows import finite_or_none
+from klmonitor.report import Alert, PairReport, Report, Row
+from klmonitor.rules.table import RULES
+
+SCHEMA = "klmonitor.status/1"
+"""Of the object. What is added later keeps it; what changes or goes makes it ``/2``."""
+LEVELS = ("fine", "warn", "critical")
+EXITS = {"fine": 0, "warn": 10, "critical": 11, "unreadable": 2}
+"""Level of the worst run -> exit status; runs that are unreadable count only where all are."""
+SEVERITIES = ("info", "warn", "critical")
+NUMBERS = {
+    "k1": "k1/mean",
+    "k1_se": "k1/se",
+    "k2": "k2/mean",
+    "k3": "k3/mean",
+    "k3_se": "k3/se",
+    "tokens": "tokens",
+    "sequences": "sequences",
+    "dominance": "dominance/level",
+    "spike_z": "spike/z",
+}
+"""Key of a pair -> metric."""
+
+
+def standing(paths: Sequence[str | os.PathLike[str]], now: float | None = None) -> Row:
+    """The object for some paths, each a run directory or one that holds several.
+
+    Args:
+        paths: of runs.
+        now: seconds since the epoch, for the age of the last row.
+    """
+    moment = time.time() if now is None else now
+    found: list[Path] = []
+    runs: list[Row] = []
+    for path in paths:
+        records, wrong = _records(path)
+        found += [one for one in records if one not in found]
+        runs += wrong
+    names = run_names(found) if found else []
+    runs += [
+        _of_path(directory, name, moment) for directory, name in zip(found, names, strict=True)
+    ]
+    levels = [run["level"] for run in runs]
+    readable = [level for level in levels if level in LEVELS]
+    level = max(readable, key=LEVELS.index) if readable else "unreadable"
+    return {"schema": SCHEMA, "level": level, "exit": EXITS[level], "runs": runs}
+
+
+def _records(path: str | os.PathLike[str]) -> tuple[list[Path], list[Row]]:
+    """The records of a path, or what is wrong with it."""
+    try:
+        return find_records(Path(path)), []
+    except OSError as error:
+        return [], [_unreadable(str(path), str(path), error)]
+
+
+def _of_path(directory: Path, name: str, now: float) -> Row:
+    try:
+        return run_standing(read_run(directory), name, str(directory), now)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _unreadable(name, str(directory), error)
+
+
+def _unreadable(name: str, path: str, error: Exception) -> Row:
+    return run_standing(RunRecord(), name, path, 0.0) | {
+        "level": "unreadable",
+        "error": " ".join(str(error).split()) or type(error).__name__,
+        "do": ["give the directory that was the run's run_dir"],
+    }
+
+
+def run_standing(run: RunRecord, name: str, path: str, now: float) -> Row:
+    """The object of one run."""
+    steps = [report for report in run.reports if report.phase == "train"]
+    last = steps[-1] if steps else None
+    opened = open_alerts(run.alerts, steps)
+    health = {} if last is None else last.run_values
+    active = health.get("klmonitor/active", 1.0) != 0
+    told = [alert for alert in run.alerts if alert.phase != "end"]
+    return {
+        "run": name,
+        "path": path,
+        "level": _level(opened, active),
+        "error": None,
+        "steps": len(steps),
+        "first_step": steps[0].step if steps else None,
+        "last_step": None if last is None else last.step,
+        "last_time": finite_or_none(last.time) if last is not None and last.time else None,
+        "age_s": max(now - last.time, 0.0) if last is not None and last.time and now else None,
+        "pairs": {} if last is None else {n: _pair(p) for n, p in _newest(steps).items()},
+        "open_alerts": [_alert(alert, kinds) for alert, kinds in opened],
+        "alerts": {one: sum(alert.severity == one for alert in told) for one in SEVERITIES},
+        "health": {
+            "active": active,
+            "errors": int(health.get("klmonitor/errors", 0)),
+            "dropped": int(health.get("klmonitor/dropped", 0)),
+            "bad_lines": run.bad_lines,
+        },
+        "do": _to_do(opened, active, steps),
+    }
+
+
+def _newest(steps: Sequence[Report]) -> dict[str, tuple[int, PairReport]]:
+    """Every pair's last numbers, with their step."""
+    return {name: (r.step, pair) for r in steps for name, pair in r.pairs.items()}
+
+
+def _pair(found: tuple[int, PairReport]) -> Row:
+    step, pair = found
+    return {
+        "step": step,
+        **{key: finite_or_none(pair[metric]) for key, metric in NUMBERS.items()},
+        "believe": pair.verdict.estimator,
+        "verdict": pair.verdict.text,
+        "cause": pair.cause.text or None,
+        "cause_name": pair.cause.name or None,
+        "open": list(pair.open_kinds),
+    }
+
+
+def open_alerts(
+    alerts: Iterable[Alert], steps: Sequence[Report]
+) -> list[tuple[Alert, tuple[str, ...]]]:
+    """Events that are open after the last step, the gravest first, each with its open kinds.
+
+    An event is told by its last alert, at the highest severity it had. Kinds of a pair count as
+    open as long as the last report says so, which knows of a start anew; of the run until they end.
+    """
+    known = {rule.kind for rule in RULES}
+    last = {name: pair.open_kinds for name, (_, pair) in _newest(steps).items()}
+    opened: dict[tuple[str, str | None], Alert] = {}
+    for alert in alerts:
+        if alert.phase == "end":
+            gone = [k for k in opened if k[0] == alert.kind and alert.pair in (k[1], None)]
+            for key in gone:
+                del opened[key]
+        else:
+            opened.update({(kind, alert.pair): alert for kind in alert.kinds})
+    events: dict[tuple[str | None, int], list[tuple[str, Alert]]] = {}
+    for (kind, pair), alert in opened.items():
+        if pair in last and kind in known and kind not in last[pair or ""]:
+            continue
+        events.setdefault((pair, alert.since or alert.step), []).append((kind, alert))
+    found = [_event(parts) for parts in events.values()]
+    return sorted(found, key=lambda one: -SEVERITIES.index(one[0].severity))
+
+
+def _event(parts: Sequence[tuple[str, Alert]]) -> tuple[Alert, tuple[str, ...]]:
+    last = max((alert for _, alert in parts), key=lambda alert: alert.step)
+    gravest = max((a for _, a in parts), key=lambda a: (SEVERITIES.index(a.severity), a.step))
+    severe = last if last.severity == gravest.severity else gravest
+    return severe, tuple(dict.fromkeys(kind for kind, _ in parts))
+
+
+def _alert(alert: Alert, kinds: tuple[str, ...]) -> Row:
+    return {
+        "kind": alert.kind,
+        "kinds": list(kinds),
+        "severity": alert.severity,
+        "pair": alert.pair,
+        "since": alert.since or alert.step,
+        "step": alert.step,
+        "message": alert.message,
+        "cause": alert.cause or None,
+        "believe": alert.believe or None,
+        "do": alert.action or None,
+        "muted": alert.muted,
+    }
+
+
+def _level(opened: Sequence[tuple[Alert, tuple[str, ...]]], active: bool) -> str:
+    loud = [SEVERITIES.index(alert.severity) for alert, _ in opened if not alert.muted]
+    return LEVELS[max([*loud, 0 if active else 1])]
+
+
+def _to_do(
+    opened: Sequence[tuple[Alert, tuple[str, ...]]], active: bool, steps: Sequence[Report]
+) -> list[str]:
+    """What to do first, the most urgent first."""
+    if not steps:
+        return ["no training step is recorded yet: look again when one is over"]
+    told = [a.action for a, _ in opened if a.action and not a.muted and a.severity != "info"]
+    lost = [] if active else ["log-probs are not captured on every rank: see the trainer's log"]
+    return list(dict.fromkeys([*told, *lost]))
+
+
+def in_words(body: Row) -> str:
+    """The object on one screen."""
+    return "\n\n".join(_run_in_words(run) for run in body["runs"])
+
+
+def _run_in_words(run: Row) -> str:
+    if run["level"] == "unreadable":
+        return f"{run['run']}: unreadable: {run['error']}"
+    if run["last_step"] is None:
+        return f"{run['run']}: no training step yet"
+    age = "" if run["age_s"] is None else f", {_age(run['age_s'])} ago"
+    lines = [f"{run['run']}: {run['level']}, step {run['last_step']} ({run['steps']} steps{age})"]
+    for name, pair in run["pairs"].items():
+        late = "" if pair["step"] == run["last_step"] else f" (at step {pair['step']})"
+        sizes = ", ".join(
+            f"{k} {_number(pair[k], pair.get(f'{k}_se'))}" for k in ("k1", "k2", "k3")
+        )
+        lines.append(f"  {name}{late}: {sizes} nats per token")
+        lines += [f"    cause: {pair['cause']}"] if pair["cause"] else []
+        lines += [f"    believe {pair['verdict']}"] if pair["verdict"] else []
+    for alert in run["open_alerts"]:
+        muted = ", muted" if alert["muted"] else ""
+        lines.append(
+            f"  [{alert['severity']}{muted}] since step {alert['since']}: {alert['message']}"
+        )
+    health = run["health"]
+    wrong = [f"{health[key]} {key.replace('_', ' ')}" for key in ("errors", "dropped", "bad_lines")
+             if health[key]]  # fmt: skip
+    lines += [f"  klmonitor itself: {', '.join(wrong)}"] if wrong else []
+    lines += [f"  do first: {line}" for line in run["do"]]
+    return "\n".join(lines)
+
+
+def _number(value: float | None, se: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:.4g}" + ("" if se is None else f" +- {se:.2g}")
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,95 @@
+"""Real runs of verl on Ray, FSDP2 and a CPU; minutes each (make test-verl).
+
+Every pair's k1 and k3 against a recomputation from what verl's own functions were given; weights
+and verl's metrics with and without klmonitor; what is left of a run that something was done to.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from klmonitor.record import read_run
+
+from .runs import RUNS, run
+from .truth import lines
+
+pytestmark = [
+    pytest.mark.verl,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("KLMONITOR_VERL") != "all", reason="real runs on Ray: make test-verl"
+    ),
+]
+EXACT = 1e-9
+WATCHED = [
+    name for name, spec in RUNS.items() if spec.watched and not spec.fault and "stop" not in name
+]
+OURS = ("kl/", "klmonitor/")
+TIMES = ("timing", "perf/", "actor/perf/")  # and memory
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_every_pair_equals_the_truth(name):
+    done = run(name)
+    assert done.rc == 0, done.log[-2000:]
+    found = lines(done, "bypass" in name)
+    assert {line.step for line in found} == set(range(1, RUNS[name].steps + 1))
+    for line in found:
+        assert line.tokens[0] == line.tokens[1], line
+        assert line.ours == pytest.approx(line.truth, rel=EXACT, abs=1e-18), line
+    report = read_run(done.folder / "checkpoints/klmonitor").reports[-1]
+    assert report.health.active
+    assert report.health.errors == report.health.dropped == 0
+    assert all(pair["prompts"] >= 6 for pair in report.pairs.values())  # eight, less those rejected
+
+
+@pytest.mark.parametrize("name", ["v1", "v0"])
+def test_weights_and_their_metrics_are_the_same_bits_without_us(name):
+    with_us, without = run(name), run(f"{name}-plain")
+    hashes = [(done.folder / "weights").read_text() for done in (with_us, without)]
+    assert hashes[0] == hashes[1]
+    assert len(hashes[0].splitlines()) == RUNS[name].steps + 1
+    for mine, theirs in zip(with_us.rows, without.rows, strict=True):
+        native = {k: v for k, v in theirs["data"].items() if not k.startswith(TIMES)}
+        found = {k: v for k, v in mine["data"].items() if not k.startswith((*TIMES, *OURS))}
+        assert found == native
+        assert len(native) > 50
+
+
+def test_every_hook_raising_costs_nothing_but_numbers():
+    done = run("v1-hooks-raise")
+    assert done.rc == 0
+    assert [row["step"] for row in done.rows] == [1, 2, 3]
+    plain = run("v1-plain")
+    assert (done.folder / "weights").read_text() == (plain.folder / "weights").read_text()
+    told = [line for line in done.said if "planted" in line]
+    assert 0 < len(told) <= 6  # one a boundary, of the driver and of the worker
+    assert len({line.partition("klmonitor:")[2] for line in told}) == len(told)
+
+
+def test_the_mailboxs_death_ends_the_workers_numbers_alone():
+    done = run("v1-mailbox-killed")
+    assert done.rc == 0
+    reports = read_run(done.folder / "checkpoints/klmonitor").reports
+    assert [set(report.pairs) >= {"old_policy"} for report in reports] == [True, True, False, False]
+    assert all("rollout_old" in report.pairs for report in reports)
+    assert [report.health.active for report in reports] == [True, True, False, False]
+    assert len([line for line in done.said if "mailbox is gone" in line]) == 2  # driver and worker
+
+
+def test_a_worker_that_is_killed_leaves_a_record_that_can_be_read():
+    """verl itself cannot go on without it: what is left is what had been closed before."""
+    done = run("v1-worker-killed")
+    reports = read_run(done.folder / "checkpoints/klmonitor").reports
+    assert [report.step for report in reports] == [1]
+    assert set(reports[0].pairs) >= {"old_policy", "rollout_old"}
+    assert "Traceback" in done.log  # verl's own
+
+
+def test_an_alert_stops_v1():
+    done = run("v1-stop")
+    assert done.rc == 0
+    assert len(done.rows) < RUNS["v1-stop"].steps
+    assert any("on_alert: stop" in line for line in done.said)
