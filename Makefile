@@ -33,8 +33,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 		--editable ".[all,dev]"
 	touch $@
 
+# A process a core, each with whole files; ARGS="-n 0" runs them in one, where a debugger can look.
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 # A real browser: Debian's own Chromium, driven by Playwright.
 test-browser: install

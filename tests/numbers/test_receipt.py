@@ -141,7 +141,7 @@ WEIGHT = {"penalty/effective_beta", "penalty/effective_beta_se"}
         (Penalty("k1", "reward", returns="sequence"), set()),
         (Penalty("k3", ratio="differentiated", level="geometric"), set()),
     ],
-    ids=str,
+    ids=lambda one: str(one) if isinstance(one, Penalty) else "",
 )
 def test_what_is_told_of_another_samplers_tokens(penalty, told):
     """What each d decides, and a weight that no ratio changes: of rho k3, exactly beta."""
