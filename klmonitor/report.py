@@ -307,7 +307,7 @@ class PairReport:
         return replace(self, values={**self.values, metric: value})
 
     def explain(self, step: int) -> str:
-        """A headline, a note, the cause, at most four reasons, and which estimator to believe."""
+        """A headline, a note, the cause, at most four reasons, what is open, what to believe."""
         q, p = self.name.split("_")
         numbers = ", ".join(f"{name} {self._mean(name)}" for name in ("k1", "k2", "k3"))
         head = (
@@ -317,7 +317,8 @@ class PairReport:
         believe = [f"believe {self.verdict.text}"] if self.verdict.text else []
         cause = [f"cause: {self.cause.text}"] if self.cause.text else []
         note = [f"note: {self.note}"] if self.note else []
-        return "\n  ".join([head, *note, *cause, *self.words(self), *believe])
+        still = [f"open alerts: {', '.join(self.open_kinds)}"] if self.open_kinds else []
+        return "\n  ".join([head, *note, *cause, *self.words(self), *still, *believe])
 
     def _mean(self, name: str) -> str:
         estimate = self.estimate(name)

@@ -17,6 +17,8 @@ from klmonitor.hooks.options import Options
 from klmonitor.hooks.reference import Reference, unchanged
 from klmonitor_trl.names import log_prob_function
 
+BARE = "adapters off: the bare base, not where training started"
+
 TrlBatch: TypeAlias = Mapping[str, Any]
 Source: TypeAlias = Callable[[TrlBatch, int], Tensor]
 """(generation batch, rows per forward pass) -> log-probs of its completions, [B, T]."""
@@ -53,7 +55,12 @@ def choose_reference(
     if wanted == "auto":
         if beta or kind != "batch" or name is None or not has_adapters(trainer):
             return None
-        source, label = adapters_off(trainer, getattr(trainer, name)), "adapters off"
+        source, label = adapters_off(trainer, getattr(trainer, name)), _what_is_left(trainer)
+        if label == BARE:
+            say(
+                "the reference is the bare base model, not where training started: the adapter "
+                "starts trained; attach with reference= the model with its first adapter"
+            )
     elif not isinstance(wanted, nn.Module) and not callable(wanted):
         raise TypeError(
             f"reference is a {type(wanted).__name__}: give 'auto', a model, a function of "
@@ -137,6 +144,20 @@ def given_model(trainer: Any, model: nn.Module) -> Source:
         return torch.cat(parts)
 
     return source
+
+
+def _what_is_left(trainer: Any) -> str:
+    """What the policy is without the adapter that is trained, in words."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if "ref" in model.peft_config:
+        return "TRL's adapter ref"
+    active = model.active_adapter
+    starts = (
+        parameter.detach().any()
+        for name, parameter in model.named_parameters()
+        if f".lora_B.{active}." in name  # 0 where LoRA starts as the base
+    )
+    return BARE if any(starts) else "adapters off"
 
 
 def has_adapters(trainer: Any) -> bool:

@@ -180,9 +180,9 @@ def _quieter(numbers: Numbers) -> Verdict:
     if weight <= EITHER:
         heavy = get(numbers, "ess") < HEAVY
         why = ", and k3's interval cannot hold: a few tokens of large p/q make it" if heavy else ""
-        return Verdict("k1", f"k1: it is the less noisy here (lambda {weight:.2f}, near 0{why})")
+        return Verdict("k1", f"k1: it is the less noisy here ({_best_mix(weight)}{why})")
     if weight >= 1 - EITHER:
-        return Verdict("k3", f"k3: it is the less noisy here (lambda {weight:.2f}, near 1)")
+        return Verdict("k3", f"k3: it is the less noisy here ({_best_mix(weight)})")
     if not math.isnan(weight) and not math.isnan(cv):
         return Verdict(
             "cv",
@@ -191,7 +191,7 @@ def _quieter(numbers: Numbers) -> Verdict:
         )
     if not math.isnan(weight):
         name = "k1" if weight < 0.5 else "k3"
-        return Verdict(name, f"{name}: it is the less noisy here (lambda {weight:.2f})")
+        return Verdict(name, f"{name}: it is the less noisy here ({_best_mix(weight)})")
     k1, k3 = (get(numbers, f"{k}/se") for k in ("k1", "k3"))
     if k1 < k3:
         return Verdict("k1", f"k1: its error is the smaller, {k1:.3g} nats")
@@ -200,3 +200,8 @@ def _quieter(numbers: Numbers) -> Verdict:
     if math.isnan(get(numbers, "tokens")):
         return Verdict()  # a series of KL alone: nobody asks which
     return Verdict(None, "neither: too little is known of this step to choose")
+
+
+def _best_mix(weight: float) -> str:
+    """Lambda in words."""
+    return f"in their best mixture k3 counts {weight:.0%}, lambda {weight:.2f}"

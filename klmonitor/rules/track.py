@@ -251,7 +251,8 @@ class Track:
         if not math.isnan(reading.k1.value):
             self._signs[0].append(reading.k1.value)
             error = sign_error(reading.pair)
-            self._signs[1].append(0.0 if math.isnan(error) else error**2)
+            unknown = abs(reading.k1.value)  # of one sequence: it counts as one error from 0
+            self._signs[1].append((unknown if math.isnan(error) else error) ** 2)
 
     def _take_k3(self, k3: float, score: Score, moved: bool) -> None:
         self._steps += 1
@@ -323,9 +324,9 @@ class Track:
 
 
 def sign_error(pair: PairReport) -> float:
-    """Standard error of k1's sign: by sequence or by prompt, the larger; nan: unknown."""
-    known = [finite(pair[name]) for name in ("k1/sequence_se", "k1/se")]
-    return max((x for x in known if not math.isnan(x)), default=math.nan)
+    """Standard error of k1 by sequence, or by prompt if that is larger; nan: unknown."""
+    error, by_prompt = (finite(pair[name]) for name in ("k1/sequence_se", "k1/se"))
+    return by_prompt if by_prompt > error else error
 
 
 def gap_error(pair: PairReport) -> float:

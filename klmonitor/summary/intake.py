@@ -176,7 +176,7 @@ class Intake:
 
     def _masks(self, layout: dict[str, Any]) -> tuple[dict[str, Any], dict[Pair, Any]]:
         """The layout without a mask by pair, and the masks of the pairs that are watched."""
-        given = layout["mask"]
+        given = layout.get("mask")
         if not isinstance(given, Mapping):
             return layout, {}
         watched = {pair: given[pair.name] for pair in parse_pairs(given)}

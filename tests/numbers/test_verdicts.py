@@ -43,12 +43,22 @@ BEST = {"cv": 0, "k1": 1, "k3": 3, None: math.nan}
 @pytest.mark.parametrize(
     ("changes", "open_kinds", "estimator", "words"),
     [
-        ({}, (), "k3", "less noisy here (lambda 0.95, near 1)"),
-        ({"cv/lambda": EITHER - 0.01}, (), "k1", "less noisy here (lambda 0.09, near 0)"),
-        ({"cv/lambda": 0.05, "ess": 0.4}, (), "k1", "near 0, and k3's interval cannot hold"),
+        ({}, (), "k3", "less noisy here (in their best mixture k3 counts 95%, lambda 0.95)"),
+        (
+            {"cv/lambda": EITHER - 0.01},
+            (),
+            "k1",
+            "less noisy here (in their best mixture k3 counts 9%, lambda 0.09)",
+        ),
+        ({"cv/lambda": 0.05, "ess": 0.4}, (), "k1", "lambda 0.05, and k3's interval cannot hold"),
         ({"cv/lambda": EITHER + 0.01}, (), "cv", "less noisy than either (k3 counts 11%)"),
         ({"cv/lambda": 0.99 - EITHER}, (), "cv", "cv = 0.0202 nats"),
-        ({"cv/lambda": 0.4, "cv/mean": math.nan}, (), "k1", "less noisy here (lambda 0.40)"),
+        (
+            {"cv/lambda": 0.4, "cv/mean": math.nan},
+            (),
+            "k1",
+            "less noisy here (in their best mixture k3 counts 40%, lambda 0.40)",
+        ),
         (NO_MIXTURE, (), "k3", "its error is the smaller, 0.001"),
         (NO_MIXTURE | {"k3/se": 0.01}, (), "k1", "its error is the smaller, 0.002"),
         ({"tokens": 0.0}, (), None, "no token was counted"),

@@ -59,6 +59,7 @@ def test_the_penalty_is_beta_times_k3_and_the_clip_range_is_counted_raw(run):
         if run.trainer.args.num_iterations > 1:
             d = run.log_ratios([step], q="old", p="policy")
             update = run.reports["train", step].pairs["old_policy"]
+            assert update["unclipped/tokens"] == 0  # known: TRL's advantages are passed on
             low, high = math.log1p(-run.trainer.epsilon_low), math.log1p(run.trainer.epsilon_high)
             near = ((d - low).abs() < 0.01 * -low) | ((d - high).abs() < 0.01 * high)
             slack = near.double().mean().item() + 1e-12

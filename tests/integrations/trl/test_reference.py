@@ -46,6 +46,20 @@ def test_adapters_off_gives_trls_own_reference(make_trainer, lora):
     assert torch.equal(mine[mask], batch["ref_per_token_logps"][mask])
 
 
+def test_an_adapter_that_starts_trained_has_another_reference(make_trainer, lora, capsys):
+    """The model without it is the bare base: KL to it is not 0 before the first update."""
+    for trained in (True, False):
+        trainer = make_trainer(2, peft_config=lora())
+        for name, parameter in trainer.model.named_parameters():
+            if trained and "lora_B" in name:
+                parameter.data.normal_()
+        handle = attach(trainer)
+        said, described = capsys.readouterr().err, handle.describe()
+        handle.detach()
+        assert ("bare base model, not where training started" in said) == trained
+        assert ("the bare base, not where training started" in described) == trained
+
+
 def test_a_given_model_is_evaluated_as_trl_evaluates_its_own(make_trainer, model_path):
     trainer = make_trainer(beta=0.04, temperature=0.7)
     batch = trainer._generate_and_score_completions(list(trainer.train_dataset.select(range(8))))
