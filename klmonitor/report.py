@@ -307,7 +307,7 @@ class PairReport:
         return replace(self, values={**self.values, metric: value})
 
     def explain(self, step: int) -> str:
-        """A headline, a note, the cause, at most four reasons, what is open, what to believe."""
+        """A headline, a note, the cause, the first reasons, what is open, what to believe."""
         q, p = self.name.split("_")
         numbers = ", ".join(f"{name} {self._mean(name)}" for name in ("k1", "k2", "k3"))
         head = (
@@ -318,7 +318,8 @@ class PairReport:
         cause = [f"cause: {self.cause.text}"] if self.cause.text else []
         note = [f"note: {self.note}"] if self.note else []
         still = [f"open alerts: {', '.join(self.open_kinds)}"] if self.open_kinds else []
-        return "\n  ".join([head, *note, *cause, *self.words(self), *still, *believe])
+        room = LINES - len([head, *note, *cause, *still, *believe])
+        return "\n  ".join([head, *note, *cause, *self.words(self)[:room], *still, *believe])
 
     def _mean(self, name: str) -> str:
         estimate = self.estimate(name)
@@ -468,6 +469,8 @@ class Report:
 
 
 _ESTIMATORS = ("k1", "k2", "k3")
+LINES = 6
+"""Of a pair's verdict at most."""
 
 
 def text_html(text: str) -> str:

@@ -251,8 +251,9 @@ class Track:
         if not math.isnan(reading.k1.value):
             self._signs[0].append(reading.k1.value)
             error = sign_error(reading.pair)
-            unknown = abs(reading.k1.value)  # of one sequence: it counts as one error from 0
-            self._signs[1].append((unknown if math.isnan(error) else error) ** 2)
+            error = reading.k1.se if math.isnan(error) else error
+            error = abs(reading.k1.value) if math.isnan(error) else error  # of one sequence
+            self._signs[1].append(error**2)
 
     def _take_k3(self, k3: float, score: Score, moved: bool) -> None:
         self._steps += 1

@@ -18,6 +18,7 @@ from klmonitor.cli import main
 from klmonitor.dashboard.heat import BOUNDS, ROWS, tokens_by_row
 from klmonitor.record import RecordWriter, read_run
 from klmonitor.sinks import WandbSink, wandbmedia
+from klmonitor.sinks import media as shared_media
 from klmonitor.sinks import wandb as wandb_sink
 from klmonitor.sinks.tokentable import COLUMNS
 from tests.helpers.reports import make_alert, make_report, make_token, small_report
@@ -248,7 +249,7 @@ def test_no_record_no_page_and_a_reason(tmp_path, caplog):
 
 @pytest.mark.parametrize("limit", ["RECORD_BYTES", "PAGE_BYTES"])
 def test_a_page_that_is_too_large_is_left_out_with_the_remedy(tmp_path, caplog, monkeypatch, limit):
-    monkeypatch.setattr(wandbmedia, limit, 1000)
+    monkeypatch.setattr(shared_media, limit, 1000)
     run = FakeRun()
     sink = WandbSink(run, run_dir=record(tmp_path))
     sink(make_report(1))
