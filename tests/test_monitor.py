@@ -156,7 +156,8 @@ def test_what_is_muted_is_recorded_marked_and_told_to_nobody(tmp_path):
 
     def step(number, scale):
         one = batch(number, scale=scale)
-        monitor.observe(**one, old=one["ref"])
+        low = {name: one[name] - 12 for name in ("policy", "ref")}  # log-probs, also far away
+        monitor.observe(**{**one, **low}, old=low["ref"])
         report = monitor.step(number)
         monitor.flush()
         return {alert.pair: alert.muted for alert in report.alerts if alert.kind == "limit"}
