@@ -38,7 +38,7 @@ class RunValues(Progress):
         """
         self._rate, self._next_rate = self._next_rate, _number(metrics, RATE)
         self.beta = _number(metrics, BETA)
-        self._before = step - 1
+        self._before = step  # never 0: the workers' numbers are taken between updates
         self.updates = step * self._updates_a_step
 
 
