@@ -210,8 +210,8 @@ def _by_probability(q: Tensor, d: Tensor, usable: Tensor) -> Sums:
     features = torch.stack([counted, d.abs(), counted - probability * counted], -2)
     above = [(probability >= edge) * counted for edge in PROBABILITIES]
     weights = torch.stack([counted, *above], -2)
-    by_row = weights @ features.transpose(-1, -2)
-    upward = by_row.double().sum(1)  # [P, bins, 3]: from each edge on, row by row
+    by_row = weights.double() @ features.double().transpose(-1, -2)
+    upward = by_row.sum(1)  # [P, bins, 3]: from each edge on
     inside = upward - torch.nn.functional.pad(upward[:, 1:], (0, 0, 0, 1))
     return {BINS: inside.transpose(1, 2).flatten(1)}
 

@@ -26,7 +26,7 @@ def dump_what_is_observed(path):
 
     def observing(self, **given):
         columns = {k: v for k, v in given.items() if k in COLUMNS and v is not None}
-        assert set(columns) >= {k for k, v in given.items() if v is not None} - {"phase", "version"}
+        assert set(columns) >= {k for k, v in given.items() if v is not None} - KNOWN_ONLY_LIVE
         for index in range(len(columns["mask"])):
             row = {COLUMNS[k]: listed(v, index) for k, v in columns.items()}
             waiting.append({k: v if k != "mask" else [int(x) for x in v] for k, v in row.items()})
@@ -46,6 +46,8 @@ COLUMNS = {
     "token_ids": "tokens",
     "prompt_ids": "prompt",
 }
+KNOWN_ONLY_LIVE = {"phase", "version", "advantages", "beta"}
+"""What `observe` is given and no dump has."""
 SINGLE = ("by_probability/", "sequence/ess", "entropy")
 """Metrics that are summed in float32 by micro-batch: they depend on how tokens were split."""
 
@@ -114,7 +116,7 @@ def differences(live, read, tolerance=1e-9):
         assert one.pairs.keys() == other.pairs.keys()
         for name, pair in one.pairs.items():
             values = other.pairs[name].values
-            assert pair.values.keys() == values.keys()
+            assert pair.values.keys() ^ values.keys() == set()
             for metric, value in pair.values.items():
                 allowed = 1e-5 if metric.startswith(SINGLE) else tolerance
                 both = math.isnan(value) and math.isnan(values[metric])

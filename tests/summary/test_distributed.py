@@ -147,7 +147,7 @@ def muted_run(rank, world, run_dir):
     monitor = Monitor(run_dir if rank == 0 else None, rules=rules)
     found = []
     for step, scale in enumerate((1e-6, 1.0)):
-        q = -torch.rand(4, 8)
+        q = -1 - torch.rand(4, 8)
         monitor.observe(policy=q, ref=q + scale)
         found += [(alert.kind, alert.muted) for alert in monitor.step(step).alerts]
     monitor.close()

@@ -122,7 +122,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         ),
         help="the policy collapses onto its reward",
         kinds=("surge", "spike", "shift", "runaway"),
-        verdict="q has collapsed",
+        verdict="policy has collapsed",
         at=1 / 3,
         jump=60.0,
         beta=1e-3,

@@ -11,13 +11,12 @@ from klmonitor_verl.runvalues import RunValues, updates_a_step
 def test_the_rate_of_a_steps_update_stands_in_the_row_before():
     run = RunValues()
     run.read(1, {"actor/lr": np.float32(1e-6), "actor/kl_coef": 0.001})
-    assert run.values() == {"beta": 0.001, "step_of_run": 1, "reference_sync": 0}
+    assert run.values() == {"beta": 0.001, "step_of_run": 1}
     run.read(2, {"actor/lr": 2e-6, "actor/reward_kl_penalty_coeff": 0.2})
     assert run.values() == {
         "learning_rate": pytest.approx(1e-6),
         "beta": 0.2,
         "step_of_run": 2,
-        "reference_sync": 0,
     }
 
 
@@ -27,7 +26,7 @@ def test_the_updates_of_a_step_are_those_of_its_mini_batches():
     assert updates_a_step(config) == 6
     run = RunValues(updates_a_step(config))
     run.read(3, {})
-    assert run.values() == {"step_of_run": 2, "updates": 18}
+    assert run.values() == {"step_of_run": 3, "updates": 18}
     assert np.isnan(updates_a_step({}))
 
 
@@ -35,4 +34,4 @@ def test_what_is_no_number_is_unknown():
     run = RunValues()
     run.read(8, {"actor/lr": None, "actor/kl_coef": "x"})
     run.read(9, {})
-    assert run.values() == {"step_of_run": 9, "reference_sync": 0}
+    assert run.values() == {"step_of_run": 9}
