@@ -141,7 +141,8 @@ class Delivery:
         closers: list[Callable[[], object]] = [self._sinks.close]
         if self._record is not None:
             self.flush(FLUSH_SECONDS)  # what a sink makes of the record shall be whole
-            closers.append(partial(self._record.close, 0.7 * CLOSE_SECONDS))
+            closing = partial(self._record.close, 0.7 * CLOSE_SECONDS)
+            closers.append(partial(self._boundary.always, closing))
         in_time = together(closers, lambda: deadline - time.monotonic())
         health, found = self.health(), self.flush(0.0)
         done = found.done and in_time

@@ -11,7 +11,7 @@ import torch
 from klmonitor import Monitor
 from tests.faults.sites import Faults
 
-STEPS = 20
+STEPS = 30
 QUIET = 30
 """Steps before the faults, so that the rules have a baseline."""
 
