@@ -1,48 +1,47 @@
-"""What a trainer's own wandb run gets beside its rows: alerts, histograms, tables, the page."""
+"""What a trainer's own trackers get beside its rows: alerts, histograms, tables, the page."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from klmonitor.report import Report
-from klmonitor.sinks import WandbSink
+from klmonitor.sinks.base import Sink
+from klmonitor.sinks.table import TABLE, SinkKind, SinkOptions
 
 
-class WandbExtras:
-    """A sink for these, silent until the trainer has opened a wandb run; its rows are its own.
+class Extras:
+    """A sink for these, silent until the trainer has opened a run; the rows are the trainer's.
 
-    Follows the run that is active: what a notebook trains after ``wandb.finish()`` goes to its own.
+    No tracker is imported for it.
+
+    Args:
+        kind: which tracker.
+        options: what its sink is told; metrics are none.
     """
 
-    def __init__(self, run_dir: Path | None = None, tokens: bool = True) -> None:
-        """Not connected; wandb is not imported for this.
-
-        Args:
-            run_dir: of the record whose page is logged at the end.
-            tokens: whether extreme tokens are sent, without their text.
-        """
-        self._sink: WandbSink | None = None
-        self._run_dir, self._tokens = run_dir, tokens
+    def __init__(self, kind: SinkKind, options: SinkOptions) -> None:
+        self._kind, self._options = kind, replace(options, metrics=())
+        self._sink: Any = None
 
     @property
     def errors(self) -> int:
         """Reports lost to errors."""
-        return 0 if self._sink is None else self._sink.errors
+        return int(getattr(self._sink, "errors", 0))
 
     @property
     def dropped(self) -> int:
-        """Reports not tried, because wandb hung."""
-        return 0 if self._sink is None else self._sink.dropped
+        """Reports not tried, because the tracker hung."""
+        return int(getattr(self._sink, "dropped", 0))
 
     def __call__(self, report: Report) -> None:
         """Send what is due."""
-        if getattr(sys.modules.get("wandb"), "run", None) is None:
+        if self._kind.is_open is None or not self._kind.is_open():
             return
         if self._sink is None:
-            self._sink = WandbSink(metrics=(), run_dir=self._run_dir, tokens=self._tokens)
+            self._sink = self._kind.make(self._options)
         self._sink(report)
 
     def close(self) -> None:
@@ -54,7 +53,20 @@ class WandbExtras:
 def with_extras(
     sinks: Collection[Any], run_dir: Path | None = None, tokens: bool = True
 ) -> tuple[Any, ...]:
-    """The sinks, and `WandbExtras` where none of them logs to wandb already."""
-    if any(sink == "wandb" or isinstance(sink, WandbSink) for sink in sinks):
-        return tuple(sinks)
-    return (*sinks, WandbExtras(run_dir, tokens))
+    """The sinks, and `Extras` for each tracker that none of them logs to already.
+
+    Args:
+        sinks: as the user gave them.
+        run_dir: of the record whose page is sent at the end.
+        tokens: whether extreme tokens are sent, without their text.
+    """
+    options = SinkOptions(run_dir, tokens=tokens)
+    given = {_name(sink) for sink in sinks}
+    missing = (kind for kind in TABLE if kind.is_open and kind.name not in given)
+    extras: list[Sink] = [Extras(kind, options) for kind in missing]
+    return (*sinks, *extras)
+
+
+def _name(sink: Any) -> str:
+    """Of the tracker that a sink logs to, as `TABLE` has it."""
+    return sink if isinstance(sink, str) else str(getattr(sink, "name", "")).lower()

@@ -96,3 +96,8 @@ def open_run() -> str | None:
     active = getattr(sys.modules.get("mlflow"), "active_run", None)
     run = active() if active is not None else None
     return None if run is None else str(run.info.run_id)
+
+
+def is_open() -> bool:
+    """Whether somebody has opened a run that we would go on with."""
+    return open_run() is not None

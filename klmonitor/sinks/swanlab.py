@@ -85,3 +85,8 @@ def _has_key() -> bool:
     if any(os.environ.get(name) for name in ("SWANLAB_API_KEY", "SWANLAB_MODE")):
         return True
     return any((home / ".swanlab" / ".netrc").exists() for home in (Path.cwd(), Path.home()))
+
+
+def is_open() -> bool:
+    """Whether somebody has opened a run that we would go on with."""
+    return open_run() is not None

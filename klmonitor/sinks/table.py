@@ -13,17 +13,14 @@ from pathlib import Path
 from klmonitor.boundary import HealthLog
 from klmonitor.notify import Notifier, Notify, parse_targets
 from klmonitor.report import Report
+from klmonitor.sinks import mlflow, swanlab, trackio, wandb
 from klmonitor.sinks.base import FanOut, Sink, as_sink
 from klmonitor.sinks.console import ConsoleSink
-from klmonitor.sinks.mlflow import MlflowRun
 from klmonitor.sinks.prometheus import PrometheusSink
 from klmonitor.sinks.selection import Metrics
-from klmonitor.sinks.swanlab import SwanlabRun
 from klmonitor.sinks.tensorboard import TensorBoardSink
 from klmonitor.sinks.tokentable import Annotate
 from klmonitor.sinks.tracker import Tracker, TrackerSink
-from klmonitor.sinks.trackio import TrackioRun
-from klmonitor.sinks.wandb import WandbSink
 
 MAX_DISK = 10**9
 """Bytes."""
@@ -60,6 +57,7 @@ class SinkKind:
         extra: the extra of klmonitor that brings it.
         text: what it does, in a line.
         make: makes one.
+        is_open: whether somebody has opened a run that a sink would go on with; None: it has none.
     """
 
     name: str
@@ -67,6 +65,7 @@ class SinkKind:
     extra: str
     text: str
     make: Callable[[SinkOptions], Sink]
+    is_open: Callable[[], bool] | None = None
 
 
 def _tensorboard(options: SinkOptions) -> Sink:
@@ -77,7 +76,7 @@ def _tensorboard(options: SinkOptions) -> Sink:
 
 
 def _wandb(options: SinkOptions) -> Sink:
-    return WandbSink(
+    return wandb.WandbSink(
         metrics=options.metrics,
         run_dir=options.run_dir,
         tokens=options.tokens,
@@ -101,19 +100,19 @@ TABLE = (
              _tensorboard),
     SinkKind("wandb", "wandb", "wandb",
              "metrics, alerts, histograms, a table of tokens and the page, in the active run",
-             _wandb),
+             _wandb, wandb.is_open),
     SinkKind("prometheus", "prometheus-client", "prometheus",
              "gauges and counters at `127.0.0.1:9464/metrics`",
              lambda options: PrometheusSink(metrics=options.metrics)),
     SinkKind("trackio", "trackio", "trackio",
              "metrics, alerts, histograms, a table of tokens and the page, in the open run",
-             lambda options: _tracker(TrackioRun(), options)),
+             lambda options: _tracker(trackio.TrackioRun(), options), trackio.is_open),
     SinkKind("mlflow", "mlflow", "mlflow",
              "metrics, alerts as tags, tables of tokens and the page as artifacts",
-             lambda options: _tracker(MlflowRun(), options)),
+             lambda options: _tracker(mlflow.MlflowRun(), options), mlflow.is_open),
     SinkKind("swanlab", "swanlab", "swanlab",
              "metrics, alerts and a table of tokens as text, and the page",
-             lambda options: _tracker(SwanlabRun(), options)),
+             lambda options: _tracker(swanlab.SwanlabRun(), options), swanlab.is_open),
 )  # fmt: skip
 
 

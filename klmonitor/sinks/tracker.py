@@ -79,7 +79,7 @@ class TrackerSink:
         annotate: Annotate | None = None,
     ) -> None:
         check_metrics(metrics)
-        self.tracker = tracker
+        self.tracker, self.name = tracker, tracker.name
         self._metrics = metrics
         self._run_dir = None if run_dir is None else Path(run_dir)
         self._tokens = tokens

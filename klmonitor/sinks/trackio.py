@@ -81,3 +81,8 @@ def open_run() -> Any:
     """The run that somebody has opened in this process and on this thread; None: none."""
     context = getattr(sys.modules.get("trackio"), "context_vars", None)
     return None if context is None else context.current_run.get()
+
+
+def is_open() -> bool:
+    """Whether somebody has opened a run that we would go on with."""
+    return open_run() is not None

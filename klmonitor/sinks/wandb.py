@@ -78,6 +78,8 @@ class WandbSink:
         ValueError: `metrics` is wrong.
     """
 
+    name = "wandb"
+
     def __init__(
         self,
         run: Any = None,
@@ -355,3 +357,8 @@ def has_key(settings: Any) -> bool:
         return netrc(os.environ.get("NETRC") or None).authenticators(host) is not None
     except (OSError, NetrcParseError):
         return False
+
+
+def is_open() -> bool:
+    """Whether somebody has opened a run that we would go on with; wandb is not imported for it."""
+    return getattr(sys.modules.get("wandb"), "run", None) is not None
