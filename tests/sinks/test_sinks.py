@@ -833,8 +833,9 @@ def test_a_wandb_that_hangs_holds_nobody_up_and_is_used_again(
 ) -> None:
     run = FakeRun()
     sink = WandbSink(run)
-    run.hang.clear()
     flush = sink._worker.flush
+    assert flush(LONG), "what it imports first is no report"
+    run.hang.clear()
     monkeypatch.setattr(sink._worker, "flush", lambda _: pytest.fail("a call waits for nothing"))
     for step in range(400):
         sink(small_report(step))

@@ -32,6 +32,7 @@ def test_a_trainers_run_gets_the_media_and_no_text(make_trainer, monkeypatch, tm
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_CONSOLE", "off")
+    wandb.teardown()  # what it read before does not count
     trainer = make_trainer(3, beta=0.04, report_to=["wandb"], logging_steps=1)
     prompts = trainer.train_dataset["prompt"]
     trainer.train_dataset = Dataset.from_dict(
