@@ -109,11 +109,11 @@ def test_new_steps_and_new_runs_arrive_without_a_click(watched, demo, tmp_path):
         wait_until(frame, "KLM.app.names.length === 2", seconds=60)
 
 
-HOSTILE_TOKENS = {
-    "<img src=x onerror=alert(2)>": "<img src=x onerror=alert(2)>",
-    "\u202eright to left\u2066": "\\u{202e}right to left\\u{2066}",
-    "\x00\x1b[31m\n\u2028": "\\u{0}\\u{1b}[31m\\n\\u{2028}",
-}
+HOSTILE_TOKENS = (
+    "<img src=x onerror=alert(2)>",
+    "\u202eright to left\u2066",
+    "\x00\x1b[31m\n\u2028",
+)
 
 
 def test_hostile_runs_tokens_and_alerts_are_inert(watched, tmp_path, monkeypatch):
@@ -144,7 +144,7 @@ def test_hostile_runs_tokens_and_alerts_are_inert(watched, tmp_path, monkeypatch
         item.click()
         frame.locator("#panel-tokens tbody tr").first.wait_for()
         texts = frame.locator("td.token").all_inner_texts()
-        assert sorted(texts) == sorted(HOSTILE_TOKENS.values())
+        assert texts == [""] * len(HOSTILE_TOKENS), "the tab shows no text of any token"
         assert HOSTILE_RUN[:28] in frame.locator("#panel-estimators .legend").inner_text()
         item.hover()
         whole = frame.locator("#klm").inner_text()

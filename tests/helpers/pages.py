@@ -15,8 +15,8 @@ SPIKE_K3 = 5.0
 
 
 @contextmanager
-def serving(*paths):
-    with PageServer(RecordSource(paths)) as server:
+def serving(*paths, tokens_text=False):
+    with PageServer(RecordSource(paths, tokens_text=tokens_text)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
