@@ -97,7 +97,8 @@ docs: install
 	$(BIN)/python docs/tables.py
 
 bench: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[bench]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--editable ".[bench]"
 	PYTHONPATH=. $(BIN)/python benchmarks/speed.py $(ARGS)
 
 sim: install
