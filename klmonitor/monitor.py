@@ -546,7 +546,7 @@ class Monitor(Observer):
         """Where the record is: what was asked for, or beside it where others write there."""
         return self._delivery.run_dir
 
-    def described(self) -> list[str]:
+    def record_status(self) -> list[str]:
         """Where the record is and what was lost so far, a line an item."""
         return self._delivery.described(self._health())
 

@@ -236,7 +236,7 @@ class Watch:
         lines += [f"  judged  {line}" for line in self.monitor.describe(self.held).splitlines()]
         lines += self._penalty.lines()
         lines += self._measured()
-        lines += [f"  record  {line}" for line in self.monitor.described()]
+        lines += [f"  record  {line}" for line in self.monitor.record_status()]
         lines += [f"  absent: {name}: {what}" for name, what in self.capture.absent().items()]
         lines += [f"  given up: {name}" for name, guard in self.guards.items() if guard.resting]
         return "\n".join(lines)
