@@ -27,12 +27,14 @@ def run(args: argparse.Namespace) -> int:
     from klmonitor.record import read_run
 
     try:
-        report, why = chosen_step(read_run(one_record(args.run_dir)), args.step)
+        record = read_run(one_record(args.run_dir))
+        report, why = chosen_step(record, args.step)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"klmonitor explain: {error}\n")
         return 2
     if args.json:
-        print(json.dumps(examined(report, why), indent=1, allow_nan=False))
+        body = examined(report, why) | {"remarks": list(record.remarks)}
+        print(json.dumps(body, indent=1, allow_nan=False))
     else:
-        print(in_words(report, why))
+        print("\n".join([in_words(report, why), *record.remarks]))
     return 0

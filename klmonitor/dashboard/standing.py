@@ -112,6 +112,7 @@ def run_standing(run: RunRecord, name: str, path: str, now: float) -> Row:
             "dropped": int(health.get("klmonitor/dropped", 0)),
             "bad_lines": run.bad_lines,
         },
+        "remarks": list(run.remarks),
         "do": _to_do(opened, active, steps),
     }
 
@@ -208,8 +209,9 @@ def in_words(body: Row) -> str:
 def _run_in_words(run: Row) -> str:
     if run["level"] == "unreadable":
         return f"{run['run']}: unreadable: {run['error']}"
+    remarks = [f"  the record: {remark}" for remark in run["remarks"]]
     if run["last_step"] is None:
-        return f"{run['run']}: no training step yet"
+        return "\n".join([f"{run['run']}: no training step yet", *remarks])
     age = "" if run["age_s"] is None else f", {_age(run['age_s'])} ago"
     lines = [f"{run['run']}: {run['level']}, step {run['last_step']} ({run['steps']} steps{age})"]
     for name, pair in run["pairs"].items():
@@ -229,6 +231,7 @@ def _run_in_words(run: Row) -> str:
     wrong = [f"{health[key]} {key.replace('_', ' ')}" for key in ("errors", "dropped", "bad_lines")
              if health[key]]  # fmt: skip
     lines += [f"  klmonitor itself: {', '.join(wrong)}"] if wrong else []
+    lines += remarks
     lines += [f"  do first: {line}" for line in run["do"]]
     return "\n".join(lines)
 

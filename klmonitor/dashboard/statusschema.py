@@ -80,6 +80,7 @@ RUN = form(
         "open_alerts": {"type": "array", "items": ALERT},
         "alerts": form(dict.fromkeys(("info", "warn", "critical"), COUNT)),
         "health": form({"active": BOOLEAN, "errors": COUNT, "dropped": COUNT, "bad_lines": COUNT}),
+        "remarks": TEXTS | {"description": "of the record itself: lines skipped, rows missing"},
         "do": TEXTS | {"description": "what to do, the most urgent first"},
     }
 )
