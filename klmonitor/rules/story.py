@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from klmonitor.numbers.stored import fields_like
 from klmonitor.record.rows import as_float, finite_or_none
-from klmonitor.rules.episode import OPEN
+from klmonitor.rules.episode import OPEN, WORSE
 from klmonitor.rules.rule import Finding, Rule
 from klmonitor.rules.words import nats, plain
 
@@ -135,7 +135,12 @@ class Story:
 
     def _is_new(self, one: Found, k3: float) -> bool:
         graver = gravity(one.finding) > self.gravity
-        return graver or one.rule.kind not in self.kinds or (one.compares and k3 > self.told)
+        if graver or one.rule.kind not in self.kinds:
+            return True
+        if one.compares:
+            return k3 > self.told
+        # a norm that is passed by more than was told, in an event that was critical for its size
+        return one.phase == WORSE and one.finding.severity == SEVERITIES[-1]
 
     def _rising(self, k3: float) -> str:
         said = f"still rising: k3 is {nats(k3)} per token"

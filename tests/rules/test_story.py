@@ -41,6 +41,18 @@ def test_a_larger_spike_is_hidden_by_no_smaller_one():
     assert [alert.step for alert in alerts] == [100, 105]
 
 
+def test_a_norm_that_is_passed_further_is_told_though_its_event_was_critical():
+    """A spike was critical for its size at .4 nats; then the level rises slowly past 2 nats."""
+    risen = [min(0.4 * 1.15**step, 5.0) for step in range(25)]
+    series = [*ordinary(60), *risen]
+    alerts = judged(RuleSet(), series)
+    assert "spike" in alerts[0].kinds
+    assert alerts[0].severity == "critical"
+    (told,) = [a for a in alerts if "limit" in a.kinds and a.severity == "critical"]
+    assert "the norm is 2 nats" in told.message
+    assert series[told.step] > 2 >= series[told.step - 1]
+
+
 def test_what_comes_long_after_is_another_event():
     series = [*ordinary(100), 0.03, *ordinary(9, 101), 0.03]
     assert [(a.phase, a.since) for a in judged(RuleSet(), series)] == [
