@@ -67,7 +67,7 @@ def _policy_log_probs(batch: dict[str, Any], trainer: Any) -> torch.Tensor:
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     log_probs = type(trainer)._get_per_token_logps_and_entropies
     found = log_probs(trainer, trainer.model, ids, mask, batch["completion_ids"].shape[1])
-    return found[0]  # type: ignore[no-any-return]
+    return found[0]  # type: ignore[no-any-return]  # TRL: untyped
 
 
 class StaleSampler:

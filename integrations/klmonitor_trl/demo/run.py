@@ -179,7 +179,7 @@ def _show(screen: Screen, watched: Any, reports: dict[int, Report]) -> Any:
     """A callback that shows each report of another one."""
     from transformers import TrainerCallback
 
-    class Show(TrainerCallback):  # type: ignore[misc]
+    class Show(TrainerCallback):  # type: ignore[misc]  # transformers: untyped
         """Added after the one that makes the reports, so that it runs after it."""
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
