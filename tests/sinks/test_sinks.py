@@ -616,8 +616,10 @@ def test_evaluations_share_the_row_of_their_step(offline: Callable[..., Any], tr
     train(run, TRAINERS[trainer], report, 1, "before")
     run.finish()
     found = read_wandb(Path(run.dir).parent)
-    assert found.column("loss") == found.column("kl/policy_ref/k1/mean") == [1, 2, 3, 4, 5, 6]
-    assert found.column("eval/kl/policy_ref/k1/mean") == [1, 2, 3, 4, 5, 6]
+    assert found.column("loss") == [1, 2, 3, 4, 5, 6]
+    for ours in ("kl/policy_ref/k1/mean", "eval/kl/policy_ref/k1/mean"):
+        # twice is allowed: where the trainer moved the step between two of our calls
+        assert list(dict.fromkeys(found.column(ours))) == [1, 2, 3, 4, 5, 6]
 
 
 def test_reports_that_lag_by_a_step_are_kept(offline: Callable[..., Any]) -> None:
