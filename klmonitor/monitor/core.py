@@ -25,7 +25,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from klmonitor.boundary import Boundary, cause, say
+from klmonitor.monitor.configuration import monitor_settings
 from klmonitor.monitor.flags import Flags
+from klmonitor.monitor.loop import LoopWatch, check_world
 from klmonitor.monitor.stepnumbers import StepNumbers
 from klmonitor.monitor.steps import Steps
 from klmonitor.notify import Notify
@@ -165,14 +167,15 @@ class Monitor(Observer):
             for name in ("step", "report", "rules", "rows", "notes", "close", "a worker's part")
         }
         self._steps = Steps(self._always["step"])
+        self._made_for = self._world()
         self._delivery = Delivery(self.log)
         if self._enabled and rank_of(self._ranks()) == 0:
             record = None
             if run_dir is not None:
-                groups = {"groups": list(self._intake.config.groups)}
+                declared = {"groups": list(self._intake.config.groups)}
                 record = RecordWriter(
                     Path(run_dir),
-                    {**groups, **self._numbers.settings(), **(meta or {})},
+                    {**declared, **self._numbers.settings(), **(meta or {})},
                     max_bytes=int((1 - EVENTS_SHARE) * max_disk),
                     rules=settings_to_row(self._rules.settings),
                     log=self.log,
@@ -196,6 +199,22 @@ class Monitor(Observer):
                 keep_tokens=log_tokens is not False,
                 strict=strict,
             )
+
+    @classmethod
+    def from_config(cls, path: str | os.PathLike[str] | None = None, **overrides: Any) -> Monitor:
+        """A monitor set up by a file and the environment: its keys are the arguments above.
+
+        Args:
+            path: a TOML file with a table ``[klmonitor]``; None: the one that ``KLMONITOR_CONFIG``
+                names, if any.
+            overrides: go before ``KLMONITOR_<OPTION>`` of the environment, and that before the
+                file.
+
+        Raises:
+            ValueError: a key is unknown (the message has the nearest), or cannot work.
+            OSError: the run directory cannot be made.
+        """
+        return cls(**monitor_settings(cls, path, overrides))
 
     @property
     def errors(self) -> int:
@@ -388,6 +407,33 @@ class Monitor(Observer):
         for notice in self._always["notes"](self._notices.read, report) or ():
             self._delivery.note(notice)
         return report
+
+    def watch(
+        self,
+        optimizer: Any = None,
+        *,
+        start: int | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> LoopWatch:
+        """Watch a plain loop: steps are counted, the monitor is closed at its end, error or not.
+
+        Args:
+            optimizer: a `torch.optim.Optimizer`, or accelerate's wrapper of one: each of its steps
+                closes one here; None: call `step()` of what is returned once per optimizer step.
+            start: number of the first step; None: the one after the last, 1 in a new run.
+            state: what `state_dict` gave at the checkpoint that the loop goes on from; None: none.
+
+        Returns:
+            For ``with``, or to be closed by its `close()`; give it the micro-batches.
+
+        Raises:
+            TypeError: `optimizer` is none whose steps can be seen, or `start` no whole number.
+            ValueError: the state is damaged, or processes have joined since this was made.
+        """
+        check_world(self._made_for, self._world())
+        if state is not None:
+            self.load_state_dict(state)
+        return LoopWatch(self, optimizer, (self._steps.last or 0) + 1 if start is None else start)
 
     def note(self, text: str) -> None:
         """Put a dated notice on the run's time line, beside its alerts; needs a run directory."""
