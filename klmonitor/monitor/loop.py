@@ -106,10 +106,10 @@ class LoopWatch:
         self._closed = True
         if self._hook is not None:
             self._hook.remove()
-        if self._waiting:
-            one = "1 micro-batch" if self._waiting == 1 else f"{self._waiting} micro-batches"
-            after = f"after step {self.steps}" if self.report else "and no step was closed"
-            say("%s observed %s: left out, since no step closed them", one, after)
+        if self._waiting and self.report is None:
+            say("no step was closed: call step() once per optimizer step, or give the optimizer")
+        elif self._waiting:
+            say("%d micro-batches after step %d are left out", self._waiting, self.steps)
         self._monitor.close()
 
     def __enter__(self) -> LoopWatch:  # noqa: PYI034  # Self is Python's from 3.11 on

@@ -139,14 +139,21 @@ def test_an_evaluation_counts_no_step(tmp_path):
     ]
 
 
-def test_what_no_step_closed_is_said(caplog):
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (0, "no step was closed: call step() once per optimizer step, or give the optimizer"),
+        (2, "3 micro-batches after step 2 are left out"),
+    ],
+)
+def test_what_no_step_closed_is_said(steps, said, caplog):
     with Monitor().watch() as watch:
-        for policy, ref, mask in batches(2):
+        for index, (policy, ref, mask) in enumerate(batches(steps + 3)):
             watch.observe(policy=policy, ref=ref, mask=mask)
-    assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == [
-        "klmonitor: 2 micro-batches observed and no step was closed: left out, since no step "
-        "closed them"
-    ]
+            if index < steps:
+                watch.step()
+    found = [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
+    assert [line for line in found if "step" in line] == [f"klmonitor: {said}"]
 
 
 def test_a_step_by_hand_beside_an_optimizer_is_left_out_and_said_once(caplog):
