@@ -46,6 +46,10 @@ class Running:
         for i, pair in enumerate(step.pairs):
             step.running[i] = self._sums.get(pair, 0.0)
 
+    def fresh(self) -> Running:
+        """An empty one of the same half-life."""
+        return Running(self.half_life)
+
     def advance(self, step: StepSums) -> None:
         """Add a step's tokens up to `CORE_RADIUS`, and give its sums the running ones."""
         decay = math.pow(2.0, -1.0 / self.half_life)
