@@ -16,9 +16,10 @@ from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.record import Achieved, RecordWriter
 from klmonitor.record.mutes import Mute
 from klmonitor.record.notices import Notice
+from klmonitor.record.rows import shown_tokens
 from klmonitor.report import Alert, ExtremeToken, Health, Later, Report
 from klmonitor.sinks.base import FanOut, together
-from klmonitor.sinks.tokentable import Annotate, shown_tokens
+from klmonitor.sinks.tokentable import Annotate
 
 CLOSE_SECONDS = 5.0
 """What closing may wait for all outputs together, seconds."""

@@ -10,9 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 from klmonitor.background import Worker
+from klmonitor.record.rows import shown_tokens
 from klmonitor.report import ExtremeToken, Later, Report
 from klmonitor.sinks.selection import Metrics, check_metrics
-from klmonitor.sinks.tokentable import Annotate, shown_tokens
+from klmonitor.sinks.tokentable import Annotate
 
 CAPACITY = 256
 """Reports that may wait once a tracker or a disk has stalled."""
