@@ -23,7 +23,9 @@ from klmonitor.rules.settings import unknown
 PREFIX = "KLMONITOR_"
 FILE = "KLMONITOR_CONFIG"
 TABLE = "klmonitor"
-OWN = ("KLMONITOR_CONFIG", "KLMONITOR_DISABLE", "KLMONITOR_CACHE_DIR")
+GIVEN = "KLMONITOR_GIVEN"
+"""What a launcher has read, as JSON, for a process of another machine."""
+OWN = ("KLMONITOR_CONFIG", "KLMONITOR_DISABLE", "KLMONITOR_CACHE_DIR", GIVEN)
 """Variables that are no options."""
 LISTS = ("groups", "sinks")
 """Options that are lists: ``math,code`` is one."""
@@ -44,14 +46,22 @@ def load_options(
         ValueError: an option is unknown (the message has the nearest), or its value or the file
             cannot be used; the message says where it came from.
     """
+    found = gathered(given, environ)
+    if isinstance(found.get("penalty"), Mapping):
+        found["penalty"] = _penalty(found["penalty"])
+    return Options.parse(found)
+
+
+def gathered(
+    given: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The options that were given anywhere, as they were written; see `load_options`."""
     environ = os.environ if environ is None else environ
     found = {**_of_file(environ), **_of_environment(environ)}
     for name, value in (given or {}).items():
         _check(name, "the command line")
         found[name] = value
-    if isinstance(found.get("penalty"), Mapping):
-        found["penalty"] = _penalty(found["penalty"])
-    return Options.parse(found)
+    return found
 
 
 def option_names() -> list[str]:
@@ -104,15 +114,15 @@ def _of_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name in option_names():
-            found[name] = _value(name, text)
+            found[name] = value_of(name, text)
         elif difflib.get_close_matches(name, option_names(), n=1, cutoff=NEAR):
             _check(name, variable)
         # Any other is the user's own: notify="env:KLMONITOR_HOOK" reads one, for instance.
     return found
 
 
-def _value(name: str, text: str) -> Any:
-    """A variable's text as JSON where it is some, else as it stands."""
+def value_of(name: str, text: str) -> Any:
+    """The text of an option as JSON where it is some, else as it stands."""
     plain = text.strip()
     if plain.lower() in ("true", "false", "none", "null"):
         return {"true": True, "false": False}.get(plain.lower())

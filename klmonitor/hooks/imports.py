@@ -7,9 +7,11 @@ and nothing that fails here reaches the import: what is absent is noted in `Bind
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -86,6 +88,28 @@ def when_imported(name: str, call: Called) -> None:
         getattr(module, "__spec__", None), "_initializing", False
     ):
         _call(name, module)
+
+
+def exists(module: str) -> bool:
+    """Whether a module can be found; its packages are imported for it."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def imported(modules: Iterable[str]) -> str:
+    """Import those that exist, without their warnings; why that fails, or nothing."""
+    logging.disable(logging.WARNING)  # what a trainer's imports warn of is no fault of ours
+    try:
+        for module in dict.fromkeys(modules):
+            if exists(module):
+                import_module(module)
+    except Exception as error:  # noqa: BLE001  # a package that it needs is missing
+        return f"cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        logging.disable(logging.NOTSET)
+    return ""
 
 
 _wanted: dict[str, list[Called]] = {}
