@@ -29,6 +29,7 @@ from klmonitor.hooks.configuration import (
 from klmonitor.hooks.options import Options, disabled
 from klmonitor.hooks.remote import refuse
 from klmonitor.monitor import Monitor
+from klmonitor.sinks import check_metrics
 from klmonitor_openrlhf.settings import NOT_HERE, WHY
 
 TRAINER = "openrlhf.cli.train_ppo_ray"
@@ -90,9 +91,9 @@ def check(options: Options) -> None:
         ValueError, TypeError: the message names the option and the remedy.
     """
     refuse(options, NOT_HERE, WHY)
+    check_metrics(options.metrics)
     Actions(options.on_alert, options.rules)
     Monitor(
-        metrics=options.metrics,
         rules=options.rules,
         log_tokens=options.log_tokens,
         max_disk=options.max_disk,

@@ -38,13 +38,14 @@ class Bindings:
         self.bound: dict[str, Callable[..., Any]] = {}
         self.absent: dict[str, str] = {}
         self._owners: dict[str, tuple[Any, str, Any]] = {}
+        self._over = False
 
     def add(self, module: str, name: str, around: Around) -> None:
         """Replace ``module.name`` (``function`` or ``Class.method``) as soon as it is there."""
         when_imported(module, functools.partial(self._bind, f"{module}.{name}", name, around))
 
     def _bind(self, where: str, name: str, around: Around, module: ModuleType) -> None:
-        if where in self.bound:
+        if where in self.bound or self._over:
             return
         try:
             owner: Any = module
@@ -66,7 +67,8 @@ class Bindings:
         self._owners[where] = (owner, last, wrapper)
 
     def undo(self) -> None:
-        """Put back what was there, unless somebody has replaced our replacement."""
+        """Put back what was there, unless somebody has replaced our replacement; for good."""
+        self._over = True
         for where, (owner, last, wrapper) in self._owners.items():
             if getattr(owner, last, None) is wrapper:
                 setattr(owner, last, self.bound[where])
@@ -87,7 +89,7 @@ def when_imported(name: str, call: Called) -> None:
     if module is not None and not getattr(
         getattr(module, "__spec__", None), "_initializing", False
     ):
-        _call(name, module)
+        _call(module, [call])
 
 
 def exists(module: str) -> bool:
@@ -116,8 +118,8 @@ _wanted: dict[str, list[Called]] = {}
 _lock = threading.RLock()
 
 
-def _call(name: str, module: ModuleType) -> None:
-    for call in tuple(_wanted.get(name, ())):
+def _call(module: ModuleType, calls: Iterable[Called]) -> None:
+    for call in calls:
         try:
             call(module)
         except Exception:  # noqa: BLE001, PERF203  # another package's import must not fail for us
@@ -138,7 +140,7 @@ class _Loader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        _call(self._name, module)
+        _call(module, tuple(_wanted.get(self._name, ())))
 
 
 class _Finder(MetaPathFinder):

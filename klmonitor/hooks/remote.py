@@ -17,7 +17,7 @@ from klmonitor.hooks.text import TokenText
 from klmonitor.hooks.trackers import with_extras
 from klmonitor.hooks.watch import Watch
 from klmonitor.report import Report
-from klmonitor.sinks import select
+from klmonitor.sinks import check_metrics, select
 
 
 class RemoteWatch(Watch):
@@ -55,6 +55,7 @@ class RemoteWatch(Watch):
         meta: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
+        check_metrics(options.metrics)
         directory = options.directory(output_dir)
         self._options = options
         self._box: Mailbox | None = None

@@ -1,4 +1,4 @@
-"""Write down what OpenRLHF's own functions are given, apart from klmonitor: what truth is made of."""
+"""Write down what OpenRLHF's own functions are given, apart from klmonitor, for the truth."""
 
 import functools
 from pathlib import Path
