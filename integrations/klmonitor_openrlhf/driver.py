@@ -69,7 +69,13 @@ class Driver(RemoteWatch):
         self.run: RowValues = RowValues(RATE, (), self.settings.updates_a_step)
         feed = Feed(self.monitor, self.guards, self.text)
         self.capture = DriverCapture(feed, self.settings, absent, self._beta)
-        self.open_mailbox({"penalty": self._in_workers(), "adaptive": self.settings.adaptive})
+        self.open_mailbox(
+            {
+                "penalty": {k: v for k, v in self.monitor.penalties.items() if k == "policy_ref"},
+                "adaptive": self.settings.adaptive,
+                "by_token": self.settings.by_token,
+            }
+        )
         self.warn_of_absent()
         self.announce("set --algo.kl.init_coef above 0")
         if not self.settings.rollout:
@@ -131,10 +137,6 @@ class Driver(RemoteWatch):
     def _beta(self) -> float | None:
         controller = getattr(self.trainer, "kl_ctl", None)
         return None if controller is None else float(controller.value)
-
-    def _in_workers(self) -> dict[str, Any]:
-        """The terms of the objective on pairs that the workers compare."""
-        return {k: v for k, v in self.monitor.penalties.items() if k == "policy_ref"}
 
     # --- checkpoints -------------------------------------------------------------------------
     def kept(self, states: Mapping[str, Any] | None) -> dict[str, Any]:

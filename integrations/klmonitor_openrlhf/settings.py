@@ -75,6 +75,7 @@ class Settings:
         to_get_rollout: the argument that does so in this version.
         reference: whether the reference's log-probs are computed.
         in_loss: whether the KL term is one of the loss, else it is in the reward.
+        by_token: whether the ratio that the loss is clipped by is a token's.
         adaptive: whether its weight follows a target.
         copies: processes that see the same tokens, in consecutive ranks.
         freezing: the last step without an update of the policy.
@@ -87,6 +88,7 @@ class Settings:
     to_get_rollout: str
     reference: bool
     in_loss: bool
+    by_token: bool
     adaptive: bool
     copies: int
     freezing: int
@@ -110,6 +112,7 @@ class Settings:
             to_get_rollout=how,
             reference=float(at(args, "beta", 0.0)) > 0,
             in_loss=bool(at(args, "use_loss")),
+            by_token=at(args, "loss", "ppo") == "ppo",
             adaptive=bool(at(args, "target")),
             copies=max(int(at(args, "ring", 1)) * int(at(args, "tensor_parallel", 1)), 1),
             freezing=int(at(args, "freezing", -1)),

@@ -67,9 +67,10 @@ class Worker(RemoteWorker):
         given: dict[str, Any] = {
             "policy": policy,
             "old": argument(args, kwargs, 2, "old_log_probs").detach(),
-            "advantages": argument(args, kwargs, 3, "advantages").detach(),
             "mask": mask,
         }
+        if self.settings.get("by_token"):  # else no token's own ratio is what is clipped
+            given["advantages"] = argument(args, kwargs, 3, "advantages").detach()
         experience = self._experience
         if experience is not None:
             given |= layout_of(experience, mask)
