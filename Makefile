@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-verl-quick test-verl test-faults test-readme test-trackers test-recipes lint format demo docs sim bench clean
+.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-verl-quick test-verl test-openrlhf-quick test-openrlhf test-faults test-readme test-trackers test-recipes lint format demo docs sim bench clean
 
 help:
 	@echo "make test    the default test tier (sets up $(VENV) first)"
@@ -13,6 +13,8 @@ help:
 	@echo "make test-trl-suite   TRL's own GRPO and RLOO tests, with and without klmonitor (an hour)"
 	@echo "make test-verl-quick  verl's own functions on synthetic batches (8 minutes with installation)"
 	@echo "make test-verl        also older versions and real runs on Ray (two hours, resumable)"
+	@echo "make test-openrlhf-quick  OpenRLHF's own code on synthetic batches (6 minutes with installation)"
+	@echo "make test-openrlhf    also older versions and real runs on Ray (an hour, resumable)"
 	@echo "make test-faults    faults by count, kills, malformed lines, a long run (two hours)"
 	@echo "make test-readme    the README's install line and blocks, from the wheel (minutes)"
 	@echo "make test-trackers  trackio, MLflow and SwanLab, from the wheel (minutes)"
@@ -63,6 +65,16 @@ test-verl-quick:
 # into docs/trainers/verl.md.
 test-verl:
 	$(PYTHON) benchmarks/verl_matrix.py $(ARGS)
+
+# An environment of its own under .cache/openrlhf (2 GB); needs nothing but python3, a compiler and a
+# network.
+test-openrlhf-quick:
+	$(PYTHON) benchmarks/openrlhf_matrix.py --quick
+
+# Real runs are kept in .cache/openrlhf/runs and not run again (ARGS=--fresh: all again); the results
+# go into docs/trainers/openrlhf.md.
+test-openrlhf:
+	$(PYTHON) benchmarks/openrlhf_matrix.py $(ARGS)
 
 # Faults by count in Monitor loops and in real TRL runs, kills with resume, malformed lines, a soak of
 # 200,000 steps (two hours); see docs/reliability.md.
