@@ -184,7 +184,8 @@ METRICS: tuple[Metric, ...] = (
            core=True, panel="Gap of k3 and k1"),
     Metric("gap_se", "nats", "sqrt(n/(n-1) sum (G_i - gap T_i)^2) / N, over n sequences",
            "error of the gap by sequence: its expectation is 0 for every prompt, so few prompts "
-           "are no reason to wait", lambda t: Quotient(t.clustered.sequence_se("gap"), t.on_policy)),
+           "are no reason to wait",
+           lambda t: Quotient(t.clustered.sequence_se("gap"), t.on_policy)),
     Metric("k1/sequence_se", "nats", "sqrt(n/(n-1) sum (S_i - mean T_i)^2) / N, over n sequences",
            "error of k1/mean by sequence: no prompt's KL is below 0",
            lambda t: t.clustered.sequence_se("k1")),

@@ -31,6 +31,8 @@ from klmonitor.summary.fields import (
 
 Floats = NDArray[np.float64]
 _ARRAYS = ("maxima", "tokens", "sequences")
+MANY = 4
+"""Times as many records as are kept from which candidates are chosen before they are sorted."""
 
 
 @dataclass
@@ -184,6 +186,13 @@ def first_of(records: Tensor, top: int, n_order: int) -> Tensor:
     Returns:
         [..., top, F], in order.
     """
+    if records.is_cpu and records.shape[-2] > MANY * top:
+        keys = records[..., 0].topk(top + 1, dim=-1)
+        if bool((keys.values[..., -2] > keys.values[..., -1]).all()):  # no tie at the threshold
+            chosen = keys.indices[..., :top].sort(dim=-1).values
+            records = records.gather(
+                -2, chosen.unsqueeze(-1).expand(*chosen.shape, records.shape[-1])
+            )
     for column in range(n_order - 1, -1, -1):
         order = records[..., column].argsort(dim=-1, descending=column == 0, stable=True)
         records = records.gather(-2, order.unsqueeze(-1).expand_as(records))
