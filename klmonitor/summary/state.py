@@ -69,8 +69,11 @@ class Summary:
     def empty(cls, config: SummaryConfig, device: torch.device | str | None = None) -> Summary:
         """A summary of no tokens: the identity of `merge`."""
         _, sizes = _sum_shapes(config)
-        flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-        return cls(config, flat, *(part.clone() for part in _no_maxima(config.top, flat.device)))
+        if device is None or torch.device(device).type != "cpu":
+            flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        else:
+            flat = torch.from_numpy(np.zeros(sum(sizes)))
+        return cls(config, flat, *(copied(part) for part in _no_maxima(config.top, flat.device)))
 
     def merge(self, other: Summary) -> Summary:
         """The summary of the tokens of both, a new object.
@@ -86,7 +89,10 @@ class Summary:
     def take_in(self, other: Summary) -> None:
         """Merge another of the same configuration and device into this one, in place."""
         top = self.config.top
-        self.flat += other.flat
+        if self.flat.is_cpu:
+            self.flat.numpy()[:] += other.flat.numpy()
+        else:
+            self.flat += other.flat
         torch.maximum(self.maxima, other.maxima, out=self.maxima)
         for name, order in (("tokens", N_ORDER), ("sequences", N_SEQUENCE_ORDER)):
             mine: Tensor = getattr(self, name)
@@ -101,7 +107,7 @@ class Summary:
     def clone(self) -> Summary:
         """An independent copy."""
         parts = (self.flat, self.maxima, self.tokens, self.sequences)
-        return Summary(self.config, *(part.clone() for part in parts))
+        return Summary(self.config, *(copied(part) for part in parts))
 
     def become(self, other: Summary) -> None:
         """Take the values of another of the same configuration and device, in place."""
@@ -129,6 +135,15 @@ class Summary:
     def device(self) -> torch.device:
         """Where the sums live."""
         return self.flat.device
+
+
+def copied(part: Tensor) -> Tensor:
+    """A copy; of the host's memory by one thread.
+
+    torch would share it out, and the threads that it wakes spin for milliseconds afterwards, on the
+    cores that the pass needs.
+    """
+    return torch.from_numpy(part.numpy().copy()) if part.is_cpu else part.clone()
 
 
 @cache
