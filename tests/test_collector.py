@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import zlib
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from klmonitor import Collector, Monitor
 from klmonitor.summary.fields import SummaryConfig
-from klmonitor.summary.parts import MAGIC, SECTIONS, MergedParts, pack, unpack
+from klmonitor.summary.parts import LAYOUT, MAGIC, SECTIONS, MergedParts, pack, unpack
 from klmonitor.summary.state import Summary
 
 GROUPS = ["math", "chat"]
@@ -136,8 +135,8 @@ def garbage():
     yield "a pickle", b"\x80\x04\x95"
     yield "cut in the head", part[:40]
     yield "cut in the body", part[:-20]
-    yield "longer", part[:end] + zlib.compress(b"x" * 10**6)
-    yield "of another layout", with_head(layout=2)
+    yield "longer", part + b"x" * 10**6
+    yield "of another layout", with_head(layout=LAYOUT + 1)
     yield "of another digest", with_head(digest="0" * 16)
     yield "of no phase", with_head(phase="test")
     yield "of another number", with_head(n=head["n"] + 1)

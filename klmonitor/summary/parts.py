@@ -1,22 +1,26 @@
 """A summary as bytes: what a worker sends to the driver that merges.
 
-    magic, length of the head (4 bytes), head (JSON), body (deflated: places, then values)
+    magic, length of the head (4 bytes), head (JSON), body (places, then values)
 
 All numbers of a summary make one long row, in an order that its configuration decides; only those
 that tokens have changed travel, with their places. The head names the worker, its health, the
 policies that it has not seen and the sections that came along. A section that is absent counts as
 unknown, not as zero: what follows from it is nan, with whatever it is merged. The layout's version
 and a digest of what decides the row say whether a part fits.
+
+The body is read in a dozen calls, whatever it holds: a driver may have hundreds of them a step.
+
+    from each place to the next, a byte each (255: one of the wide ones)
+    the smallest of `KINDS` that holds each value exactly, two bits each: low ones, then high ones
+    wide steps, 4 bytes each; the values of each kind
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +35,7 @@ from klmonitor.summary.state import Summary, first_of
 Floats = NDArray[np.float64]
 
 MAGIC = b"KLM\x01"
-LAYOUT = 1
+LAYOUT = 2
 """The version of what a part is made of."""
 SECTIONS = (
     "sums",
@@ -47,6 +51,10 @@ SECTIONS = (
 NEEDED = ("sums", "maxima")
 """Without these nothing can be told of a pair; the others are optional."""
 PHASES = ("train", "eval")
+WIDE = 255
+"""Steps from which they take more than a byte."""
+KINDS = ("u1", "<u2", "<f4", "<f8")
+"""Most values are counts of a histogram, and log-probs are float32."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +120,51 @@ def pack(
         "sections": list(SECTIONS),
         "n": int(places.size),
     }
-    steps = np.diff(places, prepend=0).astype("<u4")
-    body = _shuffled(steps) + _shuffled(row[places].astype("<f8"))
     text = json.dumps(head, separators=(",", ":")).encode()
-    return MAGIC + len(text).to_bytes(4, "big") + text + zlib.compress(body, 6)
+    return MAGIC + len(text).to_bytes(4, "big") + text + _coded(places, row[places])
+
+
+def _coded(places: NDArray[np.int64], values: Floats) -> bytes:
+    """The body of a part."""
+    steps = np.diff(places, prepend=0)
+    wide = steps >= WIDE
+    with np.errstate(all="ignore"):
+        kinds = np.select([_same(values, kind) for kind in KINDS[:-1]], range(3), 3).astype("u1")
+    parts = (
+        np.minimum(steps, WIDE).astype("u1"),
+        np.packbits(np.concatenate((kinds & 1, kinds >> 1))),
+        steps[wide].astype("<u4"),
+        *(values[kinds == i].astype(kind) for i, kind in enumerate(KINDS)),
+    )
+    return b"".join(part.tobytes() for part in parts)
+
+
+def _same(values: Floats, kind: str) -> NDArray[np.bool_]:
+    """Which values a kind of number holds to the last bit."""
+    bits = values.astype(kind).astype("<f8").view("<i8")
+    found: NDArray[np.bool_] = bits == values.astype("<f8").view("<i8")
+    return found
+
+
+def _decoded(body: bytes, n: int) -> tuple[NDArray[np.int64], Floats, int]:
+    """Places and values from a body, and its length.
+
+    Raises:
+        ValueError: there is less of it.
+    """
+    at = n + (2 * n + 7) // 8
+    steps = np.frombuffer(body, "u1", n).astype(np.int64)
+    low, high = np.unpackbits(np.frombuffer(body, "u1", at - n, n), count=2 * n).reshape(2, n)
+    wide = np.flatnonzero(steps == WIDE)
+    steps[wide] = np.frombuffer(body, "<u4", wide.size, at)
+    at += 4 * wide.size
+    values, kinds = np.empty(n), low + 2 * high
+    for i, kind in enumerate(KINDS):
+        which = np.flatnonzero(kinds == i)
+        some = np.frombuffer(body, kind, which.size, at)
+        values[which] = some
+        at += some.nbytes
+    return steps.cumsum(), values, at
 
 
 def unpack(data: bytes, config: SummaryConfig) -> Part:
@@ -131,7 +180,7 @@ def unpack(data: bytes, config: SummaryConfig) -> Part:
     """
     try:
         return _unpack(bytes(data), config)
-    except (TypeError, KeyError, IndexError, AttributeError, zlib.error, OverflowError) as error:
+    except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(f"these bytes are no part ({type(error).__name__})") from error
 
 
@@ -154,13 +203,10 @@ def _unpack(data: bytes, config: SummaryConfig) -> Part:
     n, size = int(head["n"]), _blank(config).size
     if not 0 <= n <= size or head["phase"] not in PHASES:
         raise ValueError(f"the part holds {n} numbers of phase {head['phase']!r}")
-    inflate = zlib.decompressobj()
-    body = inflate.decompress(data[end:], 12 * n + 1)
-    if len(body) != 12 * n or not inflate.eof:
-        raise ValueError("the part is cut off")
-    steps, values = _unshuffled(body[: 4 * n], "<u4"), _unshuffled(body[4 * n :], "<f8")
-    places = steps.cumsum(dtype=np.int64)
-    if n and (places[-1] >= size or not steps[1:].all() or np.isnan(values).any()):
+    places, values, length = _decoded(data[end:], n)
+    if end + length != len(data):
+        raise ValueError("there is more than the part")
+    if n and (places[-1] >= size or not np.diff(places).all() or np.isnan(values).any()):
         raise ValueError("the part's numbers do not fit")
     sections = tuple(name for name in SECTIONS if name in head["sections"])
     if n and not set(NEEDED) <= set(sections):
@@ -238,11 +284,13 @@ class MergedParts:
         """All of them as one summary; nothing may be added any more."""
         summary = self._summary
         top = summary.config.top
+        seen = np.flatnonzero(~(summary.arrays["maxima"] == -np.inf).all(axis=1))
         for target, rows, order in (
             (summary.tokens, self._tokens, N_ORDER),
             (summary.sequences, self._sequences, N_SEQUENCE_ORDER),
         ):
-            target.copy_(first_of(torch.from_numpy(np.concatenate(rows, axis=-2)), top, order))
+            every = torch.from_numpy(np.concatenate([some[seen] for some in rows], axis=-2))
+            target[torch.from_numpy(seen)] = first_of(every, top, order)
         return summary
 
 
@@ -269,14 +317,3 @@ def _split(rest: Floats, like: Summary) -> tuple[Floats, Floats, Floats]:
         rest[tokens:sequences].reshape(like.tokens.shape),
         rest[sequences:].reshape(like.sequences.shape),
     )
-
-
-def _shuffled(values: NDArray[Any]) -> bytes:
-    """The first bytes of all numbers, then the second ones, ...: what deflates well."""
-    return values.view(np.uint8).reshape(-1, values.itemsize).T.tobytes()
-
-
-def _unshuffled(data: bytes, dtype: str) -> NDArray[Any]:
-    size = np.dtype(dtype).itemsize
-    flat = np.frombuffer(data, np.uint8)
-    return np.ascontiguousarray(flat.reshape(size, -1).T).view(dtype).reshape(-1)

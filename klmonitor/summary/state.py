@@ -31,6 +31,8 @@ from klmonitor.summary.fields import (
 
 Floats = NDArray[np.float64]
 _ARRAYS = ("maxima", "tokens", "sequences")
+MANY = 4
+"""Times as many records as are kept from which candidates are chosen before they are sorted."""
 
 
 @dataclass
@@ -67,8 +69,11 @@ class Summary:
     def empty(cls, config: SummaryConfig, device: torch.device | str | None = None) -> Summary:
         """A summary of no tokens: the identity of `merge`."""
         _, sizes = _sum_shapes(config)
-        flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-        return cls(config, flat, *(part.clone() for part in _no_maxima(config.top, flat.device)))
+        if device is None or torch.device(device).type != "cpu":
+            flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        else:
+            flat = torch.from_numpy(np.zeros(sum(sizes)))
+        return cls(config, flat, *(copied(part) for part in _no_maxima(config.top, flat.device)))
 
     def merge(self, other: Summary) -> Summary:
         """The summary of the tokens of both, a new object.
@@ -84,7 +89,10 @@ class Summary:
     def take_in(self, other: Summary) -> None:
         """Merge another of the same configuration and device into this one, in place."""
         top = self.config.top
-        self.flat += other.flat
+        if self.flat.is_cpu:
+            self.flat.numpy()[:] += other.flat.numpy()
+        else:
+            self.flat += other.flat
         torch.maximum(self.maxima, other.maxima, out=self.maxima)
         for name, order in (("tokens", N_ORDER), ("sequences", N_SEQUENCE_ORDER)):
             mine: Tensor = getattr(self, name)
@@ -99,7 +107,7 @@ class Summary:
     def clone(self) -> Summary:
         """An independent copy."""
         parts = (self.flat, self.maxima, self.tokens, self.sequences)
-        return Summary(self.config, *(part.clone() for part in parts))
+        return Summary(self.config, *(copied(part) for part in parts))
 
     def become(self, other: Summary) -> None:
         """Take the values of another of the same configuration and device, in place."""
@@ -127,6 +135,15 @@ class Summary:
     def device(self) -> torch.device:
         """Where the sums live."""
         return self.flat.device
+
+
+def copied(part: Tensor) -> Tensor:
+    """A copy; of the host's memory by one thread.
+
+    torch would share it out, and the threads that it wakes spin for milliseconds afterwards, on the
+    cores that the pass needs.
+    """
+    return torch.from_numpy(part.numpy().copy()) if part.is_cpu else part.clone()
 
 
 @cache
@@ -184,6 +201,13 @@ def first_of(records: Tensor, top: int, n_order: int) -> Tensor:
     Returns:
         [..., top, F], in order.
     """
+    if records.is_cpu and records.shape[-2] > MANY * top:
+        keys = records[..., 0].topk(top + 1, dim=-1)
+        if bool((keys.values[..., -2] > keys.values[..., -1]).all()):  # no tie at the threshold
+            chosen = keys.indices[..., :top].sort(dim=-1).values
+            records = records.gather(
+                -2, chosen.unsqueeze(-1).expand(*chosen.shape, records.shape[-1])
+            )
     for column in range(n_order - 1, -1, -1):
         order = records[..., column].argsort(dim=-1, descending=column == 0, stable=True)
         records = records.gather(-2, order.unsqueeze(-1).expand_as(records))
