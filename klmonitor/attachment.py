@@ -15,7 +15,7 @@ from typing import Any
 from klmonitor.hooks.handle import Handle
 
 INTEGRATIONS = "klmonitor.integrations"
-RECIPE = '''\
+RECIPE = """\
 from klmonitor import Monitor
 
 monitor = Monitor(run_dir="runs/kl")             # on every rank, after init_process_group()
@@ -26,7 +26,7 @@ with monitor.watch(optimizer) as watch:          # each optimizer.step() closes 
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-'''
+"""
 """What watches a loop that no integration knows; the first recipe of docs/recipes.md."""
 
 
