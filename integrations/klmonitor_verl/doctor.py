@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from importlib import import_module
 
@@ -22,9 +23,15 @@ def report() -> list[tuple[str, str, bool]]:
         PROCESS.install()
         found = [(name, *_bound(module)) for name, module in TRAINERS.items() if exists(module)]
     how = "loads klmonitor by itself"
-    if tuple(int(x) for x in verl.__version__.split(".")[:2]) < PLUGIN_FROM:
+    if not loads_plugins(str(getattr(verl, "__version__", ""))):
         how = "set VERL_USE_EXTERNAL_MODULES=klmonitor_verl in every process"
     return [(name, f"{text}; {how}", good) for name, text, good in found]
+
+
+def loads_plugins(version: str) -> bool:
+    """Whether a verl of this version loads entry points; one that has no number is taken to."""
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    return not numbers or numbers >= PLUGIN_FROM
 
 
 def _bound(trainer: str) -> tuple[str, bool]:

@@ -430,7 +430,7 @@ class Monitor(Observer):
             TypeError: `optimizer` is none whose steps can be seen, or `start` no whole number.
             ValueError: the state is damaged, or processes have joined since this was made.
         """
-        check_world(self._made_for, self._world())
+        check_world(self._made_for, self._world(), self._group is False)
         if state is not None:
             self.load_state_dict(state)
         return LoopWatch(self, optimizer, (self._steps.last or 0) + 1 if start is None else start)

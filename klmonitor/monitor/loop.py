@@ -23,6 +23,9 @@ from torch.optim import Optimizer
 from klmonitor.boundary import cause, say
 from klmonitor.report import Report
 
+MOST = 200
+"""Characters of an error that are noted: some messages hold tensors."""
+
 
 class Stepper(Protocol):
     """What is used of a `Monitor`."""
@@ -122,7 +125,7 @@ class LoopWatch:
         """Close; an error passes through."""
         if error is not None:
             self._waiting = 0  # of a step that never came to its end
-            self._monitor.note(f"the loop ended with {cause(error)}")
+            self._monitor.note(f"the loop ended with {cause(error)[:MOST]}")
         self.close()
 
 
@@ -143,12 +146,13 @@ def _hooked(optimizer: Any, hook: Any) -> Any:
     return inner.register_step_post_hook(hook)
 
 
-def check_world(made_for: int, now: int) -> None:
+def check_world(made_for: int, now: int, alone: bool = False) -> None:
     """Refuse a monitor that was made before its process group was.
 
     Args:
         made_for: number of processes when it was made.
         now: and now.
+        alone: whether it was told to reduce over nobody.
 
     Raises:
         ValueError: they differ; on every rank alike.
@@ -160,7 +164,7 @@ def check_world(made_for: int, now: int) -> None:
             "Accelerator()), or each rank keeps a record of its own"
         )
     said = os.environ.get("WORLD_SIZE", "1")
-    if now == 1 and said not in ("", "0", "1"):
+    if now == 1 and not alone and said not in ("", "0", "1"):
         say(
             "WORLD_SIZE is %s, but torch.distributed is not initialised: each process is watched "
             "alone",

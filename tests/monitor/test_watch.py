@@ -192,6 +192,8 @@ def test_a_monitor_made_before_its_process_group_is_refused():
 
 def test_one_process_of_many_that_do_not_know_of_each_other_is_told(monkeypatch, caplog):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    Monitor(process_group=False).watch()
+    assert not caplog.text, "a driver whose workers send parts"
     Monitor().watch()
     assert "each process is watched alone" in caplog.text
 
