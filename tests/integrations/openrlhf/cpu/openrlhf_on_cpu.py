@@ -11,7 +11,9 @@ import importlib.util
 import json
 import os
 import sys
+import time
 import types
+from contextlib import suppress
 from pathlib import Path
 
 from klmonitor.hooks.imports import when_imported
@@ -26,7 +28,10 @@ def install():
     when_imported("torch.distributed.device_mesh", mesh_of_cpus)
     when_imported("openrlhf.trainer.ray.vllm_engine", engines)
     when_imported("openrlhf.trainer.ray.ppo_actor", weights)
+    when_imported("ray._private.services", patience)
     when_imported("ray", gpus)
+    when_imported("deepspeed.runtime.engine", adam)
+    when_imported("deepspeed.comm.torch", no_shared_memory)
     if os.environ.get("ON_CPU_ORDER"):
         when_imported("openrlhf.trainer.ppo_utils.samples_generator", order_of_samples)
         when_imported(TRAINER, order_of_prompts)
@@ -106,6 +111,37 @@ def gpus(ray):
         return original(*args, num_cpus=16, num_gpus=wanted, include_dashboard=False, **kwargs)
 
     ray.init = init
+
+
+def patience(found):
+    """A busy machine takes longer than Ray's half a minute to start a node."""
+    original = found.get_node
+
+    def get_node(*args, **kwargs):
+        end = time.monotonic() + 300
+        while time.monotonic() < end:
+            with suppress(RuntimeError):
+                return original(*args, **kwargs)
+            time.sleep(0.5)
+        return original(*args, **kwargs)
+
+    found.get_node = get_node
+
+
+def adam(found):
+    """torch's own AdamW: DeepSpeed's has to be compiled, which takes ten minutes."""
+    original = found.DeepSpeedEngine.get_optimizer_configuration
+
+    def get_optimizer_configuration(self, optimizer_parameters, *args, **kwargs):
+        optimizer_parameters["torch_adam"] = True
+        return original(self, optimizer_parameters, *args, **kwargs)
+
+    found.DeepSpeedEngine.get_optimizer_configuration = get_optimizer_configuration
+
+
+def no_shared_memory(found):
+    """Ranks talk by gloo alone: the other way would have to be compiled too."""
+    found.build_shm_op = lambda: None
 
 
 def engines(found):
