@@ -11,9 +11,7 @@ import importlib.util
 import json
 import os
 import sys
-import time
 import types
-from contextlib import suppress
 from pathlib import Path
 
 from klmonitor.hooks.imports import when_imported
@@ -28,7 +26,6 @@ def install():
     when_imported("torch.distributed.device_mesh", mesh_of_cpus)
     when_imported("openrlhf.trainer.ray.vllm_engine", engines)
     when_imported("openrlhf.trainer.ray.ppo_actor", weights)
-    when_imported("ray._private.services", patience)
     when_imported("ray", gpus)
     when_imported("deepspeed.runtime.engine", adam)
     when_imported("deepspeed.comm.torch", no_shared_memory)
@@ -101,6 +98,10 @@ def mesh_of_cpus(found):
     found.init_device_mesh = lambda device, *args, **kwargs: original("cpu", *args, **kwargs)
 
 
+TRIES = 5
+"""A busy machine may not start Ray's own processes in the seconds that Ray gives them."""
+
+
 def gpus(ray):
     """As many GPUs as the run wants, and no dashboard."""
     original = ray.init
@@ -108,24 +109,17 @@ def gpus(ray):
     @functools.wraps(original)
     def init(*args, **kwargs):
         wanted = int(os.environ.get("ON_CPU_GPUS", "4"))
-        return original(*args, num_cpus=16, num_gpus=wanted, include_dashboard=False, **kwargs)
-
-    ray.init = init
-
-
-def patience(found):
-    """A busy machine takes longer than Ray's half a minute to start a node."""
-    original = found.get_node
-
-    def get_node(*args, **kwargs):
-        end = time.monotonic() + 300
-        while time.monotonic() < end:
-            with suppress(RuntimeError):
+        kwargs |= {"num_cpus": 6, "num_gpus": wanted, "include_dashboard": False}
+        for _ in range(TRIES - 1):
+            try:
                 return original(*args, **kwargs)
-            time.sleep(0.5)
+            except Exception as error:  # noqa: PERF203
+                if "timed out during startup" not in str(error):
+                    raise
+                ray.shutdown()
         return original(*args, **kwargs)
 
-    found.get_node = get_node
+    ray.init = init
 
 
 def adam(found):
