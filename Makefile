@@ -66,8 +66,7 @@ test-verl-quick:
 test-verl:
 	$(PYTHON) benchmarks/verl_matrix.py $(ARGS)
 
-# An environment of its own under .cache/openrlhf (2 GB); needs nothing but python3, a compiler and a
-# network.
+# An environment of its own under .cache/openrlhf (2 GB); needs nothing but python3 and a network.
 test-openrlhf-quick:
 	$(PYTHON) benchmarks/openrlhf_matrix.py --quick
 

@@ -3,10 +3,9 @@
     python benchmarks/openrlhf_matrix.py --quick    # newest OpenRLHF, the synthetic tier (minutes)
     python benchmarks/openrlhf_matrix.py            # also 0.9.10 and 0.10.4, then the real runs
 
-The environment is ``.cache/openrlhf/newest``; DeepSpeed builds its optimizer for the CPU there in
-the first real run (7 to 10 minutes). An older OpenRLHF is put before it, its code alone. Real runs
-are kept in ``.cache/openrlhf/runs``: what is finished is not run again, so that a broken-off matrix
-goes on where it was (``--fresh``: all again).
+The environment is ``.cache/openrlhf/newest``; nothing is compiled. An older OpenRLHF is put before
+it, its code alone. Real runs are kept in ``.cache/openrlhf/runs``: what is finished is not run
+again, so that a broken-off matrix goes on where it was (``--fresh``: all again).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ NEEDS = (
     *("numpy", "ray[default]==2.55.0", "transformers==5.15.0", "datasets", "accelerate", "peft"),
     *("einops", "jsonlines", "loralib", "optree", "packaging", "nvidia-ml-py", "tensorboard"),
     *("torchdata", "torchmetrics", "tqdm", "wandb", "aiohttp", "sympy", "pylatexenc", "wheel"),
-    *("setuptools", "ninja", "numba", "pytest", "hypothesis"),
+    *("setuptools", "numba", "pytest", "hypothesis"),
 )
 """What OpenRLHF needs but vllm and flash_attn, which have no use on a CPU."""
 

@@ -109,7 +109,7 @@ class DriverCapture(Capture):
                 held["ref"] = self._reference(sample.action_log_probs)
             policies = {name: x for name, x in held.items() if x is not None}
             known = layout_of(sample, mask)
-            if self._settings.adaptive and not self._settings.in_loss and "ref" in policies:
+            if self._settings.adaptive and "old_ref" in self.feed.monitor.penalties:
                 known["beta"] = self._beta()
             self.feed.observe(policies, phase="train", mask=mask, **known)
 

@@ -58,7 +58,7 @@ class Worker(RemoteWorker):
     # --- a micro-batch -----------------------------------------------------------------------
     def _enter(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         self._experience = argument(args, kwargs, 1, "experience")
-        if self.settings.get("adaptive"):
+        if self.settings.get("adaptive") and self.settings.get("penalty"):
             self._beta = float(argument(args, kwargs, 2, "kl_ctl"))
 
     def _caught(self, args: Any, kwargs: Mapping[str, Any]) -> None:

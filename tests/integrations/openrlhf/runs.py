@@ -156,8 +156,6 @@ def _run(name: str, spec: Spec, folder: Path, lab: Path) -> Done:
     environ = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("KLMONITOR_", "RAY_"))},
         "PYTHONPATH": os.pathsep.join([str(HERE / "cpu"), os.environ.get("PYTHONPATH", "")]),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # ninja
-        "TORCH_EXTENSIONS_DIR": str(lab / "extensions"),
         "DS_ACCELERATOR": "cpu",
         "ON_CPU": "1",
         "ON_CPU_ORDER": "1",

@@ -27,6 +27,8 @@ def install():
     when_imported("openrlhf.trainer.ray.vllm_engine", engines)
     when_imported("openrlhf.trainer.ray.ppo_actor", weights)
     when_imported("ray", gpus)
+    when_imported("deepspeed.runtime.engine", adam)
+    when_imported("deepspeed.comm.torch", no_shared_memory)
     if os.environ.get("ON_CPU_ORDER"):
         when_imported("openrlhf.trainer.ppo_utils.samples_generator", order_of_samples)
         when_imported(TRAINER, order_of_prompts)
@@ -96,6 +98,10 @@ def mesh_of_cpus(found):
     found.init_device_mesh = lambda device, *args, **kwargs: original("cpu", *args, **kwargs)
 
 
+TRIES = 5
+"""A busy machine may not start Ray's own processes in the seconds that Ray gives them."""
+
+
 def gpus(ray):
     """As many GPUs as the run wants, and no dashboard."""
     original = ray.init
@@ -103,9 +109,33 @@ def gpus(ray):
     @functools.wraps(original)
     def init(*args, **kwargs):
         wanted = int(os.environ.get("ON_CPU_GPUS", "4"))
-        return original(*args, num_cpus=16, num_gpus=wanted, include_dashboard=False, **kwargs)
+        kwargs |= {"num_cpus": 6, "num_gpus": wanted, "include_dashboard": False}
+        for _ in range(TRIES - 1):
+            try:
+                return original(*args, **kwargs)
+            except Exception as error:  # noqa: PERF203
+                if "timed out during startup" not in str(error):
+                    raise
+                ray.shutdown()
+        return original(*args, **kwargs)
 
     ray.init = init
+
+
+def adam(found):
+    """torch's own AdamW: DeepSpeed's has to be compiled, which takes ten minutes."""
+    original = found.DeepSpeedEngine.get_optimizer_configuration
+
+    def get_optimizer_configuration(self, optimizer_parameters, *args, **kwargs):
+        optimizer_parameters["torch_adam"] = True
+        return original(self, optimizer_parameters, *args, **kwargs)
+
+    found.DeepSpeedEngine.get_optimizer_configuration = get_optimizer_configuration
+
+
+def no_shared_memory(found):
+    """Ranks talk by gloo alone: the other way would have to be compiled too."""
+    found.build_shm_op = lambda: None
 
 
 def engines(found):
