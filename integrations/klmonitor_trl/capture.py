@@ -27,7 +27,13 @@ from klmonitor.hooks.prompts import prompt_keys
 from klmonitor.hooks.reference import Reference, kept_random_state, unchanged
 from klmonitor_trl import describe
 from klmonitor_trl.feed import TrainerCapture, TrainerFeed
-from klmonitor_trl.names import GENERATE, LOG_PROBS, is_rloo, log_prob_function
+from klmonitor_trl.names import (
+    GENERATE,
+    LOG_PROBS,
+    is_rloo,
+    log_prob_function,
+    log_prob_functions,
+)
 from klmonitor_trl.reference import TrlBatch, evaluated
 
 RIDER = "_klm_"
@@ -43,6 +49,8 @@ HELD_BY_TRL = {
 
 class BatchCapture(TrainerCapture):
     """The state between two wrapped calls: at most one tensor per policy."""
+
+    scores_when_generating = True
 
     def __init__(
         self,
@@ -80,8 +88,8 @@ class BatchCapture(TrainerCapture):
     def wraps(self) -> dict[str, Around]:
         """Three functions, less those that this TRL lacks."""
         wanted: dict[str, Around] = {"compute_loss": self.loss}
-        if self._name:
-            wanted[self._name] = self.log_probs
+        for name in log_prob_functions(self._trainer):
+            wanted[name] = self.log_probs
         if self._generates:
             wanted[GENERATE] = self.generation
         return wanted
