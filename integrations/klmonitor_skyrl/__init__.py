@@ -9,6 +9,7 @@ and of the reference; what the workers compute while they update, no callback is
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -63,96 +64,88 @@ class KLMonitorCallback(TrainingCallback):  # type: ignore[misc]  # SkyRL: untyp
             ValueError: an option cannot work with it.
         """
         self.watch = _watch(trainer, self.options)
-        self.watch.on_detach = lambda: trainer._callback_handler.callbacks.remove(self)
         return self.watch.handle
 
     # --- events ------------------------------------------------------------------------------
     def on_train_start(self, trainer: Any, callback_input: Any, control: Any) -> None:
         """Watch, and continue a resumed run."""
-        if disabled():
-            return
-        if self.watch is None:
+        if self.watch is None and not disabled():
             entered(f"SkyRL's {type(trainer).__name__}", lambda: self.bind(trainer))
-        if self._on:
-            self.watch.guards[OUTERMOST](self._begin, trainer)
+        self._guarded(OUTERMOST, _begin, trainer)
 
     def on_step_end(self, trainer: Any, callback_input: Any, control: Any) -> None:
         """Look at the batch that was trained on, and do what alerts ask for."""
-        if self._on:
-            self.watch.guards[OUTERMOST](self._step, trainer, callback_input, control)
+        self._guarded(OUTERMOST, _step, trainer, callback_input, control)
 
     def on_log(self, trainer: Any, callback_input: Any, control: Any) -> None:
         """Our numbers join SkyRL's before they are sent."""
-        if self._on:
-            self.watch.guards["log"](self._join, callback_input)
+        self._guarded("log", _join, callback_input)
 
     def on_save(self, trainer: Any, callback_input: Any, control: Any) -> None:
         """What a resumed run continues from."""
-        if self._on:
-            self.watch.guards[OUTERMOST](self._save, callback_input.ckpt_path)
+        self._guarded(OUTERMOST, _save, callback_input.ckpt_path)
 
     def on_train_end(self, trainer: Any, callback_input: Any, control: Any) -> None:
         """Say what came of it, and close the record."""
-        if self._on:
-            self.watch.guards[OUTERMOST](self.watch.finish)
+        self._guarded(OUTERMOST, HandedWatch.finish)
 
-    # --- behind boundaries -------------------------------------------------------------------
-    @property
-    def _on(self) -> bool:
-        return self.watch is not None and self.watch.active
-
-    def _begin(self, trainer: Any) -> None:
-        assert self.watch is not None
-        done = int(trainer.global_step)
-        self.watch.run.begin(done)
-        place = Path(str(trainer.cfg.trainer.ckpt_path)) / f"global_step_{done}" / STATE
-        if done and place.is_file():
-            self.watch.resume(json.loads(place.read_text(encoding="utf-8")))
-            self.watch.say(f"continues from {place}")
-
-    def _step(self, trainer: Any, event: Any, control: Any) -> None:
-        assert self.watch is not None
-        self.watch.run.beta = _beta(trainer)
-        policies, layout = _given(event.batch)
-        self.watch.take(int(event.global_step), policies, **layout)
-        wanted = self.watch.wanted()
-        if CHECKPOINT in wanted:
-            control.should_save = True
-        if STOP in wanted:
-            trainer.cfg.trainer.max_training_steps = int(event.global_step)
-
-    def _join(self, event: Any) -> None:
-        assert self.watch is not None
-        mine = self.watch.row(int(event.global_step))
-        event.logs.update({name: x for name, x in mine.items() if name not in event.logs})
-
-    def _save(self, folder: str) -> None:
-        assert self.watch is not None
-        if Path(folder).is_dir():  # a checkpoint in the cloud goes without
-            fresh = Path(folder) / f"{STATE}.new"
-            fresh.write_text(json.dumps(self.watch.state()), encoding="utf-8")
-            fresh.replace(Path(folder) / STATE)
+    def _guarded(self, hook: str, call: Callable[..., None], *args: Any) -> None:
+        watch = self.watch
+        if watch is not None and watch.active:
+            watch.guards[hook](call, watch, *args)
 
 
 def attach(trainer: Any, **options: Any) -> Handle:
     """Watch a trainer of SkyRL's; options as `klmonitor.hooks.options.Options`.
 
+    One that takes no callbacks trains on, and one line says so.
+
     Raises:
-        TypeError: it is none of the RL trainers, or takes no callbacks.
+        TypeError: it is none of the RL trainers.
         ValueError: an option cannot work with it.
     """
     callback = KLMonitorCallback(**options)
     handle = callback.bind(trainer)
-    try:
-        trainer.add_callback(callback)
-    except (AttributeError, NotImplementedError) as error:
-        handle.monitor.close()
-        raise TypeError(
-            f"a {type(trainer).__name__} of SkyRL takes no callbacks: {error}"
-        ) from None
+    known = f"SkyRL's {type(trainer).__name__}, which takes no callbacks,"
+    if entered(known, lambda: trainer.add_callback(callback) or True) is None:
+        handle.detach()
     return handle
 
 
+# --- behind boundaries -----------------------------------------------------------------------
+def _begin(watch: HandedWatch, trainer: Any) -> None:
+    done = int(trainer.global_step)
+    watch.run.begin(done)
+    place = Path(str(trainer.cfg.trainer.ckpt_path)) / f"global_step_{done}" / STATE
+    if done and place.is_file():
+        watch.resume(json.loads(place.read_text(encoding="utf-8")))
+        watch.say(f"continues from {place}")
+
+
+def _step(watch: HandedWatch, trainer: Any, event: Any, control: Any) -> None:
+    watch.run.beta = _beta(trainer)
+    policies, layout = _given(event.batch)
+    watch.take(int(event.global_step), policies, **layout)
+    wanted = watch.wanted()
+    if CHECKPOINT in wanted:
+        control.should_save = True
+    if STOP in wanted:
+        trainer.cfg.trainer.max_training_steps = int(event.global_step)
+
+
+def _join(watch: HandedWatch, event: Any) -> None:
+    mine = watch.row(int(event.global_step))
+    event.logs.update({name: x for name, x in mine.items() if name not in event.logs})
+
+
+def _save(watch: HandedWatch, folder: str) -> None:
+    if Path(folder).is_dir():  # a checkpoint in the cloud goes without
+        fresh = Path(folder) / f"{STATE}.new"
+        fresh.write_text(json.dumps(watch.state()), encoding="utf-8")
+        fresh.replace(Path(folder) / STATE)
+
+
+# --- words -----------------------------------------------------------------------------------
 def _watch(trainer: Any, options: Options) -> HandedWatch:
     if not hasattr(trainer, SCORES):
         name = type(trainer).__name__

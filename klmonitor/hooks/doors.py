@@ -14,7 +14,7 @@ from klmonitor.hooks.configuration import load_options
 from klmonitor.hooks.options import Options
 
 T = TypeVar("T")
-LACKING = (AttributeError, ImportError, LookupError, TypeError)
+LACKING = (AttributeError, ImportError, LookupError, NotImplementedError, TypeError)
 """What is raised where a trainer is not as we know it."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from klmonitor.boundary import cause
+from klmonitor.boundary import cause, say
 from klmonitor.hooks.feed import Around, Capture, Feed
 from klmonitor.hooks.objective import Objective, PenaltyRead
 from klmonitor.hooks.options import Options
@@ -55,6 +55,9 @@ class HandedWatch(Watch):
         tokenizer: decodes extreme tokens; None: nobody does.
         settings: as `Watch`'s.
 
+    Attributes:
+        speaks: whether this process is the one that logs for all.
+
     Raises:
         ValueError: an option cannot work here.
         OSError: the run directory cannot be made.
@@ -81,7 +84,7 @@ class HandedWatch(Watch):
             if getattr(options, name) != getattr(Options(), name):
                 raise ValueError(f"option {name} needs a model at hand: {what} has none")
         directory = options.directory(output_dir)
-        self._options = options
+        self._options, self.speaks = options, main
         super().__init__(
             what,
             options,
@@ -130,6 +133,5 @@ class HandedWatch(Watch):
         try:
             return TokenText(tokenizer, rank=0)
         except Exception as error:  # noqa: BLE001  # whatever a tokenizer does when it is copied
-            self._main = main
-            self.say(f"tokens are recorded without text: no copy of the tokenizer ({cause(error)})")
+            say("tokens are recorded without text: no copy of the tokenizer (%s)", cause(error))
             return None
