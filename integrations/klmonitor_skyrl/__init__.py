@@ -83,7 +83,7 @@ class KLMonitorCallback(TrainingCallback):  # type: ignore[misc]  # SkyRL: untyp
 
     def on_save(self, trainer: Any, callback_input: Any, control: Any) -> None:
         """What a resumed run continues from."""
-        self._guarded(OUTERMOST, _save, callback_input.ckpt_path)
+        self._guarded(OUTERMOST, _save, callback_input)
 
     def on_train_end(self, trainer: Any, callback_input: Any, control: Any) -> None:
         """Say what came of it, and close the record."""
@@ -138,7 +138,8 @@ def _join(watch: HandedWatch, event: Any) -> None:
     event.logs.update({name: x for name, x in mine.items() if name not in event.logs})
 
 
-def _save(watch: HandedWatch, folder: str) -> None:
+def _save(watch: HandedWatch, event: Any) -> None:
+    folder = str(event.ckpt_path)
     if Path(folder).is_dir():  # a checkpoint in the cloud goes without
         fresh = Path(folder) / f"{STATE}.new"
         fresh.write_text(json.dumps(watch.state()), encoding="utf-8")

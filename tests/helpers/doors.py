@@ -7,7 +7,7 @@ import math
 import torch
 
 OURS = ("kl/", "eval_kl/", "klmonitor/")
-CLOCKS = ("time", "runtime", "per_second", "speed", "memory", "tps", "elapsed")
+CLOCKS = ("time", "timing", "runtime", "per_second", "speed", "memory", "tps", "elapsed")
 """Parts of the names of metrics that no two runs share."""
 
 

@@ -34,13 +34,12 @@ def scored(model, sequences, mask, length):
 class LocalDispatch:
     """What `WorkerDispatch` does with Ray's workers, done here."""
 
-    def __init__(self, model, rate=1e-3, ranks=1):
+    def __init__(self, model, rate=1e-3):
         self.models = {"policy": model, "ref": copy.deepcopy(model)}
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-        self.ranks = ranks
 
     def get_lcm_dp_size(self):
-        return self.ranks
+        return 1
 
     def forward(self, name, data):
         length = data.metadata["response_length"]
@@ -168,7 +167,7 @@ def build(place, tmp_path_factory):
 
     from klmonitor_trl.demo import tiny
 
-    def make(callbacks=(), folder=None, steps=3, ranks=1, noise=0.02, **algorithm):
+    def make(callbacks=(), folder=None, steps=3, noise=0.02, **algorithm):
         torch.manual_seed(0)
         out = folder or tmp_path_factory.mktemp("out")
         cfg = SkyRLTrainConfig()
@@ -193,7 +192,7 @@ def build(place, tmp_path_factory):
             setattr(owner, name, value)
         model = AutoModelForCausalLM.from_pretrained(place).eval()
         tokenizer = AutoTokenizer.from_pretrained(place)
-        dispatch = LocalDispatch(model, ranks=ranks)
+        dispatch = LocalDispatch(model)
         trainer = module.RayPPOTrainer(
             cfg=cfg,
             tracker=Tracker(),
@@ -226,6 +225,7 @@ def train():
             return status
 
         trainer.train_critic_and_policy = kept
+        torch.manual_seed(0)
         asyncio.run(trainer.train())
         return trainer.tracker.rows, batches
 
