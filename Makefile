@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-verl-quick test-verl test-faults test-readme test-trackers lint format demo docs sim bench clean
+.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-verl-quick test-verl test-faults test-readme test-trackers test-doors lint format demo docs sim bench clean
 
 help:
 	@echo "make test    the default test tier (sets up $(VENV) first)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-faults    faults by count, kills, malformed lines, a long run (two hours)"
 	@echo "make test-readme    the README's install line and blocks, from the wheel (minutes)"
 	@echo "make test-trackers  trackio, MLflow and SwanLab, from the wheel (minutes)"
+	@echo "make test-doors  the doors of axolotl, ms-swift and SkyRL, on the real packages (half an hour)"
 	@echo "make lint    ruff, mypy, import-linter, generated docs"
 	@echo "make demo    a real GRPO run with a KL spike, watched"
 	@echo "make docs    regenerate docs/metrics.md"
@@ -75,6 +76,11 @@ test-readme: install
 # The sinks of trackio, MLflow and SwanLab, from our wheel, in an environment a tracker.
 test-trackers: install
 	$(BIN)/python -m tests.sinks.run_trackers $(ARGS)
+
+# One environment a trainer under .cache/doors (1.5 GB each); ARGS=axolotl for one of them. The results go
+# into docs/trainers/.
+test-doors:
+	$(PYTHON) -m tests.integrations.run_doors $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -122,3 +122,32 @@ def test_training_is_the_same_without_it_and_detach_takes_the_wrap_off(
 def test_trls_own_loss_has_no_such_thing(make_trainer):
     assert fused_loss(make_trainer(1)) is None
     assert fused_loss(GRPOTrainer) is None
+
+
+class Flattened(GRPOTrainer):
+    """As axolotl's with ``batch_flattening``: another function gives the loss its log-probs."""
+
+    seen = ()
+
+    def _get_per_token_logps_and_entropies_flattened(self, *args, **kwargs):
+        return GRPOTrainer._get_per_token_logps_and_entropies(self, *args, **kwargs)
+
+    def _compute_loss(self, model, inputs):
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        attended = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        keep, mask = inputs["completion_ids"].size(1), inputs["completion_mask"]
+        found, _ = self._get_per_token_logps_and_entropies_flattened(model, ids, attended, keep)
+        self.seen += ((found.detach().clone(), inputs["ref_per_token_logps"], mask.clone()),)
+        return -((found - found.detach()).exp() * inputs["advantages"][:, None] * mask).mean()
+
+
+def test_a_loss_of_flattened_batches_is_watched(watch):
+    run = watch(steps=2, beta=0.04, trainer_class=Flattened)
+    assert run.handle.monitor.errors == 0
+    for step, (policy, ref, mask) in enumerate(run.trainer.seen, 1):
+        pair = run.reports["train", step].pairs["policy_ref"]
+        expected = estimates(policy, ref, mask)
+        assert all(
+            pair[f"{name}/mean"] == pytest.approx(expected[name], abs=1e-9)
+            for name in ("k1", "k2", "k3")
+        )
