@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-verl-quick test-verl test-openrlhf-quick test-openrlhf test-faults test-readme test-trackers test-recipes lint format demo docs sim bench clean
+.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-verl-quick test-verl test-openrlhf-quick test-openrlhf test-faults test-readme test-trackers test-doors test-recipes lint format demo docs sim bench clean
 
 help:
 	@echo "make test    the default test tier (sets up $(VENV) first)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-readme    the README's install line and blocks, from the wheel (minutes)"
 	@echo "make test-trackers  trackio, MLflow and SwanLab, from the wheel (minutes)"
 	@echo "make test-recipes   docs/recipes.md against Lightning, torchrl, tinker-cookbook (minutes)"
+	@echo "make test-doors  the doors of axolotl, ms-swift and SkyRL, on the real packages (half an hour)"
 	@echo "make lint    ruff, mypy, import-linter, generated docs"
 	@echo "make demo    a real GRPO run with a KL spike, watched"
 	@echo "make docs    regenerate docs/metrics.md"
@@ -91,6 +92,11 @@ test-trackers: install
 # An environment of its own under .cache/recipes; needs nothing but python3 and a network.
 test-recipes:
 	$(PYTHON) tests/docs/run_recipes.py $(ARGS)
+
+# One environment a trainer under .cache/doors (1.5 GB each); ARGS=axolotl for one of them. The results go
+# into docs/trainers/.
+test-doors:
+	$(PYTHON) -m tests.integrations.run_doors $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .
