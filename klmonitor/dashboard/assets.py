@@ -17,6 +17,7 @@ SCRIPTS = (
     "chart.js",
     "pull.js",
     "details.js",
+    "glance.js",
     "address.js",
     "layout.js",
     "app.js",
