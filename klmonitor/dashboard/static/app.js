@@ -244,14 +244,15 @@
       let changed = overview.runs.length !== this.names.length;
       this.absent.hidden = overview.runs.length > 0;
       this.names = overview.runs;
-      for (let i = 0; i < this.names.length; i++) {
+      await Promise.all(this.names.map(async (name, i) => {
         const had = this.runs[i];
-        this.runs[i] = had || KLM.emptyRun(this.names[i]);
-        if (!this.selected(i)) continue;
-        this.runs[i] = await this.source.run(i, this.runs[i]);
-        this.remark();
-        changed = changed || !had || had.steps.length !== this.runs[i].steps.length || had.alerts.length !== this.runs[i].alerts.length || had.generation !== this.runs[i].generation;
-      }
+        this.runs[i] = had || KLM.emptyRun(name);
+        if (!this.selected(i)) return;
+        const now = await this.source.run(i, this.runs[i]);
+        this.runs[i] = now;
+        changed = changed || !had || had.steps.length !== now.steps.length || had.alerts.length !== now.alerts.length || had.generation !== now.generation;
+      }));
+      this.remark();
       return changed;
     }
 
