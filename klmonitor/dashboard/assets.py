@@ -9,11 +9,17 @@ SCRIPTS = (
     "vendor/uPlot.iife.min.js",
     "source.js",
     "decimate.js",
+    "frame.js",
     "panels.js",
     "paint.js",
+    "axes.js",
+    "export.js",
     "chart.js",
     "pull.js",
     "details.js",
+    "glance.js",
+    "address.js",
+    "layout.js",
     "app.js",
 )
 """What every host loads; the last of them starts the page, but for TensorBoard's `index.js`."""

@@ -30,7 +30,10 @@ Of = Callable[[StepSums], Array]
 
 COUNT_THRESHOLDS = (1, 2, 5, 10)
 """Nats: ratios of 2.7, 7.4, 148 and 22,026."""
-QUANTILES = ((0.001, "p0.1"), (0.01, "p1"), (0.5, "p50"), (0.99, "p99"), (0.999, "p99.9"))
+QUANTILES = (
+    (0.001, "p0.1"), (0.01, "p1"), (0.25, "p25"), (0.5, "p50"), (0.75, "p75"), (0.99, "p99"),
+    (0.999, "p99.9"),
+)  # fmt: skip
 VARIANCE, OUTLIERS = "Variance, and running variance", "Outlier tokens"
 """Panels of several metrics."""
 OUTLIER = 2.0

@@ -18,9 +18,10 @@ from klmonitor.record import Achieved, RecordWriter
 from klmonitor.record.around import Words, around_rows
 from klmonitor.record.mutes import Mute
 from klmonitor.record.notices import Notice
+from klmonitor.record.rows import shown_tokens
 from klmonitor.report import Alert, ExtremeToken, Health, Later, Report
 from klmonitor.sinks.base import FanOut, together
-from klmonitor.sinks.tokentable import Annotate, shown_tokens
+from klmonitor.sinks.tokentable import Annotate
 
 OfTail = Sequence[Neighbours]
 """What stood around the extreme tokens of one tail of a pair, in order."""

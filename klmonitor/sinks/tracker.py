@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from klmonitor.background import Worker
+from klmonitor.record.rows import shown_tokens
 from klmonitor.report import Alert, ExtremeToken, Later, Report
 from klmonitor.sinks.media import Heat, heat_of, page_of
 from klmonitor.sinks.selection import Metrics, check_metrics, select
-from klmonitor.sinks.tokentable import COLUMNS, Annotate, shown_tokens, token_rows, without_text
+from klmonitor.sinks.tokentable import COLUMNS, Annotate, token_rows, without_text
 
 CAPACITY = 256
 """Reports that may wait once a tracker has stalled."""

@@ -38,9 +38,10 @@ from urllib.parse import urlsplit
 
 from klmonitor.background import Worker, flush_all
 from klmonitor.boundary import say
+from klmonitor.record.rows import shown_tokens
 from klmonitor.report import Alert, ExtremeToken, Later, Report
 from klmonitor.sinks.selection import Metrics, check_metrics, select
-from klmonitor.sinks.tokentable import Annotate, shown_tokens
+from klmonitor.sinks.tokentable import Annotate
 from klmonitor.sinks.wandbmedia import histograms, page, table, warm_up
 
 RECORD_SECONDS = 0.5

@@ -19,7 +19,7 @@ from tests.helpers.reference import plain_metrics
 from tests.helpers.steps import choose_pass, reports_of
 
 COUNTS = ("tokens", "sequences", "clusters", "prompts", "outliers/k1", "outliers/k3", "clamped")
-QUANTILES = ("p0.1", "p1", "p50", "p99", "p99.9")
+QUANTILES = ("p0.1", "p1", "p25", "p50", "p75", "p99", "p99.9")
 ELSEWHERE = {
     # rules, running numbers and input checks have tests of their own
     *("spike/z", "best"),
