@@ -33,11 +33,12 @@ from klmonitor.numbers.causes import Causes
 from klmonitor.numbers.cliprange import ClipRange
 from klmonitor.numbers.explain import judged
 from klmonitor.numbers.neighbours import Neighbours, neighbours_of
+from klmonitor.numbers.places import DECILES, TURNS, by_place
 from klmonitor.numbers.receipt import by_pair
 from klmonitor.numbers.running import Running
 from klmonitor.numbers.stored import check_plain, count_of
 from klmonitor.numbers.sums import StepSums
-from klmonitor.pairs import PAIR_INDEX
+from klmonitor.pairs import PAIR_INDEX, parse_pairs
 from klmonitor.penalty import Penalty
 from klmonitor.record import Achieved, RecordWriter
 from klmonitor.record.around import AROUND, Words
@@ -463,18 +464,36 @@ class Monitor(Observer):
         report = _with_judgement(report, judgement)
         if self._rows is not None:
             self._rows.keep(summary, report.told)
-        self._delivery.send(report, judgement.ended, self._around(report, beside))
+        report, around = self._always[AROUND](self._with_around, report, beside) or (report, [])
+        self._delivery.send(report, judgement.ended, around)
         for notice in self._always["notes"](self._notices.read, report) or ():
             self._delivery.note(notice)
         return report
 
-    def _around(self, report: Report, beside: Around | None) -> list[list[Neighbours]]:
-        """What stood around the extreme tokens of pairs with an alert of this step."""
+    def _with_around(
+        self, report: Report, beside: Around | None
+    ) -> tuple[Report, list[list[Neighbours]]]:
+        """What is told of pairs with an alert of this step alone; it may wait for the device.
+
+        Where their |d| sits, and what stood around their extreme tokens.
+        """
         told = {alert.pair for alert in report.alerts}
         names = [name for name in report.pairs if name in told]
-        if not names or beside is None or not self._delivery.keeps_tokens:
-            return []
-        return self._always[AROUND](_neighbours, report, names, beside) or []
+        if not names or beside is None:
+            return report, []
+        pairs = {name: with_places(report.pairs[name], beside) for name in names}
+        found = beside.tensor if self._delivery.keeps_tokens else None
+        host = None if found is None else found.cpu().numpy()
+        tails = (
+            []
+            if host is None
+            else [
+                tail
+                for name in names
+                for tail in neighbours_of(report.pairs[name].extremes, host[PAIR_INDEX[name]])
+            ]
+        )
+        return replace(report, pairs={**report.pairs, **pairs}), tails
 
     def note(self, text: str) -> None:
         """Put a dated notice on the run's time line, beside its alerts; needs a run directory."""
@@ -603,17 +622,12 @@ class Monitor(Observer):
         return default_ranks() if self._group is None else self._group
 
 
-def _neighbours(report: Report, names: Sequence[str], beside: Around) -> list[list[Neighbours]]:
-    """By pair and tail; this may wait for the device, at a step that opens or worsens an alert."""
-    found = beside.tensor
-    if found is None:
-        return []
-    host = found.cpu().numpy()
-    return [
-        tail
-        for name in names
-        for tail in neighbours_of(report.pairs[name].extremes, host[PAIR_INDEX[name]])
-    ]
+def with_places(pair: PairReport, beside: Around) -> PairReport:
+    """A pair with its mean |d| by place, where its tokens are at hand."""
+    sums = beside.places(parse_pairs([pair.name])[0], DECILES, TURNS)
+    if sums is None:
+        return pair
+    return replace(pair, values={**pair.values, **by_place(sums.numpy())})
 
 
 def _with_judgement(report: Report, found: Judgement) -> Report:

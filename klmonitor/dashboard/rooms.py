@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from klmonitor.numbers.metrics import METRICS
+from klmonitor.numbers.places import BY_TURN, POSITIONS, TURNS
 from klmonitor.record.around import AROUND
 from klmonitor.record.rows import finite_or_none
 from klmonitor.report import PairReport, Row
@@ -34,7 +36,7 @@ EVIDENCE = (
 """Metrics that bear on why two policies disagree, in the order in which they are shown."""
 NEVER_WORTH = frozenset(("identical", "zero_logp", "positive_logp", "nonfinite", "low_precision"))
 """Of these 0 is what one expects: they are shown where they are not."""
-_WHAT = {metric.name: f"{metric.formula}: {metric.note}" for metric in METRICS}
+_WHAT = {metric.name: (metric.text, metric.formula) for metric in METRICS}
 
 
 def rooms(pair: PairReport) -> Row:
@@ -46,7 +48,7 @@ def rooms(pair: PairReport) -> Row:
 def _evidence(pair: PairReport) -> list[list[Any]]:
     found = ((name, pair.values.get(name, math.nan)) for name in EVIDENCE)
     return [
-        [name, finite_or_none(value), _WHAT[name]]
+        [name, finite_or_none(value), *_WHAT[name]]
         for name, value in found
         if not math.isnan(value) and (value or name not in NEVER_WORTH)
     ]
@@ -61,15 +63,27 @@ def _places(values: Mapping[str, float]) -> Row:
             "abs": finite_or_none(values[f"by_probability/below_{high:g}/abs"]),
             "left": finite_or_none(values.get(f"by_probability/below_{high:g}/left", math.nan)),
         }
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in pairwise(edges)
         if f"by_probability/below_{high:g}/abs" in values
     ]
     return {
         "by_probability": by_probability,
-        "by_position": [],
-        "by_turn": [],
-        "why_no_places": "no sums by position or turn are kept",
+        "by_position": [_size(values, name) for name in _held(values, POSITIONS)],
+        "by_turn": [_size(values, name) for name in _held(values, BY_TURN)],
+        "turns": TURNS,
+        "why_no_places": "it is told of steps that open or worsen an alert of the pair, "
+        "in a run of one process whose tensors were still at hand",
     }
+
+
+def _held(values: Mapping[str, float], names: Sequence[str]) -> Sequence[str]:
+    """Names up to the last that has a value; none where none has."""
+    there = [i for i, name in enumerate(names) if name in values]
+    return names[: there[-1] + 1] if there else ()
+
+
+def _size(values: Mapping[str, float], name: str) -> float | None:
+    return finite_or_none(values.get(name, math.nan))
 
 
 def around_shown(row: Row, text: bool) -> list[Row]:

@@ -21,6 +21,7 @@ from klmonitor.boundary import Boundary
 from klmonitor.pairs import PAIR_INDEX, PAIRS, Pair
 from klmonitor.summary.batch import TokenBatch, moved
 from klmonitor.summary.fields import TAILS, TOKEN_FIELDS
+from klmonitor.summary.places import place_sums
 
 REACH = 16
 """Neighbours on each side."""
@@ -48,10 +49,17 @@ class Around:
     Args:
         make: gathers them, as `shape`; zeros where nothing is known. None: nothing ever is.
         boundary: counts what fails; then nothing is known.
+        places: sums of |d| by place of a pair (`klmonitor.summary.places`); None: unknown, as of
+            what was merged.
     """
 
-    def __init__(self, make: Callable[[], Tensor] | None, boundary: Boundary | None = None) -> None:
-        self._make = make
+    def __init__(
+        self,
+        make: Callable[[], Tensor] | None,
+        boundary: Boundary | None = None,
+        places: Callable[[Pair, int, int], Tensor | None] | None = None,
+    ) -> None:
+        self._make, self._places = make, places
         self._boundary = boundary
         self._found: Tensor | None = None
 
@@ -69,6 +77,12 @@ class Around:
             make, self._make = self._make, None
             self._found = make() if self._boundary is None else self._boundary(make)
         return self._found
+
+    def places(self, pair: Pair, parts: int, turns: int) -> Tensor | None:
+        """Sums of |d| by place, of all tokens of a pair; None: not all batches are at hand."""
+        if self._places is None or self._boundary is None:
+            return None
+        return self._boundary(self._places, pair, parts, turns)
 
 
 @dataclass(frozen=True)
@@ -191,6 +205,17 @@ class Neighbours:
                 held.fill(there, tokens.to(device))
                 found = there.to(tokens.device)
         return found
+
+    def places(self, pair: Pair, parts: int, turns: int) -> Tensor | None:
+        """Sums of |d| by place (`klmonitor.summary.places`), on the host.
+
+        None where a batch is not held any more, or was written to.
+        """
+        if self._early is not None or not all(_same(*one) for one in self._held):
+            return None
+        mine = [held.batch for held, _ in self._held if pair in held.pairs]
+        sums = [place_sums(batch, pair, parts, turns).cpu() for batch in mine]
+        return torch.stack(sums).sum(0) if sums else None
 
 
 def merged(

@@ -252,7 +252,11 @@ class Intake:
         state, parts = self._states.pop(phase, None), self._parts.pop(phase, None)
         held = self._neighbours.pop(phase, None)
         if state is not None and held is not None:
-            state.around = Around(partial(held.gathered, state.tokens), self._around)
+            state.around = Around(
+                partial(held.gathered, state.tokens),
+                self._around,
+                None if parts is not None else held.places,
+            )
         if parts is None:
             return self._empty(torch.device("cpu"), None) if state is None else state
         merged = parts.take()

@@ -3,7 +3,6 @@
 
 (function () {
   const { el } = KLM;
-  const percent = (x) => `${KLM.number(Number((100 * x).toPrecision(3)))} %`;
 
   KLM.rooms.push(class {
     constructor(app) {
@@ -26,8 +25,8 @@
       const head = cause
         ? el("p", { className: cause.impossible ? "cause impossible" : "cause" }, el("strong", { textContent: KLM.visible(cause.name) }), `: ${KLM.visibleLong(cause.text)}`)
         : el("p", { className: "cause", textContent: "No cause is named here: no signature of a known fault stands out, or fewer than 512 tokens were seen." });
-      this.body.replaceChildren(head, el("table", { className: "facts" }, el("tbody", {}, ...evidence.map(([name, value, what]) =>
-        el("tr", { title: what }, el("th", { scope: "row", textContent: name }), el("td", { textContent: KLM.number(value) }), el("td", { className: "what", textContent: what }))))));
+      this.body.replaceChildren(head, el("table", { className: "facts" }, el("tbody", {}, ...evidence.map(([name, value, what, formula]) =>
+        el("tr", { title: formula }, el("th", { scope: "row", textContent: name }), el("td", { textContent: KLM.number(value) }), el("td", { className: "what", textContent: what }))))));
     }
   });
 
@@ -60,12 +59,11 @@
       }
       const part = (title, rows, why) => [el("h3", { textContent: title }), rows.length ? bars(rows) : el("p", { className: "why", textContent: `no data because ${why}` })];
       const span = (low, high) => `${low} to ${high}`;
-      const share = (one) => `${KLM.number(one.tokens)} tokens`;
       this.body.replaceChildren(
         ...part("by the token's probability q", found.by_probability.map((one) => [span(one.low, one.high), one.abs, `1 - q ${KLM.number(one.left)}`]),
           "this is told of the sampler's pair alone, else of the first one"),
-        ...part("by position in the sequence", found.by_position.map((one, i) => [span(`${10 * i}`, `${10 * i + 10} %`), one.abs, share(one)]), found.why_no_places),
-        ...part("by turn (stretches that count)", found.by_turn.map((one, i) => [i === found.by_turn.length - 1 && found.more_turns ? `${i + 1} and later` : String(i + 1), one.abs, share(one)]), found.why_no_places));
+        ...part("by position in the sequence", found.by_position.map((size, i) => [span(`${10 * i}`, `${10 * i + 10} %`), size, ""]), found.why_no_places),
+        ...part("by turn (stretches that count)", found.by_turn.map((size, i) => [i + 1 === found.turns ? `${i + 1} and later` : String(i + 1), size, ""]), found.why_no_places));
     }
   });
 })();

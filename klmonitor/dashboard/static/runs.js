@@ -49,9 +49,9 @@
     }
 
     draw() {
-      const one = this.app.focused(), run = one && one.run;
+      const shown = this.app.shown().map((each) => each.run), run = shown[shown.length - 1]; // the latest
       if (!run) { this.body.replaceChildren(el("p", { className: "why", textContent: "no data because no run is shown" })); return; }
-      const { pair } = this.app.state, other = this.before(run), shown = this.app.shown().map((each) => each.run);
+      const { pair } = this.app.state, other = this.before(run);
       const beside = other && shown.find((each) => each.name === other);
       const key = [run, beside, pair, other, run.steps.length];
       if (this.key && key.every((part, i) => part === this.key[i])) return;

@@ -17,7 +17,7 @@
         const story = mine(alert.kind);
         if (!story) continue;
         open.delete(`${alert.pair}/${alert.kind}`);
-        if (story.ends.every((one) => one.kind !== alert.kind)) story.ends.push(alert);
+        story.ends.push(alert);
         continue;
       }
       const key = `${alert.pair}/${since}`;
@@ -90,7 +90,7 @@
       }));
       const told = story.parts[story.parts.length - 1];
       const lines = told.lines.filter(([label]) => label !== "since" && label !== "muted");
-      const rows = [...story.parts, ...story.ends].map((alert) => el("li", {},
+      const rows = [...story.parts, ...story.ends].sort((a, b) => a.step - b.step).map((alert) => el("li", {},
         el("button", { type: "button", className: "link", textContent: `step ${alert.step}`, onclick: go(alert) }),
         ` ${alert.phase === "open" ? "opened" : alert.phase === "worse" ? "went on" : `${KLM.visible(alert.kind)} ended`}${alert.phase === "end" ? "" : ` (${alert.severity}${alert.muted ? ", muted" : ""}): ${KLM.visibleLong(alert.message)}`}`));
       return el("li", { className: `story ${story.muted ? "info" : severity}` },
