@@ -32,12 +32,16 @@ from klmonitor.numbers.assemble import ExtraValues, pair_reports
 from klmonitor.numbers.causes import Causes
 from klmonitor.numbers.cliprange import ClipRange
 from klmonitor.numbers.explain import judged
+from klmonitor.numbers.neighbours import Neighbours, neighbours_of
+from klmonitor.numbers.places import DECILES, TURNS, by_place
 from klmonitor.numbers.receipt import by_pair
 from klmonitor.numbers.running import Running
 from klmonitor.numbers.stored import check_plain, count_of
 from klmonitor.numbers.sums import StepSums
+from klmonitor.pairs import PAIR_INDEX, parse_pairs
 from klmonitor.penalty import Penalty
 from klmonitor.record import Achieved, RecordWriter
+from klmonitor.record.around import AROUND, Words
 from klmonitor.record.mutes import in_force
 from klmonitor.record.notices import Notice
 from klmonitor.record.runfile import NOTES_OF_PAIRS, PENALTY, TERMS
@@ -50,6 +54,7 @@ from klmonitor.sinks import Metrics, Sink
 from klmonitor.sinks.delivery import Delivery
 from klmonitor.sinks.table import EVENTS_SHARE, MAX_DISK, SinkOptions, make_sinks
 from klmonitor.sinks.tokentable import Annotate
+from klmonitor.summary.around import Around
 from klmonitor.summary.logged import LoggedSteps
 from klmonitor.summary.observer import Observer
 from klmonitor.summary.parts import unpack
@@ -116,6 +121,7 @@ class Monitor(Observer):
         penalty: Penalty | Mapping[str, Penalty] | None = None,
         clip_range: Sequence[float] | None = None,
         notes: Mapping[str, str] | None = None,
+        words: Words | None = None,
     ) -> None:
         """Set up; nothing is collective yet.
 
@@ -147,6 +153,8 @@ class Monitor(Observer):
             clip_range: bounds of the ratio policy / old that the objective clips to, (low, high),
                 such as (0.8, 1.28); a third is the most where the advantage is negative.
             notes: pair -> what to know before its numbers are read, for `explain` and the record.
+            words: the text of each of some token ids, for the record of what stood around the
+                extreme tokens of a step with an alert.
 
         Raises:
             ValueError: a setting cannot work; the message names it and the remedy.
@@ -177,7 +185,16 @@ class Monitor(Observer):
         self._went_back = self._closed = self._told_closed = False
         self._always = {
             name: Boundary(name, self.log, patience=None, strict=strict)
-            for name in ("step", "report", "rules", "rows", "notes", "close", "a worker's part")
+            for name in (
+                "step",
+                "report",
+                "rules",
+                "rows",
+                "notes",
+                "close",
+                "a worker's part",
+                AROUND,
+            )
         }
         self._delivery = Delivery(self.log)
         if self._enabled and rank_of(self._ranks()) == 0:
@@ -213,6 +230,7 @@ class Monitor(Observer):
                 ),
                 annotate=annotate,
                 keep_tokens=log_tokens is not False,
+                words=words,
                 strict=strict,
             )
 
@@ -432,6 +450,7 @@ class Monitor(Observer):
             run_values={**health.values, **run},
             health=health,
         )
+        beside, summary.around = summary.around, None  # nothing is held beyond its step
         if not train:
             report = replace(report, pairs={name: judged(pair) for name, pair in pairs.items()})
             self._delivery.send(report)
@@ -445,10 +464,36 @@ class Monitor(Observer):
         report = _with_judgement(report, judgement)
         if self._rows is not None:
             self._rows.keep(summary, report.told)
-        self._delivery.send(report, judgement.ended)
+        report, around = self._always[AROUND](self._with_around, report, beside) or (report, [])
+        self._delivery.send(report, judgement.ended, around)
         for notice in self._always["notes"](self._notices.read, report) or ():
             self._delivery.note(notice)
         return report
+
+    def _with_around(
+        self, report: Report, beside: Around | None
+    ) -> tuple[Report, list[list[Neighbours]]]:
+        """What is told of pairs with an alert of this step alone; it may wait for the device.
+
+        Where their |d| sits, and what stood around their extreme tokens.
+        """
+        told = {alert.pair for alert in report.alerts}
+        names = [name for name in report.pairs if name in told]
+        if not names or beside is None:
+            return report, []
+        pairs = {name: with_places(report.pairs[name], beside) for name in names}
+        found = beside.tensor if self._delivery.keeps_tokens else None
+        host = None if found is None else found.cpu().numpy()
+        tails = (
+            []
+            if host is None
+            else [
+                tail
+                for name in names
+                for tail in neighbours_of(report.pairs[name].extremes, host[PAIR_INDEX[name]])
+            ]
+        )
+        return replace(report, pairs={**report.pairs, **pairs}), tails
 
     def note(self, text: str) -> None:
         """Put a dated notice on the run's time line, beside its alerts; needs a run directory."""
@@ -575,6 +620,14 @@ class Monitor(Observer):
         if self._group is False:
             return None
         return default_ranks() if self._group is None else self._group
+
+
+def with_places(pair: PairReport, beside: Around) -> PairReport:
+    """A pair with its mean |d| by place, where its tokens are at hand."""
+    sums = beside.places(parse_pairs([pair.name])[0], DECILES, TURNS)
+    if sums is None:
+        return pair
+    return replace(pair, values={**pair.values, **by_place(sums.numpy())})
 
 
 def _with_judgement(report: Report, found: Judgement) -> Report:

@@ -1,6 +1,7 @@
 """A summary as bytes: what a worker sends to the driver that merges.
 
-    magic, length of the head (4 bytes), head (JSON), body (deflated: places, then values)
+    magic, length of the head (4 bytes), head (JSON), body (deflated: places, then values),
+    and behind it, if the sections name them, neighbours (deflated: float32, of the pairs named)
 
 All numbers of a summary make one long row, in an order that its configuration decides; only those
 that tokens have changed travel, with their places. The head names the worker, its health, the
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -21,12 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from klmonitor.pairs import PAIRS, POLICIES
 from klmonitor.report import Health
-from klmonitor.summary import fields
-from klmonitor.summary.fields import N_ORDER, N_SEQUENCE_ORDER, SummaryConfig
-from klmonitor.summary.state import Summary, first_of
+from klmonitor.summary import around, fields
+from klmonitor.summary.fields import N_SEQUENCE_ORDER, SummaryConfig
+from klmonitor.summary.state import Summary, first_of, first_tokens
 
 Floats = NDArray[np.float64]
 
@@ -43,6 +47,7 @@ SECTIONS = (
     "maxima",
     "tokens",
     "sequences",
+    "around",
 )
 NEEDED = ("sums", "maxima")
 """Without these nothing can be told of a pair; the others are optional."""
@@ -61,6 +66,7 @@ class Part:
         health: how it fares.
         missing: policies that it has not seen so far.
         sections: those of `SECTIONS` that came along.
+        around: pair -> [tails, top, WHAT, WIDTH] float32, what stood around its extreme tokens.
     """
 
     places: NDArray[np.int64]
@@ -70,6 +76,7 @@ class Part:
     health: Health = field(default_factory=Health)
     missing: tuple[str, ...] = ()
     sections: tuple[str, ...] = SECTIONS
+    around: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @lru_cache(16)
@@ -100,6 +107,8 @@ def pack(
     missing: tuple[str, ...] = (),
 ) -> bytes:
     """A summary as a part; arguments as in `Part`."""
+    found = None if summary.around is None else summary.around.tensor
+    beside = {} if found is None else _known(found.cpu().numpy())
     row = _row(summary.to("cpu"))
     places = np.flatnonzero(row != _blank(summary.config))
     head = {
@@ -111,11 +120,20 @@ def pack(
         "missing": list(missing),
         "sections": list(SECTIONS),
         "n": int(places.size),
+        "around": list(beside),
     }
     steps = np.diff(places, prepend=0).astype("<u4")
     body = _shuffled(steps) + _shuffled(row[places].astype("<f8"))
     text = json.dumps(head, separators=(",", ":")).encode()
-    return MAGIC + len(text).to_bytes(4, "big") + text + zlib.compress(body, 6)
+    data = MAGIC + len(text).to_bytes(4, "big") + text + zlib.compress(body, 6)
+    if not beside:
+        return data
+    return data + zlib.compress(_shuffled(np.stack(list(beside.values())).astype("<f4")), 6)
+
+
+def _known(beside: NDArray[np.float32]) -> dict[int, NDArray[np.float32]]:
+    """By pair what stood around its extreme tokens, of those of which anything is known."""
+    return {pair: found for pair, found in enumerate(beside) if found.any()}
 
 
 def unpack(data: bytes, config: SummaryConfig) -> Part:
@@ -165,6 +183,9 @@ def _unpack(data: bytes, config: SummaryConfig) -> Part:
     sections = tuple(name for name in SECTIONS if name in head["sections"])
     if n and not set(NEEDED) <= set(sections):
         raise ValueError(f"the part has no {' or no '.join(NEEDED)}")
+    beside = _around(inflate.unused_data, head.get("around", []), config)
+    if not beside:
+        sections = tuple(name for name in sections if name != "around")
     health = head["health"]
     return Part(
         places,
@@ -179,7 +200,30 @@ def _unpack(data: bytes, config: SummaryConfig) -> Part:
         ),
         tuple(str(name) for name in head["missing"]),
         sections,
+        beside,
     )
+
+
+def _around(
+    data: bytes, named: Sequence[Any], config: SummaryConfig
+) -> dict[int, NDArray[np.float32]]:
+    """What stood around extreme tokens, by pair.
+
+    Raises:
+        ValueError: these are not the pairs that are named.
+    """
+    pairs, size = [int(pair) for pair in named], around.shape(config.top)
+    if not pairs:
+        return {}
+    if len(set(pairs)) != len(pairs) or not set(pairs) <= set(range(size[0])):
+        raise ValueError("the part names neighbours of pairs that there are not")
+    wanted = 4 * len(pairs) * math.prod(size[1:])
+    inflate = zlib.decompressobj()
+    body = inflate.decompress(data, wanted + 1)
+    if len(body) != wanted or not inflate.eof:
+        raise ValueError("the part is cut off")
+    found = _unshuffled(body, "<f4").reshape(len(pairs), *size[1:])
+    return dict(zip(pairs, found, strict=True))
 
 
 class MergedParts:
@@ -191,6 +235,7 @@ class MergedParts:
             self._summary = Summary.empty(config, "cpu")
         self._tokens: list[Floats] = []
         self._sequences: list[Floats] = []
+        self._around: list[Tensor | None] = []
 
     def add(self, part: Part, rank: int) -> None:
         """Merge a part.
@@ -212,8 +257,18 @@ class MergedParts:
         sequences[..., fields.SEQUENCE_FIELDS.index("rank")] = rank
         self._tokens.append(tokens)
         self._sequences.append(sequences)
+        self._around.append(self._beside(part.around))
         if len(part.sections) < len(SECTIONS) and part.places.size:
             self._leave_unknown(part, maxima)
+
+    def _beside(self, known: Mapping[int, NDArray[np.float32]]) -> Tensor | None:
+        """Of all pairs what stood around extreme tokens; None: nothing is known."""
+        if not known:
+            return None
+        found = torch.zeros(around.shape(self._summary.config.top), dtype=torch.float32)
+        for pair, values in known.items():
+            found[pair] = torch.from_numpy(values)
+        return found
 
     def _leave_unknown(self, part: Part, maxima: Floats) -> None:
         """Mark what did not come along, of the pairs that the part has tokens of."""
@@ -236,13 +291,13 @@ class MergedParts:
 
     def take(self) -> Summary:
         """All of them as one summary; nothing may be added any more."""
-        summary = self._summary
-        top = summary.config.top
-        for target, rows, order in (
-            (summary.tokens, self._tokens, N_ORDER),
-            (summary.sequences, self._sequences, N_SEQUENCE_ORDER),
-        ):
-            target.copy_(first_of(torch.from_numpy(np.concatenate(rows, axis=-2)), top, order))
+        summary, top = self._summary, self._summary.config.top
+        tokens, summary.around = first_tokens(
+            [torch.from_numpy(rows) for rows in self._tokens], self._around, top
+        )
+        summary.tokens.copy_(tokens)
+        sequences = torch.from_numpy(np.concatenate(self._sequences, axis=-2))
+        summary.sequences.copy_(first_of(sequences, top, N_SEQUENCE_ORDER))
         return summary
 
 
