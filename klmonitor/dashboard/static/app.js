@@ -114,6 +114,7 @@
 
     key(event) {
       if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+      if (/^Arrow/.test(event.key) && event.target.closest(".scroll")) return; // they scroll the box
       const far = event.shiftKey ? 10 : 1;
       const does = {
         ArrowLeft: () => this.move(-far), ArrowRight: () => this.move(far),
