@@ -7,7 +7,7 @@ import json
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,9 @@ from klmonitor.dashboard.heat import ROWS
 from klmonitor.dashboard.packing import pack
 from klmonitor.dashboard.paircolumns import PairColumns, is_shown
 from klmonitor.dashboard.pull import curves
+from klmonitor.dashboard.rooms import around_shown, health_of, rooms
 from klmonitor.numbers.explain import with_verdict
+from klmonitor.record.around import AROUND
 from klmonitor.record.live import PASSING
 from klmonitor.record.notices import Notice
 from klmonitor.record.rows import (
@@ -53,6 +55,8 @@ class RunColumns:
         generation: grows when rows that may have been sent already have changed.
         remarks: what there is to know of the record itself, a sentence an item.
         why_no_text: what to say of tokens that come without their text.
+        health: how klmonitor fared, from each step on at which that changed.
+        earlier: earlier starts in the run's directory.
     """
 
     def __init__(self, name: str, tokens_text: bool = True, why_no_text: str = HIDDEN) -> None:
@@ -66,6 +70,8 @@ class RunColumns:
         self.remarks: list[str] = []
         self._numbers: list[int] = []
         self._alert_keys: dict[tuple[Any, ...], int] = {}
+        self.health: list[Row] = []
+        self.earlier = 0
         self._tokens: dict[int, tuple[int, bytes]] = {}
         self._said: dict[int, dict[str, tuple[tuple[str, ...], Cause]]] = {}
         self._text = tokens_text
@@ -74,7 +80,7 @@ class RunColumns:
     # --- filling -------------------------------------------------------------------------------
     def clear(self) -> None:
         """Forget everything: what comes is another record, or the same from its beginning."""
-        self.steps, self.pairs, self.alerts = [], {}, []
+        self.steps, self.pairs, self.alerts, self.health = [], {}, [], []
         self._numbers, self._alert_keys, self._tokens, self._said = [], {}, {}, {}
         self.generation += 1
 
@@ -85,6 +91,7 @@ class RunColumns:
         for pair in self.pairs.values():
             pair.cut(rows)
         self._said = {one: said for one, said in self._said.items() if one < step}
+        self.health = [one for one in self.health if one["step"] < step]
         self._tokens = {
             one: kept for one, kept in self._tokens.items() if one < step or kept[0] >= number
         }
@@ -122,6 +129,9 @@ class RunColumns:
         self._said.pop(step, None)
         if said:
             self._said[step] = said
+        fared = health_of(row.get("run", {}))
+        if fared is not None and last and fared != _without_step(self.health):
+            self.health.append({"step": step, **fared})
         for name, pair in self.pairs.items():
             if last:
                 pair.append(bodies.get(name))
@@ -137,7 +147,8 @@ class RunColumns:
         tokens = [token_from_row(token) for token in row["tokens"]]
         if not self._text:
             tokens = [replace(token, text=None) for token in tokens]
-        packed = json.dumps([token_to_row(token) for token in tokens], separators=(",", ":"))
+        kept = [token_to_row(token) for token in tokens], around_shown(row, self._text)
+        packed = json.dumps(kept, separators=(",", ":"))
         self._tokens[int(row["step"])] = row.get("seq", -1), packed.encode()
 
     def add_alert(self, alert: Alert, number: int = -1) -> None:
@@ -170,8 +181,12 @@ class RunColumns:
 
     def tokens_at(self, step: int) -> list[ExtremeToken]:
         """The extreme tokens of a step."""
-        packed = self._tokens.get(step, (-1, b"[]"))[1]
-        return [token_from_row(row) for row in json.loads(packed)]
+        return [token_from_row(row) for row in self._tokens_of(step)[0]]
+
+    def _tokens_of(self, step: int) -> Sequence[list[Row]]:
+        """Rows of the extreme tokens of a step, and of what stood around some of them."""
+        found: Sequence[list[Row]] = json.loads(self._tokens.get(step, (-1, b"[[],[]]"))[1])
+        return found
 
     def report_at(self, pair: str, row: int) -> PairReport | None:
         """A pair's numbers in a row, None where it has none."""
@@ -231,6 +246,8 @@ class RunColumns:
         return {
             "explain": {name: report.explain(step) for name, report in reports.items() if report},
             "tokens": [_token_row(token) for token in self.tokens_at(step)],
+            AROUND: self._tokens_of(step)[1],
+            "rooms": {name: rooms(report) for name, report in reports.items() if report},
         }
 
     def data(self, rows: int = 0, alerts: int = 0, generation: int | None = None) -> Row:
@@ -248,6 +265,8 @@ class RunColumns:
             "remarks": self.remarks,
             "why_no_text": self.why_no_text,
             "glance": self.glances(),
+            "health": self.health,
+            "earlier": self.earlier,
             "generation": self.generation,
             "rows": rows,
             "steps": pack("d", self.steps[rows:]),
@@ -270,6 +289,11 @@ class RunColumns:
 def _stays(row: Row) -> bool:
     """Whether it is a notice that belongs to no steps: what people said."""
     return row["phase"] == NOTICE and row["kind"] not in PASSING
+
+
+def _without_step(health: Sequence[Row]) -> Row:
+    """How klmonitor fared last."""
+    return {name: value for name, value in health[-1].items() if name != "step"} if health else {}
 
 
 def _text(value: object) -> str:

@@ -43,7 +43,8 @@ def glance(
     loud = [SEVERITIES.index(alert.severity) for alert, _ in events if not alert.muted]
     believed = pair.verdict.estimator
     parts = [_level(pair, believed), _trend(believed, means), _believe(pair), _open(events)]
-    late = "" if step == last_step else f", {last_step - step} steps before the run's last"
+    behind = last_step - step
+    late = f", {behind} step{'s'[: behind > 1]} before the run's last" if behind else ""
     return {
         "level": ("fine", "warn", "critical")[max([*loud, 0])],
         "step": step,

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from klmonitor.pairs import PAIRS
+from klmonitor.summary import around
+from klmonitor.summary.around import Around
 from klmonitor.summary.fields import (
     MAXIMA,
     N_ORDER,
@@ -46,6 +48,7 @@ class Summary:
         maxima: [pairs, 2], the largest d and the largest -d; -inf where nothing was seen.
         tokens: [pairs, 2 tails, top, TOKEN_FIELDS], in order.
         sequences: [pairs, top, SEQUENCE_FIELDS], in order.
+        around: the neighbours of `tokens`, an optional section that no pass writes; None: unknown.
     """
 
     config: SummaryConfig
@@ -53,6 +56,7 @@ class Summary:
     maxima: Tensor
     tokens: Tensor
     sequences: Tensor
+    around: Around | None = field(default=None, kw_only=True)
     sums: Tensor = field(init=False)
     histogram: Tensor = field(init=False)
     prompts: Tensor = field(init=False)
@@ -102,7 +106,7 @@ class Summary:
     def to(self, device: torch.device | str) -> Summary:
         """A copy on another device (the same object if it is there already)."""
         parts = (self.flat, self.maxima, self.tokens, self.sequences)
-        return Summary(self.config, *(part.to(device) for part in parts))
+        return Summary(self.config, *(part.to(device) for part in parts), around=self.around)
 
     def clone(self) -> Summary:
         """An independent copy."""
@@ -115,7 +119,7 @@ class Summary:
             getattr(self, name).copy_(getattr(other, name))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without the views, which would come back detached from `flat`."""
+        """Pickle without the views, which would come back detached, and without neighbours."""
         return Summary, (self.config, self.flat, self.maxima, self.tokens, self.sequences)
 
     @cached_property
@@ -179,15 +183,40 @@ def merge_all(parts: Sequence[Summary]) -> Summary:
                 "give every rank and worker the same settings"
             )
     top = first.config.top
+    tokens, beside = first_tokens(
+        [part.tokens for part in parts],
+        [None if part.around is None else part.around.tensor for part in parts],
+        top,
+    )
     return Summary(
         first.config,
         flat=torch.stack([part.flat for part in parts]).sum(0),
         maxima=torch.stack([part.maxima for part in parts]).amax(0),
-        tokens=first_of(torch.cat([part.tokens for part in parts], dim=-2), top, N_ORDER),
+        tokens=tokens,
         sequences=first_of(
             torch.cat([part.sequences for part in parts], dim=-2), top, N_SEQUENCE_ORDER
         ),
+        around=beside,
     )
+
+
+def first_tokens(
+    tokens: Sequence[Tensor], beside: Sequence[Tensor | None], top: int
+) -> tuple[Tensor, Around | None]:
+    """The first `top` tokens of several summaries, with their neighbours.
+
+    Args:
+        tokens: [pairs, tails, R, TOKEN_FIELDS] of each.
+        beside: of each what stood around them (`around.shape`); None: unknown.
+        top: how many to keep.
+    """
+    records = torch.cat(list(tokens), dim=-2)
+    if all(one is None for one in beside):
+        return first_of(records, top, N_ORDER), None
+    number = torch.arange(records.shape[-2], device=records.device).expand(records.shape[:-1])
+    found = first_of(torch.cat([records, number.unsqueeze(-1)], dim=-1), top, N_ORDER)
+    kept = around.merged(tokens, beside, found[..., -1].long())
+    return found[..., :-1].contiguous(), None if kept is None else Around.of(kept)
 
 
 def first_of(records: Tensor, top: int, n_order: int) -> Tensor:

@@ -30,7 +30,8 @@
     // The spike rule's threshold of the focused run: {z: null where it was off, known}.
     spike() { const focused = this.focused(); return focused ? focused.run.spike : { z: null, known: true }; }
 
-    selected(i) { return this.state.runs === null ? i === 0 : this.state.runs.includes(this.names[i]); }
+    // Until somebody chooses, as many as can be told apart.
+    selected(i) { return this.state.runs === null ? i < KLM.DASHES.length : this.state.runs.includes(this.names[i]); }
 
     full() {
       const ends = this.shown().filter((one) => one.run.steps.length).map(({ run }) => [run.steps[0], run.steps[run.steps.length - 1]]);
@@ -113,6 +114,7 @@
 
     key(event) {
       if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+      if (/^Arrow/.test(event.key) && event.target.closest(".scroll")) return; // they scroll the box
       const far = event.shiftKey ? 10 : 1;
       const does = {
         ArrowLeft: () => this.move(-far), ArrowRight: () => this.move(far),
@@ -151,6 +153,7 @@
 
     draw() {
       KLM.freshInks();
+      this.verdict.style.minHeight = "";
       if (this.state.theme) document.documentElement.dataset.theme = this.state.theme;
       else delete document.documentElement.dataset.theme;
       KLM.selectors(this);
@@ -184,6 +187,7 @@
       const alerts = this.alerts();
       if (alerts === this.inList) return;
       this.inList = alerts;
+      this.alertTitle.textContent = `Alerts: ${KLM.alertCount(alerts)}`;
       const items = alerts.map((alert) => KLM.alertItem(alert, () => this.goTo(alert.step, alert.run)));
       this.alertBox.replaceChildren(...(items.length ? items : [el("li", { className: "why", textContent: "none at the selected runs and pair" })]));
     }
@@ -219,10 +223,11 @@
       try { details = await this.source.step(i, step); } catch (error) { this.status.textContent = `no answer: ${error.message}`; }
       if (step !== this.state.step || pair !== this.state.pair) return;
       const of = this.shown().length > 1 ? ` of ${KLM.visible(focused.run.name)}` : "";
+      this.verdict.style.minHeight = `${Math.max(parseFloat(this.verdict.style.minHeight) || 0, this.verdict.offsetHeight)}px`; // what stands below does not jump
       this.tokenTitle.textContent = `Extreme tokens at step ${step}${of}`;
       this.verdict.textContent = details ? details.explain[pair] || `step ${step}: no tokens of this pair were counted`
         : `step ${step}: this file holds the verdicts on chosen steps only; klmonitor serve gives every step's`;
-      this.tokenBox.replaceChildren(KLM.tokenTable(details, pair));
+      this.tokenBox.replaceChildren(KLM.tokenTable(details, pair, focused.run.why_no_text));
       for (const room of this.rooms) if (room.told) room.told(details, step, focused.run);
     }
 
@@ -240,14 +245,15 @@
       let changed = overview.runs.length !== this.names.length;
       this.absent.hidden = overview.runs.length > 0;
       this.names = overview.runs;
-      for (let i = 0; i < this.names.length; i++) {
+      await Promise.all(this.names.map(async (name, i) => {
         const had = this.runs[i];
-        this.runs[i] = had || KLM.emptyRun(this.names[i]);
-        if (!this.selected(i)) continue;
-        this.runs[i] = await this.source.run(i, this.runs[i]);
-        this.remark();
-        changed = changed || !had || had.steps.length !== this.runs[i].steps.length || had.alerts.length !== this.runs[i].alerts.length || had.generation !== this.runs[i].generation;
-      }
+        this.runs[i] = had || KLM.emptyRun(name);
+        if (!this.selected(i)) return;
+        const now = await this.source.run(i, this.runs[i]);
+        this.runs[i] = now;
+        changed = changed || !had || had.steps.length !== now.steps.length || had.alerts.length !== now.alerts.length || had.generation !== now.generation;
+      }));
+      this.remark();
       return changed;
     }
 

@@ -3,7 +3,6 @@
 
 (function () {
   const MOST_COLUMNS = 480; // least and largest of each are drawn: enough for the widest panel
-  const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
 
   function faded(colour, alpha) {
     const n = parseInt(colour.slice(1), 16);
@@ -16,7 +15,8 @@
       this.panel = panel;
       this.app = app;
       this.plot = null;
-      this.mark = KLM.el("div", { className: "mark" });
+      this.markStep = KLM.el("b");
+      this.mark = KLM.el("div", { className: "mark" }, this.markStep);
       Object.assign(this, KLM.frame({ ...panel, unit: "", tools: [
         ["PNG", "save as PNG", () => KLM.savePng(this)],
         ["CSV", "save as CSV", () => KLM.saveCsv(this)],
@@ -24,11 +24,12 @@
     }
 
     // Every line of every shown run: {line, at: index of the run, dash, label, get: its column or null}.
-    lines() {
-      const shown = this.app.shown();
-      return shown.flatMap((one, at) => this.panel.lines(this.app.state).map((line) => ({
-        line, at, dash: DASHES[at % DASHES.length],
-        label: shown.length > 1 ? `${KLM.visible(one.run.name)}: ${line.name}` : line.name,
+    // Of several runs no bands lie over one another: of those that are the picture the edges are left.
+    lines(all = false) {
+      const shown = this.app.shown(), several = shown.length > 1;
+      return shown.flatMap((one, at) => this.panel.lines(this.app.state).filter((line) => all || !several || !line.band || line.edge).map((line) => ({
+        line, at, dash: KLM.DASHES[at % KLM.DASHES.length], bare: several,
+        label: several ? `${KLM.visible(one.run.name)}: ${line.name}` : line.name,
         get: (how) => {
           const of = how || line.get;
           return one.pair && of ? KLM.column(one.pair.metrics, of) : null;
@@ -148,12 +149,12 @@
       const px = KLM.placesOf(u, xs, dense);
       clipped(u);
       let series = 1;
-      for (const { line, dash } of this.lines()) {
+      for (const { line, dash, bare } of this.lines()) {
         const colour = faded(KLM.ink(line.ink), line.alpha || 1);
         if (line.band) {
           const [low, high] = [u.data[series++], u.data[series++]];
-          KLM.fillBand(u, px, low, high, { colour, dense });
-          const edge = { colour: faded(KLM.ink(line.ink), 0.45), width: 1, dash, dense };
+          if (!bare) KLM.fillBand(u, px, low, high, { colour, dense });
+          const edge = { colour: faded(KLM.ink(line.ink), bare ? 0.7 : 0.45), width: 1, dash, dense };
           if (line.edge) for (const side of [low, high]) KLM.strokeLine(u, px, side, edge);
         } else {
           KLM.strokeLine(u, px, u.data[series++], { colour, width: line.width || 1.5, dash, dense });
@@ -162,22 +163,28 @@
       ctx.restore();
     }
 
+    // A line from top to bottom with a head: ▼ critical, ▽ warning, ◆ a notice or what nobody was told.
     drawRules(u) {
-      const { ctx, bbox } = u;
+      const { ctx, bbox } = u, size = 5 * devicePixelRatio;
       clipped(u);
       const seen = new Set();
       for (const alert of this.app.alerts()) {
         const x = Math.round(u.valToPos(alert.step, "x", true)) + 0.5;
-        const key = `${x}/${alert.severity}`;
+        const quiet = alert.severity === "info" || alert.muted, critical = alert.severity === "critical" && !quiet;
+        const key = `${x}/${quiet}/${critical}`;
         if (seen.has(key)) continue;
         seen.add(key);
-        ctx.strokeStyle = KLM.ink(alert.severity === "info" || alert.muted ? "info" : "alert");
-        ctx.lineWidth = alert.severity === "critical" ? 2 : 1;
-        ctx.setLineDash(alert.severity === "critical" ? [] : [4, 3]);
-        ctx.beginPath();
-        ctx.moveTo(x, bbox.top);
-        ctx.lineTo(x, bbox.top + bbox.height);
+        ctx.strokeStyle = ctx.fillStyle = KLM.ink(quiet ? "info" : "alert");
+        ctx.lineWidth = critical ? 2 : 1;
+        ctx.setLineDash(critical ? [] : quiet ? [1, 4] : [4, 3]);
+        path(ctx, [[x, bbox.top], [x, bbox.top + bbox.height]]);
         ctx.stroke();
+        ctx.setLineDash([]);
+        const middle = bbox.top + size;
+        path(ctx, quiet ? [[x - size, middle], [x, middle - size], [x + size, middle], [x, middle + size]]
+          : [[x - size, bbox.top], [x + size, bbox.top], [x, bbox.top + 1.6 * size]]);
+        ctx.closePath();
+        if (critical || quiet) ctx.fill(); else ctx.stroke();
       }
       ctx.restore();
     }
@@ -244,19 +251,25 @@
       const [low, high] = this.app.range();
       const hidden = step === null || step < low || step > high;
       this.mark.hidden = hidden;
-      if (!hidden) this.mark.style.transform = `translateX(${Math.round(this.plot.valToPos(step, "x"))}px)`;
+      this.markStep.textContent = hidden ? "" : `step ${step}`;
+      if (hidden) return;
+      const x = Math.round(this.plot.valToPos(step, "x"));
+      this.mark.style.transform = `translateX(${x}px)`;
+      this.mark.classList.toggle("last", x > this.plot.bbox.width / devicePixelRatio - 30); // its foot stays inside
     }
 
     // The name and the colour of each line, beside the place of its value at the cursor.
     buildLegend() {
       if (this.panel.axis === "heat") { this.legend.replaceChildren(...this.heatKey()); return; }
-      this.shownValues = this.lines().map(({ line, label }) => {
-        const swatch = KLM.el("i", { className: line.band ? "swatch wide" : "swatch" });
-        swatch.style.background = faded(KLM.ink(line.ink), line.band ? 0.3 + line.alpha : line.alpha || 1);
+      this.shownValues = this.lines().map(({ line, label, dash, bare }) => {
+        const filled = line.band && !bare;
+        const swatch = KLM.swatch(faded(KLM.ink(line.ink), filled ? 0.3 + line.alpha : line.band ? 0.7 : line.alpha || 1), { dash, wide: filled });
         const value = KLM.el("b");
         this.legend.append(KLM.el("span", {}, swatch, `${label} `, value));
         return value;
       });
+      const left = this.panel.lines(this.app.state).length * this.app.shown().length > this.shownValues.length;
+      if (left) this.legend.append(KLM.el("span", { className: "why", textContent: "bands: choose one run" }));
     }
 
     values() {
@@ -274,6 +287,11 @@
       return [KLM.el("span", {}, `${who}few`, KLM.el("i", { className: "swatch heat" }), "many of the step's tokens (log)")];
     }
   };
+
+  function path(ctx, points) {
+    ctx.beginPath();
+    for (const [x, y] of points) ctx.lineTo(x, y);
+  }
 
   // What follows is drawn inside the axes only, until the context is restored.
   function clipped({ ctx, bbox }) {

@@ -20,7 +20,7 @@
 
   // Every row in view, not decimated.
   function csv(chart) {
-    const lines = chart.lines();
+    const lines = chart.lines(true);
     const [low, high] = chart.app.range();
     const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
     const heads = lines.flatMap(({ line, label }) => (line.band ? [`${label} low`, `${label} high`] : [label]));

@@ -16,6 +16,22 @@
   KLM.ink = (name) => (inks[name] ??= getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim());
   KLM.freshInks = () => { inks = {}; };
 
+  // What tells overlaid runs apart, in pixels: line, gap, ... of the first, second, ... run.
+  KLM.DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
+
+  // The piece of a line that stands in a legend.
+  KLM.swatch = function (colour, { dash = [], wide = false } = {}) {
+    const node = KLM.el("i", { className: wide ? "swatch wide" : "swatch" });
+    let at = 0;
+    const parts = dash.map((length, i) => {
+      const from = at;
+      at += length;
+      return `${i % 2 ? "transparent" : colour} ${from}px ${at}px`;
+    });
+    node.style.background = parts.length ? `repeating-linear-gradient(90deg, ${parts.join(", ")})` : colour;
+    return node;
+  };
+
   KLM.download = function (name, blob) {
     const link = KLM.el("a", { href: URL.createObjectURL(blob), download: name });
     link.click();

@@ -8,6 +8,7 @@
   KLM.build = function (app) {
     const control = (label, node) => el("label", {}, `${label} `, node);
     const button = (text, label, does) => el("button", { type: "button", textContent: text, title: label, ariaLabel: label, onclick: does });
+    app.title = el("h1", { textContent: "KL" });
     app.runBox = el("details", { className: "runs" }, el("summary", { textContent: "runs" }));
     app.pairBox = el("select", { onchange: () => app.set({ pair: app.pairBox.value }) });
     app.groupBox = el("select", { onchange: () => app.set({ group: app.groupBox.value }) });
@@ -15,7 +16,7 @@
       el("option", { value: "token", textContent: "per token" }), el("option", { value: "sequence", textContent: "per sequence" }));
     app.logBox = el("input", { type: "checkbox", onchange: () => app.set({ log: app.logBox.checked }) });
     app.status = el("span", { className: "status", role: "status" });
-    app.bar = el("header", { className: "bar" }, el("h1", { textContent: "KL" }), app.runBox,
+    app.bar = el("header", { className: "bar" }, app.title, app.runBox,
       control("pair", app.pairBox), control("group", app.groupBox), control("", app.levelBox), control("log x", app.logBox),
       el("span", { className: "tools" },
         button("◀", "previous alert", () => app.nextAlert(-1)), button("▶", "next alert", () => app.nextAlert(1)),
@@ -25,16 +26,19 @@
     app.absent = el("p", { className: "why", hidden: true, textContent:
       'No run with klmonitor data is here. In TensorBoard: klmonitor.attach(trainer, sinks=["tensorboard"]) or TensorBoardSink writes them. A run\'s own record is shown by: klmonitor serve RUN' });
     app.remarks = el("p", { className: "why", hidden: true });
-    app.notes = el("div", { className: "notes" }, app.absent, app.remarks);
+    app.glanceBox = el("div", {});
+    app.notes = el("div", { className: "notes" }, app.glanceBox, app.absent, app.remarks);
     app.alertBox = el("ul", { className: "alerts" });
     app.verdict = el("pre", { className: "verdict" });
     app.tokenBox = el("div", {});
     app.tokenTitle = el("h2", { textContent: "Extreme tokens" });
     app.tip = el("div", { className: "tip", role: "tooltip", hidden: true });
+    app.alertTitle = el("h2", { textContent: "Alerts" });
     const side = el("aside", {},
-      el("section", {}, el("h2", { textContent: "Alerts" }), app.alertBox),
-      el("section", {}, el("h2", { textContent: "Verdict at the cursor" }), app.verdict));
-    const table = el("section", { className: "panel wide", id: "panel-tokens" }, el("header", {}, app.tokenTitle), app.tokenBox);
+      el("section", { className: "told" }, el("h2", { textContent: "Verdict at the cursor" }), app.verdict),
+      el("section", {}, app.alertTitle, app.alertBox));
+    const table = el("section", { className: "panel wide", id: "panel-tokens" }, el("header", {}, app.tokenTitle),
+      el("p", { className: "help", textContent: "The tokens that weigh most in k1 or k3 at the cursor's step, the heaviest first. d < 0 is heavy in k1, d > 0 in k3." }), app.tokenBox);
     table.setAttribute("aria-label", "Extreme tokens at the cursor");
     document.body.append(el("div", { id: "klm" }, app.bar, app.notes,
       el("main", {}, el("div", { className: "grid" }, ...app.charts.map((chart) => chart.node), ...app.rooms.map((room) => room.node), table), side),
@@ -54,8 +58,17 @@
     }
   };
 
+  // The runs by name, in the bar and as the window's title.
+  function named(app, runs) {
+    const names = runs.map(({ run }) => KLM.visible(run.name)).join(", ");
+    app.title.replaceChildren("KL ", el("span", { textContent: names }));
+    document.title = names ? `${names} · klmonitor` : "klmonitor";
+  }
+
   KLM.selectors = function (app) {
     const runs = app.shown();
+    named(app, runs);
+    app.glanceBox.replaceChildren(...KLM.glance(app));
     const pairs = [...new Set(app.runs.flatMap((run) => Object.keys(run.pairs)))].sort();
     if (!app.state.pair && pairs.length) app.state.pair = pairs.includes("policy_ref") ? "policy_ref" : pairs[0];
     const options = (box, values, chosen, name = (v) => v) => {

@@ -16,6 +16,7 @@
       this.app = app;
       Object.assign(this, KLM.frame({
         id: "pull", title: "What the KL term pulls", unit: "c of grad log π, against d = log ref - log π in nats", wide: true,
+        help: "What the KL term adds to a token's gradient. Off the dashed line where the tokens are, it pulls otherwise than the reverse KL.",
         tools: [["PNG", "save as PNG", () => this.savePng()]],
       }));
     }
