@@ -117,6 +117,10 @@ def test_a_phone_scrolls_to_every_column_of_the_tokens_and_is_told_so(phone, ale
             box = head.bounding_box()
             assert 0 <= box["x"] <= box["x"] + box["width"] <= 390, name
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        box = page.locator("#panel-tokens .scroll")
+        box.evaluate("box => { box.scrollLeft = 0; box.focus(); }")
+        page.keyboard.press("ArrowRight")
+        wait_until(page, "document.querySelector('#panel-tokens .scroll').scrollLeft > 0")
         first = page.locator("#panel-tokens th").first.bounding_box()
         assert first["x"] >= 0, "the token stays in sight"
 

@@ -114,6 +114,7 @@
 
     key(event) {
       if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+      if (/^Arrow/.test(event.key) && event.target.closest(".scroll")) return; // they scroll the box
       const far = event.shiftKey ? 10 : 1;
       const does = {
         ArrowLeft: () => this.move(-far), ArrowRight: () => this.move(far),
@@ -244,14 +245,15 @@
       let changed = overview.runs.length !== this.names.length;
       this.absent.hidden = overview.runs.length > 0;
       this.names = overview.runs;
-      for (let i = 0; i < this.names.length; i++) {
+      await Promise.all(this.names.map(async (name, i) => {
         const had = this.runs[i];
-        this.runs[i] = had || KLM.emptyRun(this.names[i]);
-        if (!this.selected(i)) continue;
-        this.runs[i] = await this.source.run(i, this.runs[i]);
-        this.remark();
-        changed = changed || !had || had.steps.length !== this.runs[i].steps.length || had.alerts.length !== this.runs[i].alerts.length || had.generation !== this.runs[i].generation;
-      }
+        this.runs[i] = had || KLM.emptyRun(name);
+        if (!this.selected(i)) return;
+        const now = await this.source.run(i, this.runs[i]);
+        this.runs[i] = now;
+        changed = changed || !had || had.steps.length !== now.steps.length || had.alerts.length !== now.alerts.length || had.generation !== now.generation;
+      }));
+      this.remark();
       return changed;
     }
 

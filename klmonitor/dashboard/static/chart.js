@@ -260,7 +260,7 @@
       if (this.panel.axis === "heat") { this.legend.replaceChildren(...this.heatKey()); return; }
       this.shownValues = this.lines().map(({ line, label, dash, bare }) => {
         const filled = line.band && !bare;
-        const swatch = KLM.swatch(faded(KLM.ink(line.ink), filled ? 0.3 + line.alpha : line.alpha || 1), { dash, wide: filled });
+        const swatch = KLM.swatch(faded(KLM.ink(line.ink), filled ? 0.3 + line.alpha : line.band ? 0.7 : line.alpha || 1), { dash, wide: filled });
         const value = KLM.el("b");
         this.legend.append(KLM.el("span", {}, swatch, `${label} `, value));
         return value;
