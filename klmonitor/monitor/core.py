@@ -25,7 +25,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from klmonitor.boundary import Boundary, cause, say
-from klmonitor.monitor.beside import with_beside
+from klmonitor.monitor.beside import surroundings
 from klmonitor.monitor.configuration import monitor_settings
 from klmonitor.monitor.flags import Flags
 from klmonitor.monitor.loop import LoopWatch, check_world
@@ -34,6 +34,7 @@ from klmonitor.monitor.steps import Steps
 from klmonitor.notify import Notify
 from klmonitor.numbers.assemble import ExtraValues
 from klmonitor.numbers.explain import judged
+from klmonitor.numbers.neighbours import NOTHING
 from klmonitor.numbers.receipt import by_pair
 from klmonitor.numbers.stored import check_plain, count_of
 from klmonitor.penalty import Penalty
@@ -419,9 +420,9 @@ class Monitor(Observer):
         report = _with_judgement(report, judgement)
         if self._rows is not None:
             self._rows.keep(summary, report.told)
-        report, around = self._always[AROUND](
-            with_beside, report, beside, self._delivery.keeps_tokens
-        ) or (report, [])
+        around = NOTHING
+        if self._delivery.keeps_tokens:
+            around = self._always[AROUND](surroundings, report, beside) or NOTHING
         self._delivery.send(report, judgement.ended, around)
         for notice in self._always["notes"](self._notices.read, report) or ():
             self._delivery.note(notice)
