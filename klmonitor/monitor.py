@@ -464,10 +464,9 @@ class Monitor(Observer):
         elif phase == "train":  # running numbers are training's
             self._running.read(step)
         found = pair_reports(step, self._extra_values, self._workers, self.penalties)
-        noted = {
-            name: replace(pair, note=self._notes.get(name, "")) for name, pair in found.items()
-        }
-        return self._causes.name(step, noted, advance=advance)
+        for name in self._notes.keys() & found.keys():
+            found[name] = replace(found[name], note=self._notes[name])
+        return self._causes.name(step, found, advance=advance)
 
     def take_logged(self) -> Report | None:
         """One report over all training steps since the last call, as if they were one step.
@@ -581,8 +580,7 @@ def _with_judgement(report: Report, found: Judgement) -> Report:
     """A report with what the rules say of it, and each pair's verdict."""
     pairs = {
         name: judged(
-            pair.with_value("spike/z", found.scores.get(name, math.nan)),
-            found.open_kinds.get(name, ()),
+            pair, found.open_kinds.get(name, ()), {"spike/z": found.scores.get(name, math.nan)}
         )
         for name, pair in report.pairs.items()
     }

@@ -93,7 +93,7 @@ class Causes:
             if not why.name and signs[i]["tokens"] >= FEWEST_TOKENS:
                 q, p = name.split("_")
                 why = cause(Evidence(q, p, signs[i], pair.values, carriers(step, i)))
-            found[name] = replace(pair, cause=why)
+            found[name] = pair if why == pair.cause else replace(pair, cause=why)
         return found
 
 

@@ -154,7 +154,7 @@ class _Values:
         """
         counted = set[str]()
         for pair in pairs:
-            mine, both = state.by_pair[PAIR_INDEX[pair.name]], (pair.q, pair.p)
+            both = (pair.q, pair.p)
             add_pair(
                 *(self.log_probs[name] for name in (*both, self.behaviour)),
                 *(self.mask, self.columns, self.before, self.offsets),
@@ -164,7 +164,7 @@ class _Values:
                 tuple(-1 if one in counted else POLICY_INDEX[one] for one in both),
                 checked,
                 state.arrays["policies"],
-                *(mine[part] for part in BY_PAIR),
+                *state.of_pair(PAIR_INDEX[pair.name], BY_PAIR),
             )
             counted.update(both)
 

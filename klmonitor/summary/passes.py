@@ -114,11 +114,11 @@ class Kernel:
         if (batch.device, dtypes) not in self.tried:
             self._prove(compiled.add, batch, pairs)
             self.tried.add((batch.device, dtypes))
-        before = state.clone()
+        before = state.saved()
         try:
             compiled.add(state, batch, pairs, *where)
         except Exception:
-            state.become(before)  # of several pairs the first are in it already
+            state.restore(before)  # of several pairs the first are in it already
             raise
         return True
 

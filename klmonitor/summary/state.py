@@ -104,15 +104,17 @@ class Summary:
         parts = (self.flat, self.maxima, self.tokens, self.sequences)
         return Summary(self.config, *(part.to(device) for part in parts))
 
-    def clone(self) -> Summary:
-        """An independent copy."""
+    def saved(self) -> tuple[Tensor, ...]:
+        """A copy of all its memory, for `restore`."""
         parts = (self.flat, self.maxima, self.tokens, self.sequences)
-        return Summary(self.config, *(copied(part) for part in parts))
+        return tuple(copied(part) for part in parts)
 
-    def become(self, other: Summary) -> None:
-        """Take the values of another of the same configuration and device, in place."""
-        for name in ("flat", *_ARRAYS):
-            getattr(self, name).copy_(getattr(other, name))
+    def restore(self, saved: Sequence[Tensor]) -> None:
+        """Take the values that it had when they were saved, in place."""
+        for part, before in zip(
+            (self.flat, self.maxima, self.tokens, self.sequences), saved, strict=True
+        ):
+            part.copy_(before)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the views, which would come back detached from `flat`."""
@@ -123,13 +125,9 @@ class Summary:
         """The same memory as numpy arrays, by attribute; on the CPU only."""
         return {name: getattr(self, name).numpy() for name in (*_ARRAYS, *self.config.sum_shapes())}
 
-    @cached_property
-    def by_pair(self) -> tuple[dict[str, Floats], ...]:
-        """For each pair its part of every array that has one, by attribute; on the CPU only."""
-        return tuple(
-            {name: array[pair] for name, array in self.arrays.items() if name != "policies"}
-            for pair in range(len(PAIRS))
-        )
+    def of_pair(self, pair: int, names: Sequence[str]) -> list[Floats]:
+        """A pair's part of some of the arrays, by attribute; on the CPU only."""
+        return [self.arrays[name][pair] for name in names]
 
     @property
     def device(self) -> torch.device:
