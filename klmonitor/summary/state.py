@@ -8,10 +8,10 @@ the configuration alone, never on the data, so every rank can take part in a red
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -31,6 +31,10 @@ from klmonitor.summary.fields import (
 
 Floats = NDArray[np.float64]
 _ARRAYS = ("maxima", "tokens", "sequences")
+BY_PAIR = ("sums", "histogram", "prompts", *_ARRAYS)
+"""What a pass fills of a pair, in the order in which the compiled one takes it."""
+Saved: TypeAlias = "Sequence[tuple[Any, Any]]"
+"""Tensors or arrays, and copies of them."""
 MANY = 4
 """Times as many records as are kept from which candidates are chosen before they are sorted."""
 
@@ -104,17 +108,21 @@ class Summary:
         parts = (self.flat, self.maxima, self.tokens, self.sequences)
         return Summary(self.config, *(part.to(device) for part in parts))
 
-    def saved(self) -> tuple[Tensor, ...]:
-        """A copy of all its memory, for `restore`."""
-        parts = (self.flat, self.maxima, self.tokens, self.sequences)
-        return tuple(copied(part) for part in parts)
+    def saved(self, pairs: Iterable[int]) -> Saved:
+        """What a pass over the tokens of some pairs changes, for `restore`."""
+        if self.device.type != "cpu":
+            parts = (self.flat, self.maxima, self.tokens, self.sequences)
+            return [(part, part.clone()) for part in parts]
+        arrays = [self.arrays["policies"]]
+        for pair in pairs:
+            arrays += self.of_pair(pair)
+        return [(array, array.copy()) for array in arrays]
 
-    def restore(self, saved: Sequence[Tensor]) -> None:
-        """Take the values that it had when they were saved, in place."""
-        for part, before in zip(
-            (self.flat, self.maxima, self.tokens, self.sequences), saved, strict=True
-        ):
-            part.copy_(before)
+    @staticmethod
+    def restore(saved: Saved) -> None:
+        """Take the values that they had when they were saved, in place."""
+        for part, before in saved:
+            part[...] = before
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the views, which would come back detached from `flat`."""
@@ -125,9 +133,9 @@ class Summary:
         """The same memory as numpy arrays, by attribute; on the CPU only."""
         return {name: getattr(self, name).numpy() for name in (*_ARRAYS, *self.config.sum_shapes())}
 
-    def of_pair(self, pair: int, names: Sequence[str]) -> list[Floats]:
-        """A pair's part of some of the arrays, by attribute; on the CPU only."""
-        return [self.arrays[name][pair] for name in names]
+    def of_pair(self, pair: int) -> list[Floats]:
+        """A pair's part of the arrays `BY_PAIR`; on the CPU only."""
+        return [self.arrays[name][pair] for name in BY_PAIR]
 
     @property
     def device(self) -> torch.device:
