@@ -93,7 +93,7 @@ class Causes:
             if not why.name and signs[i]["tokens"] >= FEWEST_TOKENS:
                 q, p = name.split("_")
                 why = cause(Evidence(q, p, signs[i], pair.values, carriers(step, i)))
-            found[name] = replace(pair, cause=why)
+            found[name] = pair if why == pair.cause else replace(pair, cause=why)
         return found
 
 
@@ -102,9 +102,10 @@ NO_CAUSE = Cause()
 
 def _suspect(step: StepSums) -> Bools:
     """[P] whether any count of what cannot be is not 0 (the extreme tokens are looked at then)."""
-    counted: Bools = step.signatures[:, _IMPOSSIBLE].any(axis=1)
+    counted = step.signatures[:, _IMPOSSIBLE].any(axis=1)
     far = step.maxima.max(axis=1) > -FILLER
-    return counted | far | (step.policy_count("positive") > 0)
+    found: Bools = counted | far | (step.policy_count("positive") > 0)
+    return found
 
 
 _IMPOSSIBLE = [SIGNATURE[name] for name in ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")]

@@ -296,7 +296,7 @@ class StepSums:
         counts = np.array((self.q, self.p))
         checked, formats = counts[..., _CHECKED, None], counts[..., _FORMATS]
         found = (checked > 0) & (formats >= LOW_PRECISION * checked)
-        return found.any(axis=(0, 2)).astype(np.float64)
+        return np.asarray(found.any(axis=(0, 2)), dtype=np.float64)
 
     @cached_property
     def dominance(self) -> Mapping[str, Dominances]:

@@ -116,15 +116,16 @@ def add(
     if rows <= 0 or columns <= 0:
         return taken
     one = next((k for k, pair in enumerate(pairs) if pair.q == "rollout"), 0)
-    found = signatures(batch, pairs, one, extras, rows, columns)
-    places = _places(
-        tuple((names, sums.shape[1]) for names, sums in found),
-        tuple(PAIR_INDEX[pair.name] for pair in pairs),
-        one,
-        batch.device,
-    )
-    sums = torch.cat([sums.reshape(-1) for _, sums in found])
-    state.signatures.view(-1).index_add_(0, places, sums.double())
+    with torch.inference_mode():  # a tenth less a call
+        found = signatures(batch, pairs, one, extras, rows, columns)
+        places = _places(
+            tuple((names, sums.shape[1]) for names, sums in found),
+            tuple(PAIR_INDEX[pair.name] for pair in pairs),
+            one,
+            batch.device,
+        )
+        sums = torch.cat([sums.reshape(-1) for _, sums in found])
+        state.signatures.view(-1).index_add_(0, places, sums.double())
     return taken + rows * columns
 
 
@@ -195,7 +196,7 @@ def signatures(
         features += _of_entropies(trainer, part(extras.entropy).float(), usable)
     tokens, of_sequence, up, down, *entropic = at.total(torch.stack(features)).unbind()
     sums, seen = _of_sequences(d, tokens, of_sequence, at)
-    names = OF_SEQUENCES
+    names: tuple[str, ...] = OF_SEQUENCES
     sums += [up, down]
     if entropic:
         names, sums = (*names, *OF_ENTROPIES), [*sums, *entropic[1:]]
@@ -300,8 +301,8 @@ def _within(q: Tensor, p: Tensor, counts: Tensor, tokens: Tensor, at: Rows) -> t
     lagged = at.products(three, tuple(LAGGED.values()), 1)
     terms = torch.cat([now, lagged], 1) @ _combined(q.device)
     cut = 2 * len(WITHIN)
-    both = terms[:, :cut].unbind(1)
-    ratios = dict(zip(WITHIN, zip(both[::2], both[1::2], strict=True), strict=True))
+    tops, bottoms = terms[:, :cut:2].unbind(1), terms[:, 1:cut:2].unbind(1)
+    ratios = dict(zip(WITHIN, zip(tops, bottoms, strict=True), strict=True))
     return [(PRODUCTS, terms[:, cut:].sum(0).unsqueeze(-1))], ratios
 
 
