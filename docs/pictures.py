@@ -1,13 +1,16 @@
-"""The screenshots of docs/dashboard.md: real runs of the demo, in a real Chromium.
+"""The screenshots of docs/dashboard.md: real runs of every scenario, in a real Chromium.
 
-make pictures
+make pictures                                 trains them
+python docs/pictures.py DIRECTORY [NAME...]   of runs that `klmonitor demo --out DIRECTORY` has left
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from klmonitor.dashboard.source import RecordSource
 from klmonitor_trl.demo.run import run_demo
 
 IMAGES = Path(__file__).parent / "images"
-VIEW = {"width": 1280, "height": 1210}
+LAPTOP, PHONE = {"width": 1280, "height": 1000}, {"width": 390, "height": 844}
 SHOWN = {
     "spike": "",
     "healthy": "",
@@ -27,48 +30,52 @@ SHOWN = {
     "k3": "",
     "sampler": "gap",
     "collapse": "gap",
+    "penalty": "pull_dead",
 }
 """Scenario -> the alert at which the cursor stands, empty for the first there is."""
-PHONE = "collapse"
+TWO = ("spike", "collapse")
+"""Overlaid in a picture of their own."""
 
 
-def main() -> None:
-    """Train every scenario, and photograph its page."""
-    with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
+def main(place: str | None = None, names: Sequence[str] = ()) -> None:
+    """Photograph the page of every scenario; train those of which there is no run."""
+    with tempfile.TemporaryDirectory() as fresh, sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"),
             args=["--no-sandbox", "--disable-gpu"],
         )
-        for scenario, kind in SHOWN.items():
-            if run_demo(scenario, out_dir=place, trackers=()):
-                raise SystemExit(f"{scenario} did not show what it should: see above")
-            directory = Path(place) / scenario / "klmonitor"
-            picture(browser, directory, kind, VIEW, IMAGES / f"dashboard-{scenario}.png")
-            if scenario == PHONE:
-                narrow = {"width": 390, "height": 1210}
-                picture(browser, directory, kind, narrow, IMAGES / "dashboard-phone.png", "dark")
+        runs = Path(place or fresh)
+        for name in names or SHOWN:
+            if place is None and run_demo(name, out_dir=runs, trackers=()):
+                raise SystemExit(f"{name} did not show what it should: see above")
+            one, kind = [runs / name], SHOWN[name]
+            picture(browser, one, kind, LAPTOP, IMAGES / f"dashboard-{name}.png")
+            picture(browser, one, kind, PHONE, IMAGES / f"dashboard-{name}-phone.png", "dark")
+        if not names:
+            both = [runs / name for name in TWO]
+            picture(browser, both, "", LAPTOP, IMAGES / "dashboard-two.png")
         browser.close()
 
 
 def picture(
     browser: Browser,
-    directory: Path,
+    directories: Sequence[Path],
     kind: str,
     view: dict[str, int],
     to: Path,
     theme: str = "light",
 ) -> None:
-    """Photograph the live page of a record, the cursor at its first alert of a kind."""
-    with PageServer(RecordSource([directory])) as server:
+    """Photograph the live page of records, the cursor at its first alert of a kind."""
+    with PageServer(RecordSource(directories)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         page = browser.new_page(viewport=view)
         page.goto(f"{server.url}#theme={theme}")
         page.wait_for_selector("html[data-ready]")
         if kind:
-            page.locator(".alert", has_text=f"· {kind} ·").first.click()
-            page.mouse.move(0, 0)
-            page.evaluate("document.activeElement.blur()")
+            page.evaluate(
+                "kind => KLM.app.goTo(KLM.app.alerts().find((a) => a.kind === kind).step)", kind
+            )
         page.wait_for_timeout(1000)  # the verdict follows the cursor
         shot = page.screenshot()
         page.close()
@@ -88,4 +95,4 @@ def in_few_colours(image: Image.Image) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    main(next(iter(sys.argv[1:]), None), sys.argv[2:])

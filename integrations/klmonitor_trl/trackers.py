@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from klmonitor.record.rows import shown_tokens
 from klmonitor.report import Report
 from klmonitor.sinks.panels import TOKENS
-from klmonitor.sinks.tokentable import COLUMNS, Annotate, shown_tokens, token_rows
+from klmonitor.sinks.tokentable import COLUMNS, Annotate, token_rows
 
 EVERY = 50
 """Steps between two tables where nothing alerts."""

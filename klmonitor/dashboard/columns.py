@@ -6,132 +6,40 @@ import base64
 import json
 import math
 import time
-from array import array
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from klmonitor.dashboard.heat import ROWS, heat_columns
+from klmonitor.dashboard.events import open_alerts
+from klmonitor.dashboard.glance import MEANS, glance
+from klmonitor.dashboard.heat import ROWS
+from klmonitor.dashboard.packing import pack
+from klmonitor.dashboard.paircolumns import PairColumns, is_shown
 from klmonitor.dashboard.pull import curves
+from klmonitor.dashboard.rooms import around_shown, health_of, rooms
 from klmonitor.numbers.explain import with_verdict
+from klmonitor.record.around import AROUND, PLACES
 from klmonitor.record.live import PASSING
 from klmonitor.record.notices import Notice
 from klmonitor.record.rows import (
+    alert_from_row,
     alert_to_row,
-    as_float,
     finite_or_none,
     token_from_row,
     token_to_row,
 )
 from klmonitor.record.runfile import PENALTY, TERMS
-from klmonitor.report import Alert, ExtremeToken, PairReport, Row
+from klmonitor.report import Alert, Cause, ExtremeToken, PairReport, Row
 from klmonitor.rules.spikes import SPIKE
 
-ESTIMATORS = ("k1", "k2", "k3")
-SHOWN = frozenset(
-    (
-        *(f"{k}/{what}" for k in ESTIMATORS for what in ("mean", "se", "var", "running_var")),
-        *(f"log_ratio/{q}" for q in ("p0.1", "p1", "p25", "p50", "p75", "p99", "p99.9")),
-        *(f"dominance/{k}/{what}" for k in ("k1", "k3") for what in ("top_share", "level")),
-        *("outliers/k1", "outliers/k3", "outliers/rate", "spike/z"),
-        *("sequence/k1", "sequence/k3", "tokens", "sequences", "penalty/dead_share"),
-    )
-)
-"""Metrics that the page draws, beside ``group/*``."""
-QUARTILES = {"log_ratio/p25": 0.25, "log_ratio/p75": 0.75}
-"""Metrics that are read off the histogram, and their probabilities."""
-MOST_WAITING = 4096
-"""Histograms that wait: a few megabytes."""
+HIDDEN = "needs --token-text"
+NOT_RECORDED = "was not recorded"
+"""Why a token has no text."""
 DRAWN_Z = 1e6
 """Scales: a threshold that is larger is no line on the page; it never fires either."""
-NAN = math.nan
 NOTICE = "note"
 """The phase of a notice among alerts."""
-
-
-def is_shown(metric: str) -> bool:
-    """Whether the page draws a metric."""
-    return metric in SHOWN or metric.startswith("group/")
-
-
-@dataclass
-class PairColumns:
-    """One pair: every metric over the rows of the run, and its heat map.
-
-    Histograms wait until they are asked for: many together cost a fraction of each alone.
-    """
-
-    rows: int = 0
-    metrics: dict[str, array[float]] = field(default_factory=dict)
-    _heat: bytearray = field(default_factory=bytearray)
-    _waiting: dict[int, Row | None] = field(default_factory=dict)
-
-    @property
-    def heat(self) -> bytearray:
-        """`ROWS` bytes a row."""
-        self.settle()
-        return self._heat
-
-    def append(self, body: Row | None) -> None:
-        """Add a row."""
-        values = {} if body is None else body["values"]
-        for name in values:
-            if name not in self.metrics:
-                self.metrics[name] = array("d", [NAN]) * self.rows
-        for name, column in self.metrics.items():
-            value = values.get(name)
-            column.append(NAN if value is None else value)
-        self._waiting[self.rows] = (body or {}).get("histogram")
-        self.rows += 1
-        if len(self._waiting) >= MOST_WAITING:
-            self.settle()
-
-    def put(self, row: int, body: Row | None) -> None:
-        """Fill a row that exists in every column."""
-        values = {} if body is None else body["values"]
-        for name in values:
-            if name not in self.metrics:
-                self.metrics[name] = array("d", [NAN]) * self.rows
-        for name, column in self.metrics.items():
-            column[row] = as_float(values.get(name))
-        self._waiting[row] = (body or {}).get("histogram")
-
-    def insert(self, row: int) -> None:
-        """Make room for a row of nan."""
-        self.settle()
-        self._heat[row * ROWS : row * ROWS] = bytes(ROWS)
-        for column in self.metrics.values():
-            column.insert(row, NAN)
-        self.rows += 1
-
-    def cut(self, rows: int) -> None:
-        """Keep so many rows."""
-        self.settle()
-        del self._heat[rows * ROWS :]
-        for column in self.metrics.values():
-            del column[rows:]
-        self.rows = rows
-
-    def settle(self) -> None:
-        """Take in the histograms that wait."""
-        if not self._waiting:
-            return
-        waiting, self._waiting = self._waiting, {}
-        self._heat.extend(bytes(ROWS * self.rows - len(self._heat)))
-        found = [(one["edges"], one["counts"]) if one else ((), ()) for one in waiting.values()]
-        heat, quartiles = heat_columns(found, tuple(QUARTILES.values()))
-        for at, row in enumerate(waiting):
-            self._heat[row * ROWS : (row + 1) * ROWS] = heat[at * ROWS : (at + 1) * ROWS]
-        for at, name in enumerate(QUARTILES):
-            values = quartiles[:, at]
-            if name not in self.metrics and np.isnan(values).all():
-                continue
-            column = self.metrics.setdefault(name, array("d", [NAN]) * self.rows)
-            for row, value in zip(waiting, values.tolist(), strict=True):
-                column[row] = value
 
 
 class RunColumns:
@@ -146,9 +54,12 @@ class RunColumns:
         alerts: rows of alerts and, of phase ``"note"``, of notices, by arrival.
         generation: grows when rows that may have been sent already have changed.
         remarks: what there is to know of the record itself, a sentence an item.
+        why_no_text: what to say of tokens that come without their text.
+        health: how klmonitor fared, from each step on at which that changed.
+        earlier: earlier starts in the run's directory.
     """
 
-    def __init__(self, name: str, tokens_text: bool = True) -> None:
+    def __init__(self, name: str, tokens_text: bool = True, why_no_text: str = HIDDEN) -> None:
         self.name = name
         self.meta: Mapping[str, Any] = {}
         self.starts: tuple[Any, ...] = ()
@@ -159,15 +70,18 @@ class RunColumns:
         self.remarks: list[str] = []
         self._numbers: list[int] = []
         self._alert_keys: dict[tuple[Any, ...], int] = {}
+        self.health: list[Row] = []
+        self.earlier = 0
         self._tokens: dict[int, tuple[int, bytes]] = {}
-        self._open: dict[int, dict[str, tuple[str, ...]]] = {}
+        self._said: dict[int, dict[str, tuple[tuple[str, ...], Cause]]] = {}
         self._text = tokens_text
+        self.why_no_text = NOT_RECORDED if tokens_text else why_no_text
 
     # --- filling -------------------------------------------------------------------------------
     def clear(self) -> None:
         """Forget everything: what comes is another record, or the same from its beginning."""
-        self.steps, self.pairs, self.alerts = [], {}, []
-        self._numbers, self._alert_keys, self._tokens, self._open = [], {}, {}, {}
+        self.steps, self.pairs, self.alerts, self.health = [], {}, [], []
+        self._numbers, self._alert_keys, self._tokens, self._said = [], {}, {}, {}
         self.generation += 1
 
     def cut(self, step: int, number: int) -> None:
@@ -176,7 +90,8 @@ class RunColumns:
         del self.steps[rows:]
         for pair in self.pairs.values():
             pair.cut(rows)
-        self._open = {one: kinds for one, kinds in self._open.items() if one < step}
+        self._said = {one: said for one, said in self._said.items() if one < step}
+        self.health = [one for one in self.health if one["step"] < step]
         self._tokens = {
             one: kept for one, kept in self._tokens.items() if one < step or kept[0] >= number
         }
@@ -206,9 +121,17 @@ class RunColumns:
                 self.pairs[name] = PairColumns(len(self.steps))
         if not again:
             self.steps.insert(at, step)
-        open_kinds = {name: tuple(body.get("open", ())) for name, body in bodies.items()}
-        if any(open_kinds.values()):
-            self._open[step] = open_kinds
+        said = {
+            name: (tuple(body.get("open", ())), Cause(**body.get("cause", {})))
+            for name, body in bodies.items()
+            if "open" in body or "cause" in body
+        }
+        self._said.pop(step, None)
+        if said:
+            self._said[step] = said
+        fared = health_of(row.get("run", {}))
+        if fared is not None and last and fared != _without_step(self.health):
+            self.health.append({"step": step, **fared})
         for name, pair in self.pairs.items():
             if last:
                 pair.append(bodies.get(name))
@@ -224,7 +147,9 @@ class RunColumns:
         tokens = [token_from_row(token) for token in row["tokens"]]
         if not self._text:
             tokens = [replace(token, text=None) for token in tokens]
-        packed = json.dumps([token_to_row(token) for token in tokens], separators=(",", ":"))
+        shown = around_shown(row, self._text)
+        kept = [token_to_row(token) for token in tokens], shown, row.get(PLACES, {})
+        packed = json.dumps(kept, separators=(",", ":"))
         self._tokens[int(row["step"])] = row.get("seq", -1), packed.encode()
 
     def add_alert(self, alert: Alert, number: int = -1) -> None:
@@ -257,21 +182,50 @@ class RunColumns:
 
     def tokens_at(self, step: int) -> list[ExtremeToken]:
         """The extreme tokens of a step."""
-        packed = self._tokens.get(step, (-1, b"[]"))[1]
-        return [token_from_row(row) for row in json.loads(packed)]
+        return [token_from_row(row) for row in self._tokens_of(step)[0]]
+
+    def _tokens_of(self, step: int) -> tuple[list[Row], list[Row], Row]:
+        """Rows of a step's extreme tokens, of what stood around some, and means by place."""
+        tokens, around, places = json.loads(self._tokens.get(step, (-1, b"[[],[],{}]"))[1])
+        return tokens, around, places
 
     def report_at(self, pair: str, row: int) -> PairReport | None:
         """A pair's numbers in a row, None where it has none."""
         self.pairs[pair].settle()
         columns = self.pairs[pair].metrics
-        found = {name: column[row] for name, column in columns.items()}
-        values = {name: value for name, value in found.items() if not math.isnan(value)}
+        every = {name: column[row] for name, column in columns.items()}
+        values = {name: value for name, value in every.items() if not math.isnan(value)}
         if not values:
             return None
         mine = tuple(token for token in self.tokens_at(self.steps[row]) if token.pair == pair)
-        open_kinds = self._open.get(self.steps[row], {}).get(pair, ())
+        open_kinds, cause = self._said.get(self.steps[row], {}).get(pair, ((), Cause()))
         term = str(self.meta.get(PENALTY, {}).get(pair, ""))
-        return with_verdict(PairReport(pair, values, extremes=mine, penalty=term), open_kinds)
+        found = PairReport(pair, values, extremes=mine, penalty=term, cause=cause)
+        return with_verdict(found, open_kinds)
+
+    def glances(self) -> Row:
+        """Each pair in one line (`klmonitor.dashboard.glance`)."""
+        return {name: found for name in self.pairs if (found := self._glance(name))}
+
+    def _glance(self, name: str) -> Row | None:
+        pair = self.pairs[name]
+        tokens = pair.metrics.get("tokens", ())
+        row = next((r for r in range(len(tokens) - 1, -1, -1) if not math.isnan(tokens[r])), None)
+        report = None if row is None else self.report_at(name, row)
+        if row is None or report is None:
+            return None
+        means = {key: pair.metrics.get(f"{key}/mean", ())[: row + 1] for key in MEANS}
+        kinds = {name: report.open_kinds}
+        told = [one for one in self._told if one.pair in (name, None)]
+        return glance(report, self.steps[row], self.steps[-1], means, open_alerts(told, kinds))
+
+    @property
+    def _told(self) -> list[Alert]:
+        return [
+            alert_from_row({key: value for key, value in row.items() if key != "lines"})
+            for row in self.alerts
+            if row["phase"] != NOTICE
+        ]
 
     def spike_threshold(self) -> Row:
         """``z`` of the spike rule in scales, None where it was off, and whether that is `known`.
@@ -290,9 +244,14 @@ class RunColumns:
         if row is None:
             return {"explain": {}, "tokens": []}
         reports = {name: self.report_at(name, row) for name in self.pairs}
+        _, around, places = self._tokens_of(step)
         return {
             "explain": {name: report.explain(step) for name, report in reports.items() if report},
             "tokens": [_token_row(token) for token in self.tokens_at(step)],
+            AROUND: around,
+            "rooms": {
+                name: rooms(report, places.get(name)) for name, report in reports.items() if report
+            },
         }
 
     def data(self, rows: int = 0, alerts: int = 0, generation: int | None = None) -> Row:
@@ -308,6 +267,10 @@ class RunColumns:
             "spike": self.spike_threshold(),
             "pull": curves(self.meta.get(TERMS)),
             "remarks": self.remarks,
+            "why_no_text": self.why_no_text,
+            "glance": self.glances(),
+            "health": self.health,
+            "earlier": self.earlier,
             "generation": self.generation,
             "rows": rows,
             "steps": pack("d", self.steps[rows:]),
@@ -332,20 +295,13 @@ def _stays(row: Row) -> bool:
     return row["phase"] == NOTICE and row["kind"] not in PASSING
 
 
+def _without_step(health: Sequence[Row]) -> Row:
+    """How klmonitor fared last."""
+    return {name: value for name, value in health[-1].items() if name != "step"} if health else {}
+
+
 def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-SINGLE_MAX = 3.4e38
-"""What is larger, infinity too, is sent as this: it fits in four bytes."""
-
-
-def pack(code: str, values: Sequence[float]) -> str:
-    """Numbers as little-endian bytes in base64: ``"d"`` eight each, ``"f"`` four; nan as it is."""
-    numbers = np.array(values, dtype=np.float64)
-    if code == "f":
-        numbers = numbers.clip(-SINGLE_MAX, SINGLE_MAX)
-    return base64.b64encode(numbers.astype(f"<{code}").tobytes()).decode()
 
 
 def _token_row(token: ExtremeToken) -> Row:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from klmonitor.boundary import inert
 from klmonitor.dashboard.assets import SCRIPTS, STYLES, text_of
 from klmonitor.dashboard.columns import NOTICE, RunColumns
 from klmonitor.dashboard.source import Source, overview
@@ -22,7 +24,6 @@ from klmonitor.rules import describe_rules
 DETAILED_STEPS = 2000
 """Steps whose verdict and tokens a file carries, all runs together, beside those that matter."""
 WORST = 5
-LISTED_ALERTS = 12
 
 
 def document(source: Source, detailed: int = DETAILED_STEPS) -> str:
@@ -42,7 +43,8 @@ def document(source: Source, detailed: int = DETAILED_STEPS) -> str:
             {str(step): run.details(step) for step in detailed_steps(run, budget)} for run in runs
         ],
     }
-    return _html(json.dumps(body, separators=(",", ":"), default=str))
+    names = ", ".join(inert(run.name) for run in runs)
+    return _html(json.dumps(body, separators=(",", ":"), default=str), names)
 
 
 def summary(run: RunColumns) -> str:
@@ -60,10 +62,8 @@ def summary(run: RunColumns) -> str:
         *run.details(last)["explain"].values(),
         "",
         f"Alerts: {len(opened) or 'none'}",
-        *(f"  [{_severity(a)}] {a['kind']}, {_message(a)}" for a in opened[:LISTED_ALERTS]),
+        *(f"  [{_severity(a)}] {a['kind']}, {_message(a)}" for a in opened),
     ]
-    if len(opened) > LISTED_ALERTS:
-        lines.append(f"  and {len(opened) - LISTED_ALERTS} more, in the list")
     if notices:
         lines += ["", "Notices:", *(f"  {a['kind']}, {_message(a)}" for a in notices)]
     lines += ["", "Worst steps, by mean k3 in nats per token:"]
@@ -107,7 +107,7 @@ def detailed_steps(run: RunColumns, budget: int) -> list[int]:
     return sorted(dict.fromkeys([*first, *run.steps[::stride]]))
 
 
-def _html(data: str) -> str:
+def _html(data: str, names: str) -> str:
     scripts = [text_of(name) for name in SCRIPTS]
     styles = [text_of(name) for name in STYLES]
     policy = (
@@ -119,7 +119,8 @@ def _html(data: str) -> str:
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
-            '<title>klmonitor report</title>\n<link rel="icon" href="data:,">\n',
+            f"<title>{html.escape(names)} · klmonitor report</title>\n",
+            '<link rel="icon" href="data:,">\n',
             *(f"<style>{style}</style>\n" for style in styles),
             "</head>\n<body>\n",
             f'<script type="application/json" id="klm-data">{_inert(data)}</script>\n',

@@ -61,7 +61,7 @@ class RecordSource:
 
 class _Reader:
     def __init__(self, directory: Path, columns: RunColumns) -> None:
-        self._columns = columns
+        self._columns, self._directory = columns, directory
         self._record = LiveRecord(directory)
 
     def poll(self) -> RunColumns:
@@ -69,6 +69,7 @@ class _Reader:
         self._record.poll(columns)
         columns.meta, columns.starts = self._record.run.meta, self._record.run.starts
         columns.remarks = self._record.remarks
+        columns.earlier = len(earlier_in(self._directory))
         return columns
 
 

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from klmonitor.dashboard.events import SEVERITIES, open_alerts
 from klmonitor.dashboard.source import find_records, run_names
 from klmonitor.record import RunRecord, read_run
 from klmonitor.record.rows import finite_or_none
 from klmonitor.report import Alert, PairReport, Report, Row
-from klmonitor.rules.table import RULES
 
 SCHEMA = "klmonitor.status/1"
 """Of the object. What is added later keeps it; what changes or goes makes it ``/2``."""
 LEVELS = ("fine", "warn", "critical")
 EXITS = {"fine": 0, "warn": 10, "critical": 11, "unreadable": 2}
 """Level of the worst run -> exit status; runs that are unreadable count only where all are."""
-SEVERITIES = ("info", "warn", "critical")
 NUMBERS = {
     "k1": "k1/mean",
     "k1_se": "k1/se",
@@ -89,7 +88,8 @@ def run_standing(run: RunRecord, name: str, path: str, now: float) -> Row:
     """The object of one run."""
     steps = [report for report in run.reports if report.phase == "train"]
     last = steps[-1] if steps else None
-    opened = open_alerts(run.alerts, steps)
+    kinds = {n: pair.open_kinds for n, (_, pair) in _newest(steps).items()}
+    opened = open_alerts(run.alerts, kinds)
     health = {} if last is None else last.run_values
     active = health.get("klmonitor/active", 1.0) != 0
     told = [alert for alert in run.alerts if alert.phase != "end"]
@@ -133,40 +133,6 @@ def _pair(found: tuple[int, PairReport]) -> Row:
         "cause_name": pair.cause.name or None,
         "open": list(pair.open_kinds),
     }
-
-
-def open_alerts(
-    alerts: Iterable[Alert], steps: Sequence[Report]
-) -> list[tuple[Alert, tuple[str, ...]]]:
-    """Events that are open after the last step, the gravest first, each with its open kinds.
-
-    An event is told by its last alert, at the highest severity it had. Kinds of a pair count as
-    open as long as the last report says so, which knows of a start anew; of the run until they end.
-    """
-    known = {rule.kind for rule in RULES}
-    last = {name: pair.open_kinds for name, (_, pair) in _newest(steps).items()}
-    opened: dict[tuple[str, str | None], Alert] = {}
-    for alert in alerts:
-        if alert.phase == "end":
-            gone = [k for k in opened if k[0] == alert.kind and alert.pair in (k[1], None)]
-            for key in gone:
-                del opened[key]
-        else:
-            opened.update({(kind, alert.pair): alert for kind in alert.kinds})
-    events: dict[tuple[str | None, int], list[tuple[str, Alert]]] = {}
-    for (kind, pair), alert in opened.items():
-        if pair in last and kind in known and kind not in last[pair or ""]:
-            continue
-        events.setdefault((pair, alert.since or alert.step), []).append((kind, alert))
-    found = [_event(parts) for parts in events.values()]
-    return sorted(found, key=lambda one: -SEVERITIES.index(one[0].severity))
-
-
-def _event(parts: Sequence[tuple[str, Alert]]) -> tuple[Alert, tuple[str, ...]]:
-    last = max((alert for _, alert in parts), key=lambda alert: alert.step)
-    gravest = max((a for _, a in parts), key=lambda a: (SEVERITIES.index(a.severity), a.step))
-    severe = last if last.severity == gravest.severity else gravest
-    return severe, tuple(dict.fromkeys(kind for kind, _ in parts))
 
 
 def _alert(alert: Alert, kinds: tuple[str, ...]) -> Row:

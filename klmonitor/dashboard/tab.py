@@ -21,6 +21,7 @@ from klmonitor.record.jsonl import SAID, UNREADABLE, parse
 from klmonitor.record.stepevent import PLUGIN, TAG
 
 MOST_STEPS = 1_000_000
+NO_TEXT = "is in the run's own record alone: klmonitor serve RUN --token-text"
 QUESTIONS = ("runs", "data", "step")
 App = Callable[..., Iterable[bytes]]
 
@@ -108,7 +109,7 @@ class EventSource:
             self._ends[run] = end
 
     def _add(self, run: str, data: Iterable[Any]) -> None:
-        columns = self._runs.setdefault(run, RunColumns(run, tokens_text=False))
+        columns = self._runs.setdefault(run, RunColumns(run, False, NO_TEXT))
         seen = self._seen.setdefault(run, set())
         for datum in data:
             key = (datum.step, datum.wall_time)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from klmonitor.dashboard.standing import SEVERITIES
+from klmonitor.dashboard.events import SEVERITIES
 from klmonitor.record import RunRecord
 from klmonitor.record.rows import alert_to_row, finite_or_none, token_to_row
 from klmonitor.report import PairReport, Report, Row

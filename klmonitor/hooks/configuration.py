@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from klmonitor.hooks.options import Options
-from klmonitor.monitor.configuration import layered
+from klmonitor.monitor.configuration import GIVEN, layered, value_of, with_penalty
+
+__all__ = ["GIVEN", "gathered", "load_options", "option_names", "value_of"]
 
 
 def load_options(
@@ -28,7 +30,14 @@ def load_options(
         ValueError: an option is unknown (the message has the nearest), or its value or the file
             cannot be used; the message says where it came from.
     """
-    return Options.parse(layered(option_names(), given or {}, "the command line", environ))
+    return Options.parse(with_penalty(gathered(given, environ)))
+
+
+def gathered(
+    given: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The options that were given anywhere, as they were written; see `load_options`."""
+    return layered(option_names(), given or {}, "the command line", environ)
 
 
 def option_names() -> list[str]:

@@ -41,7 +41,7 @@ class TokenText:
     def __init__(self, tokenizer: Any, rank: int) -> None:
         """Nothing kept."""
         self._tokenizer, self._rank = deepcopy(tokenizer), rank
-        self._marked = lru_cache(KNOWN_TOKENS)(self._mark)
+        self._word = lru_cache(KNOWN_TOKENS)(self._decoded)
         self._ids: dict[str, list[Tensor | None]] = {}
 
     def keep(self, phase: str, ids: Tensor | None) -> None:
@@ -73,13 +73,17 @@ class TokenText:
             for token, context in zip(tokens, contexts, strict=True)
         ]
 
-    def _mark(self, token_id: int) -> str:
-        return MARK.format(self._tokenizer.decode([token_id]))
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """Each token by itself."""
+        return [self._word(token_id) for token_id in ids]
+
+    def _decoded(self, token_id: int) -> str:
+        return str(self._tokenizer.decode([token_id]))
 
     def _text(self, token: ExtremeToken, context: Sequence[int]) -> str | None:
         if token.token_id is None:
             return None
-        marked = self._marked(token.token_id)
+        marked = MARK.format(self._word(token.token_id))
         return self._tokenizer.decode(list(context)) + marked if context else marked
 
     def _contexts(

@@ -115,6 +115,7 @@ class Watch:
             half_life=options.half_life,
             extra_values=self._objective_values,
             annotate=self.annotate if text else None,
+            words=self.words if text else None,
             penalty=self._penalty.penalties,
             **settings,
         )
@@ -301,6 +302,11 @@ class Watch:
         guard = self.guards["text"]
         found = guard(self.text.annotate, tokens, phase)
         return tokens if found is None else Later(lambda: guard(found) or tokens)
+
+    def words(self, ids: Sequence[int]) -> Sequence[str]:
+        """The text of each of some token ids; nothing if that fails."""
+        assert self.text is not None  # else the monitor is not given this
+        return self.guards["text"](self.text.words, ids) or ()
 
     def _objective_values(
         self, pair: str, values: Mapping[str, float], histogram: Array

@@ -21,7 +21,9 @@ from klmonitor.rules.settings import unknown
 PREFIX = "KLMONITOR_"
 FILE = "KLMONITOR_CONFIG"
 TABLE = "klmonitor"
-OWN = ("KLMONITOR_CONFIG", "KLMONITOR_DISABLE", "KLMONITOR_CACHE_DIR")
+GIVEN = "KLMONITOR_GIVEN"
+"""What a launcher has read, as JSON, for a process of another machine."""
+OWN = ("KLMONITOR_CONFIG", "KLMONITOR_DISABLE", "KLMONITOR_CACHE_DIR", GIVEN)
 """Variables that are no options."""
 LISTS = ("groups", "sinks", "pairs")
 """Options that are lists: ``math,code`` is one."""
@@ -49,7 +51,7 @@ def layered(
     path: str | os.PathLike[str] | None = None,
     refuse: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Options from everywhere, see this module.
+    """Options from everywhere as they were written, see this module.
 
     Args:
         names: of all options.
@@ -76,8 +78,6 @@ def layered(
     for name, value in given.items():
         check(name, who)
         found[name] = value
-    if isinstance(found.get("penalty"), Mapping):
-        found["penalty"] = _penalty(found["penalty"])
     return found
 
 
@@ -101,12 +101,22 @@ def monitor_settings(
     code = {name: given[name] for name in OF_CODE if name in given}
     names = [name for name in inspect.signature(monitor).parameters if name not in OF_CODE]
     rest = {name: value for name, value in given.items() if name not in OF_CODE}
-    found = layered(names, rest, "Monitor.from_config", environ, path, OF_ATTACH)
+    found = with_penalty(layered(names, rest, "Monitor.from_config", environ, path, OF_ATTACH))
     if found.get("run_dir") is True:
         raise ValueError("run_dir is True: give a path, as a loop has no output directory")
     if found.get("run_dir") is False:
         found["run_dir"] = None
     return {**found, **code}
+
+
+def with_penalty(found: dict[str, Any]) -> dict[str, Any]:
+    """Options whose penalty is no table but what it says.
+
+    Raises:
+        ValueError: it cannot be what it is.
+    """
+    given = found.get("penalty")
+    return {**found, "penalty": _penalty(given)} if isinstance(given, Mapping) else found
 
 
 def _penalty(table: Mapping[str, Any]) -> Any:
@@ -160,15 +170,15 @@ def _of_environment(
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name in names:
-            found[name] = _value(name, text)
+            found[name] = value_of(name, text)
         elif name in refuse or difflib.get_close_matches(name, names, n=1, cutoff=NEAR):
             check(name, variable)
         # Any other is the user's own: notify="env:KLMONITOR_HOOK" reads one, for instance.
     return found
 
 
-def _value(name: str, text: str) -> Any:
-    """A variable's text as JSON where it is some, else as it stands."""
+def value_of(name: str, text: str) -> Any:
+    """The text of an option as JSON where it is some, else as it stands."""
     plain = text.strip()
     if plain.lower() in ("true", "false", "none", "null"):
         return {"true": True, "false": False}.get(plain.lower())

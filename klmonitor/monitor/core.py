@@ -25,6 +25,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from klmonitor.boundary import Boundary, cause, say
+from klmonitor.monitor.beside import surroundings
 from klmonitor.monitor.configuration import monitor_settings
 from klmonitor.monitor.flags import Flags
 from klmonitor.monitor.loop import LoopWatch, check_world
@@ -33,10 +34,12 @@ from klmonitor.monitor.steps import Steps
 from klmonitor.notify import Notify
 from klmonitor.numbers.assemble import ExtraValues
 from klmonitor.numbers.explain import judged
+from klmonitor.numbers.neighbours import NOTHING
 from klmonitor.numbers.receipt import by_pair
 from klmonitor.numbers.stored import check_plain, count_of
 from klmonitor.penalty import Penalty
 from klmonitor.record import Achieved, RecordWriter
+from klmonitor.record.around import AROUND, Words
 from klmonitor.record.mutes import in_force
 from klmonitor.record.notices import Notice
 from klmonitor.report import Health, Report
@@ -110,6 +113,7 @@ class Monitor(Observer):
         penalty: Penalty | Mapping[str, Penalty] | None = None,
         clip_range: Sequence[float] | None = None,
         notes: Mapping[str, str] | None = None,
+        words: Words | None = None,
     ) -> None:
         """Set up; nothing is collective yet.
 
@@ -141,6 +145,8 @@ class Monitor(Observer):
             clip_range: bounds of the ratio policy / old that the objective clips to, (low, high),
                 such as (0.8, 1.28); a third is the most where the advantage is negative.
             notes: pair -> what to know before its numbers are read, for `explain` and the record.
+            words: the text of each of some token ids, for the record of what stood around the
+                extreme tokens of a step with an alert.
 
         Raises:
             ValueError: a setting cannot work; the message names it and the remedy.
@@ -164,7 +170,16 @@ class Monitor(Observer):
         self._closed = self._told_closed = False
         self._always = {
             name: Boundary(name, self.log, patience=None, strict=strict)
-            for name in ("step", "report", "rules", "rows", "notes", "close", "a worker's part")
+            for name in (
+                "step",
+                "report",
+                "rules",
+                "rows",
+                "notes",
+                "close",
+                "a worker's part",
+                AROUND,
+            )
         }
         self._steps = Steps(self._always["step"])
         self._made_for = self._world()
@@ -197,6 +212,7 @@ class Monitor(Observer):
                 ),
                 annotate=annotate,
                 keep_tokens=log_tokens is not False,
+                words=words,
                 strict=strict,
             )
 
@@ -390,6 +406,7 @@ class Monitor(Observer):
             run_values={**health.values, **flags.run},
             health=health,
         )
+        beside, summary.around = summary.around, None  # nothing is held beyond its step
         if not train:
             report = replace(report, pairs={name: judged(pair) for name, pair in pairs.items()})
             self._delivery.send(report)
@@ -403,7 +420,10 @@ class Monitor(Observer):
         report = _with_judgement(report, judgement)
         if self._rows is not None:
             self._rows.keep(summary, report.told)
-        self._delivery.send(report, judgement.ended)
+        around = NOTHING
+        if self._delivery.keeps_tokens:
+            around = self._always[AROUND](surroundings, report, beside) or NOTHING
+        self._delivery.send(report, judgement.ended, around)
         for notice in self._always["notes"](self._notices.read, report) or ():
             self._delivery.note(notice)
         return report

@@ -94,6 +94,8 @@ def few(t: Array, s: Array, totals: Totals, name: str) -> Few | None:
     whole = totals.about(mean) if name == "k1" else totals.s
     order = np.argsort(-weights)
     held = weights[order].cumsum() / whole if whole > 0 else np.zeros(len(t))
+    if not held[most - 1] >= HALF:
+        return None
     best, found = APART, None
     for j in range(1, most + 1):
         chosen, last, following = order[:j], weights[order[j - 1]], weights[order[j]]
@@ -125,17 +127,17 @@ def carriers(step: StepSums, i: int) -> Carriers:
     """What carries pair i of a step."""
     if not step.k3[i] > SMALLEST * step.n[i]:
         return Carriers()
-    known = step.sequences[i][step.sequences[i][:, KEY] > 0]
+    known, prompts = step.sequences[i][step.sequences[i][:, KEY] > 0], _buckets(step, i)
     for name in ("k3", "k1"):
         by_tokens = _by_tokens(step, i, name)
         found = few(known[:, _FIELD["t"]], known[:, _FIELD[name]], _totals(step, i, name), name)
         if found is not None and not (by_tokens and len(found.places) == 1):
             return _said(step, i, name, found, known[list(found.places)])
-        of_prompts = _prompts(step, i, name)
+        of_prompts = _prompts(prompts, name)
         if of_prompts is not None and not by_tokens:
             count, some = step.clustered.prompts[i], len(of_prompts.places)
             text = f"{some} of {count:.0f} prompts hold {of_prompts.share:.0%} of {_WHOLE[name]}"
-            tokens = _buckets(step, i)[list(of_prompts.places), 0].sum()
+            tokens = prompts[list(of_prompts.places), 0].sum()
             return Carriers(text, float(tokens))
     return Carriers()
 
@@ -165,9 +167,8 @@ def _buckets(step: StepSums, i: int) -> Array:
     return found
 
 
-def _prompts(step: StepSums, i: int, name: str) -> Few | None:
-    rows = _buckets(step, i)
-    if not len(rows):
+def _prompts(rows: Array, name: str) -> Few | None:
+    if len(rows) < MOST_SHARE:
         return None
     t, s = rows[:, 0], rows[:, _SUMS[name]]
     products = (float((t * t).sum()), float((t * s).sum()), float((s * s).sum()))

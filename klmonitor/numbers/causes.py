@@ -33,10 +33,10 @@ from klmonitor.numbers.causewords import (
     says_temperature,
 )
 from klmonitor.numbers.clusters import Array
-from klmonitor.numbers.evidence import Evidence, Z, evidence_of, oldest
+from klmonitor.numbers.evidence import Evidence, Z, oldest, signs_of
 from klmonitor.numbers.impossible import FILLER, impossible
 from klmonitor.numbers.signatures import Signatures
-from klmonitor.numbers.sums import StepSums
+from klmonitor.numbers.sums import Bools, StepSums
 from klmonitor.report import Cause, PairReport
 from klmonitor.summary.fields import ASIDE, SIGNATURE
 
@@ -82,36 +82,42 @@ class Causes:
         if advance:
             self._steps.append(mine)
         steps = list(self._steps) if advance else [mine]
+        if not pairs:
+            return {}
+        sums = [sum(one[name] for one in steps if name in one) for name in mine]
+        signs = signs_of(Signatures(np.array(sums)))
+        suspect = _suspect(step).tolist()
         found = {}
         for i, (name, pair) in enumerate(pairs.items()):
-            why = impossible(step, i, pair.extremes) if _suspect(step, i) else Cause()
-            if not why.name:
-                pooled = np.sum([one[name] for one in steps if name in one], axis=0)
-                carried = carriers(step, i)
-                evidence = evidence_of(Signatures(pooled[None]), name, pair.values, carried)
-                why = cause(evidence)
+            why = impossible(step, i, pair.extremes) if suspect[i] else NO_CAUSE
+            if not why.name and signs[i]["tokens"] >= FEWEST_TOKENS:
+                q, p = name.split("_")
+                why = cause(Evidence(q, p, signs[i], pair.values, carriers(step, i)))
             found[name] = replace(pair, cause=why)
         return found
 
 
-def _suspect(step: StepSums, i: int) -> bool:
-    """Whether any count of what cannot be is not 0 (the extreme tokens are looked at then)."""
-    counts = [step.signatures[i, SIGNATURE[name]] for name in _IMPOSSIBLE]
-    far = step.maxima[i].max() > -FILLER
-    return bool(np.any(counts) or far) or step.policy_count("positive")[i] > 0
+NO_CAUSE = Cause()
 
 
-_IMPOSSIBLE = ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")
+def _suspect(step: StepSums) -> Bools:
+    """[P] whether any count of what cannot be is not 0 (the extreme tokens are looked at then)."""
+    counted: Bools = step.signatures[:, _IMPOSSIBLE].any(axis=1)
+    far = step.maxima.max(axis=1) > -FILLER
+    return counted | far | (step.policy_count("positive") > 0)
+
+
+_IMPOSSIBLE = [SIGNATURE[name] for name in ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")]
 
 
 def cause(evidence: Evidence) -> Cause:
     """The first cause of the table that holds."""
     if not evidence["tokens"] >= FEWEST_TOKENS:
-        return Cause()
+        return NO_CAUSE
     for rule in RULES:
         if rule.holds(evidence):
             return Cause(rule.name, rule.text(evidence))
-    return Cause()
+    return NO_CAUSE
 
 
 # --- what holds --------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from klmonitor.pairs import PAIR_INDEX
+from klmonitor.record.around import AROUND, MOST_PLACES, PLACES
 from klmonitor.record.marks import DROPPED, RESUMED, ROW, THINNED, Mark
 from klmonitor.record.notices import Notice, notice_from_row
 from klmonitor.record.rows import alert_from_row
@@ -220,12 +221,48 @@ def tokens_row(row: Row) -> Row:
     Raises:
         ValueError, KeyError: it is none.
     """
+    tokens = [token_row(token) for token in _list(row["tokens"])]
     return {
         "seq": sequence_of(row),
         "step": whole(row["step"]),
         "phase": word(row.get("phase", "train")),
-        "tokens": [token_row(token) for token in _list(row["tokens"])],
+        "tokens": tokens,
+        AROUND: [around_row(one, len(tokens)) for one in _list(row.get(AROUND, []))],
+        PLACES: {name: _means(one) for name, one in _table(row.get(PLACES, {})).items()},
     }
+
+
+def _means(row: Any) -> Row:
+    """Means by place, None: no token was there."""
+    found = {name: _list(_table(row).get(name, [])) for name in ("position", "turn")}
+    for values in found.values():
+        if len(values) > MOST_PLACES:
+            raise ValueError("too many places")
+        for value in values:
+            if value is not None:
+                number(value)
+    return found
+
+
+def around_row(row: Any, tokens: int) -> Row:
+    """What stood around a token of the row: what is known of it.
+
+    Raises:
+        ValueError, KeyError: it is nothing of the kind.
+    """
+    names = ("ids", "log_q", "log_p", *(("text",) if "text" in _table(row) else ()))
+    found: Row = {name: _list(row[name]) for name in names}
+    found |= {name: whole(row[name]) for name in ("token", "first")}
+    size = len(found["ids"])
+    if not 0 <= found["token"] < tokens or not 0 < size <= MOST_PLACES:
+        raise ValueError("around no token, or too much")
+    if any(len(found[name]) != size for name in names) or not -size < found["first"] <= 0:
+        raise ValueError("not the same places")
+    for name, check in (("ids", whole), ("log_q", number), ("log_p", number), ("text", word)):
+        for value in found.get(name, ()):
+            if value is not None:
+                check(value)
+    return found
 
 
 def alert_of(row: Row) -> Alert:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from klmonitor.numbers.neighbours import Neighbours
+from klmonitor.record.around import AROUND, neighbours_from_rows
 from klmonitor.record.files import RUN, STEPS
 from klmonitor.record.live import PASSING, LiveRecord
 from klmonitor.record.notices import Notice
@@ -28,6 +30,8 @@ class RunRecord:
         reports: by step, with their alerts and extreme tokens; the tokens without their text.
         alerts: by step, ends of episodes included.
         tokens: step -> extreme tokens of training, with their text if it was recorded.
+        neighbours: step -> what stood around extreme tokens, at steps that opened or worsened an
+            alert; with text if that was recorded.
         notices: by step, of people and of the run.
         bad_lines: lines that could not be read, torn last lines aside.
         missing: rows that were written and are not there any more.
@@ -40,6 +44,7 @@ class RunRecord:
     reports: list[Report] = field(default_factory=list)
     alerts: list[Alert] = field(default_factory=list)
     tokens: dict[int, list[ExtremeToken]] = field(default_factory=dict)
+    neighbours: dict[int, list[Neighbours]] = field(default_factory=dict)
     notices: list[Notice] = field(default_factory=list)
     bad_lines: int = 0
     missing: int = 0
@@ -63,6 +68,7 @@ class Collected:
         """Forget everything."""
         self.reports: dict[tuple[int, str], Report] = {}
         self.tokens: dict[tuple[int, str], list[ExtremeToken]] = {}
+        self.around: dict[tuple[int, str], list[Neighbours]] = {}
         self.alerts: dict[tuple[int, str, str | None, str], Alert] = {}
         self.notices: dict[tuple[int, str, str], Notice] = {}
         self._numbers: dict[tuple[object, ...], int] = {}
@@ -75,6 +81,7 @@ class Collected:
 
         self.reports = {key: one for key, one in self.reports.items() if key[0] < step}
         self.tokens = {key: one for key, one in self.tokens.items() if not gone(key)}
+        self.around = {key: one for key, one in self.around.items() if key in self.tokens}
         self.alerts = {key: one for key, one in self.alerts.items() if not gone(key)}
         self.notices = {
             key: one
@@ -92,6 +99,7 @@ class Collected:
         tokens = [token_from_row(token) for token in row["tokens"]]
         key = row["step"], row["phase"]
         self.tokens[key], self._numbers[key] = tokens, row["seq"]
+        self.around[key] = neighbours_from_rows(tokens, row[AROUND])
 
     def add_alert(self, alert: Alert, number: int) -> None:
         """An alert."""
@@ -128,6 +136,9 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
         reports=list(_join(found.reports, found.tokens, by_step, live.run.meta)),
         alerts=by_step,
         tokens={step: kept for (step, phase), kept in found.tokens.items() if phase == "train"},
+        neighbours={
+            step: kept for (step, phase), kept in found.around.items() if phase == "train" and kept
+        },
         notices=sorted(found.notices.values(), key=lambda notice: notice.step),
         bad_lines=live.bad_lines,
         missing=live.missing,

@@ -49,12 +49,23 @@ def encode_report(report: Report, histograms: bool = True) -> bytes:
     Scalars are exact. Histograms are made coarser, or left out, where the row would otherwise
     take more than `PAIR_BYTES` a pair.
     """
+    return _recorded(report, histograms)[1]
+
+
+def recorded(report: Report) -> Report:
+    """The report with the histograms that `encode_report` gives it."""
+    return _recorded(report, True)[0]
+
+
+def _recorded(report: Report, histograms: bool) -> tuple[Report, bytes]:
     limit = PAIR_BYTES * max(len(report.pairs), 1) - NUMBER_BYTES
     for bits in (None, 1, 0) if histograms else ():
-        line = encode_row(report_to_row(_with_histograms(report, partial(coarsen, bits=bits))))
+        found = _with_histograms(report, partial(coarsen, bits=bits))
+        line = encode_row(report_to_row(found))
         if len(line) <= limit:
-            return line
-    return encode_row(report_to_row(_with_histograms(report, lambda _: ())))
+            return found, line
+    bare = _with_histograms(report, lambda _: ())
+    return bare, encode_row(report_to_row(bare))
 
 
 def _with_histograms(report: Report, change: Callable[[Histogram], Histogram]) -> Report:
@@ -80,14 +91,18 @@ def coarsen(histogram: Histogram, bits: int | None) -> Histogram:
     )
 
 
-def recorded_tokens(pair: PairReport, alerted: bool = False) -> list[ExtremeToken]:
+def shown_tokens(report: Report) -> list[ExtremeToken]:
     """The extreme tokens worth a line on disk: a few of each tail, or all.
 
-    All of a dominated or alerted step, which a replay of the rules may name.
+    All of a pair that they dominate, or that an alert opened on: a replay of the rules may name
+    them.
     """
-    if alerted or pair["dominance/level"] >= 1:
-        return list(pair.extremes)
-    return pair.most_extreme(RECORDED_TOKENS)
+    alerted = {alert.pair for alert in report.alerts}
+    found = []
+    for pair in report.pairs.values():
+        whole = pair.name in alerted or pair["dominance/level"] >= 1
+        found += list(pair.extremes) if whole else pair.most_extreme(RECORDED_TOKENS)
+    return found
 
 
 LARGEST = 1.7976931348623157e308

@@ -7,34 +7,26 @@ from typing import Any
 
 from klmonitor.record.rows import (
     alert_to_row,
-    coarsen,
     encode_row,
-    recorded_tokens,
+    recorded,
     report_to_row,
+    shown_tokens,
     token_to_row,
 )
-from klmonitor.report import PairReport, Report
+from klmonitor.report import Report
 
 PLUGIN = "klmonitor"
 TAG = "klmonitor/step"
 TENSOR_DATA = 2
 """``DataClass.DATA_CLASS_TENSOR``: without it loaders drop the value."""
-DIGITS = 7
 
 
 def step_bytes(report: Report) -> bytes:
-    """The report as JSON; values to `DIGITS` digits, histograms with two buckets an octave."""
-    pairs = {name: _compact(pair) for name, pair in report.pairs.items()}
-    row = report_to_row(replace(report, pairs=pairs, run_values={}))
-    tokens = [token for pair in pairs.values() for token in recorded_tokens(pair)]
-    row["tokens"] = [token_to_row(replace(token, text=None)) for token in tokens]
+    """The report as JSON: what the run's own record holds of it, but for the text of tokens."""
+    row = report_to_row(replace(recorded(report), run_values={}))
+    row["tokens"] = [token_to_row(replace(token, text=None)) for token in shown_tokens(report)]
     row["alerts"] = [alert_to_row(alert) for alert in report.alerts]
     return encode_row(row)
-
-
-def _compact(pair: PairReport) -> PairReport:
-    values = {name: float(f"{value:.{DIGITS}g}") for name, value in pair.values.items()}
-    return replace(pair, values=values, histogram=coarsen(pair.histogram, 1))
 
 
 def step_value(report: Report) -> Any:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from klmonitor.background import Worker
 from klmonitor.boundary import HealthLog, say
+from klmonitor.numbers.places import Places
 from klmonitor.record.achieved import Achieved
+from klmonitor.record.around import AROUND, PLACES
 from klmonitor.record.files import MUTES
 from klmonitor.record.lock import claim
 from klmonitor.record.marks import DROPPED, RESUMED, Mark
@@ -22,7 +24,7 @@ from klmonitor.record.rowfiles import FILES, LostFilesError, RowFiles
 from klmonitor.record.rows import alert_to_row, encode_report, encode_row, token_to_row
 from klmonitor.record.segment import Segment, begin, resumed
 from klmonitor.record.segments import has_rows, last_step_of
-from klmonitor.report import Alert, ExtremeToken, Report
+from klmonitor.report import Alert, ExtremeToken, Report, Row
 
 SYNC_SECONDS = 5.0
 """Rows of the last so many seconds may be lost with the power."""
@@ -149,10 +151,25 @@ class RecordWriter:
         self._begin()
         self._worker.submit(partial(self._write_report, report))
 
-    def tokens(self, step: int, tokens: Sequence[ExtremeToken], phase: str = "train") -> None:
-        """Record the extreme tokens of a step; they are looked at later, on the writer's thread."""
+    def tokens(
+        self,
+        step: int,
+        tokens: Sequence[ExtremeToken],
+        phase: str = "train",
+        around: Sequence[Row] = (),
+        places: Mapping[str, Places] | None = None,
+    ) -> None:
+        """Record the extreme tokens of a step; they are looked at later, on the writer's thread.
+
+        Args:
+            step: which.
+            tokens: of all pairs.
+            phase: ``"train"`` or ``"eval"``.
+            around: what stood around some of them (`klmonitor.record.around`).
+            places: pair -> mean |d| by place, of a step with an alert.
+        """
         self._begin()
-        self._worker.submit(partial(self._write_tokens, step, tokens, phase))
+        self._worker.submit(partial(self._write_tokens, step, tokens, phase, around, places or {}))
 
     def alert(self, alert: Alert) -> None:
         """Record an opening, a worsening or an end."""
@@ -262,10 +279,19 @@ class RecordWriter:
         self._mark(Mark(RESUMED, step + 1))
         self._last = step
 
-    def _write_tokens(self, step: int, tokens: Sequence[ExtremeToken], phase: str) -> None:
+    def _write_tokens(
+        self,
+        step: int,
+        tokens: Sequence[ExtremeToken],
+        phase: str,
+        around: Sequence[Row],
+        places: Mapping[str, Places],
+    ) -> None:
         def line() -> bytes:
             rows = [token_to_row(token) for token in tokens]
-            return encode_row({"step": step, "phase": phase, "tokens": rows})
+            beside: Row = {AROUND: list(around)} if around else {}
+            beside |= {PLACES: dict(places)} if places else {}
+            return encode_row({"step": step, "phase": phase, "tokens": rows, **beside})
 
         self._write("tokens", self._encoded(line))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from klmonitor.rules.rule import CRITICAL, WARN, Finding, Rule, Thresholds
+from klmonitor.rules.rule import Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
 
 QUIET = ("identical", "coarse or stale", "unknown")
@@ -17,7 +17,7 @@ def impossible(reading: Reading, limits: Thresholds) -> Finding | None:
     cause, pair = reading.pair.cause, reading.pair
     if not cause.impossible or pair.tokens < limits["tokens"]:
         return None
-    return Finding(level=CRITICAL, severity="critical", message=cause.text)
+    return Finding(message=cause.text).critical_if(True)
 
 
 def known_cause(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -31,11 +31,10 @@ def known_cause(reading: Reading, limits: Thresholds) -> Finding | None:
         return None
     if pair.tokens < limits["tokens"]:
         return None
-    return Finding(level=WARN, message=cause.text)
+    return Finding(message=cause.text)
 
 
 IMPOSSIBLE = Rule(
-    kind="impossible",
     judge=impossible,
     thresholds={"tokens": 1},
     means="a tensor that is not what it is called, a placeholder or padding that the mask lets in",

@@ -13,12 +13,15 @@ from pathlib import Path
 from shlex import quote
 
 from klmonitor.boundary import Boundary, HealthLog
+from klmonitor.numbers.neighbours import NOTHING, Surroundings
 from klmonitor.record import Achieved, RecordWriter
+from klmonitor.record.around import Words, around_rows
 from klmonitor.record.mutes import Mute
 from klmonitor.record.notices import Notice
+from klmonitor.record.rows import shown_tokens
 from klmonitor.report import Alert, ExtremeToken, Health, Later, Report
 from klmonitor.sinks.base import FanOut, together
-from klmonitor.sinks.tokentable import Annotate, shown_tokens
+from klmonitor.sinks.tokentable import Annotate
 
 CLOSE_SECONDS = 5.0
 """What closing may wait for all outputs together, seconds."""
@@ -35,6 +38,7 @@ class Delivery:
         sinks: everything else.
         annotate: gives tokens their text before they are recorded.
         keep_tokens: whether extreme tokens are recorded.
+        words: gives token ids their text, for what stood around extreme tokens.
         strict: raise what making a row raises.
     """
 
@@ -46,6 +50,7 @@ class Delivery:
         *,
         annotate: Annotate | None = None,
         keep_tokens: bool = True,
+        words: Words | None = None,
         strict: bool = False,
     ) -> None:
         self._log = log
@@ -54,6 +59,7 @@ class Delivery:
         self._sinks = sinks or FanOut([], log=log)
         self._annotate = annotate
         self._keep_tokens = keep_tokens
+        self._words = words
         self._alerts = 0
 
     def health(self) -> Health:
@@ -98,14 +104,33 @@ class Delivery:
         """What people have muted in the run directory."""
         return () if self._record is None else self._record.mutes
 
-    def send(self, report: Report, ended: Sequence[Alert] = ()) -> None:
-        """Record a report, its alerts, episodes that ended; the sinks get no muted alert."""
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether extreme tokens are recorded here."""
+        return self._record is not None and self._keep_tokens
+
+    def send(
+        self, report: Report, ended: Sequence[Alert] = (), around: Surroundings = NOTHING
+    ) -> None:
+        """Record a report, its alerts, episodes that ended; the sinks get no muted alert.
+
+        Args:
+            report: a step's.
+            ended: alerts.
+            around: what is kept beside its extreme tokens, in the record alone.
+        """
         if self._record is not None:
-            self._boundary(self._write, self._record, report, ended)
+            self._boundary(self._write, self._record, report, ended, around)
         self._alerts += len(report.alerts)
         self._sinks(report.told)
 
-    def _write(self, record: RecordWriter, report: Report, ended: Sequence[Alert]) -> None:
+    def _write(
+        self,
+        record: RecordWriter,
+        report: Report,
+        ended: Sequence[Alert],
+        around: Surroundings,
+    ) -> None:
         record.step(report)
         for alert in (*report.alerts, *ended):
             record.alert(alert)
@@ -114,7 +139,10 @@ class Delivery:
             try:
                 tokens = self._annotate(tokens, report.phase) if self._annotate else tokens
             finally:
-                record.tokens(report.step, tokens, report.phase)
+                shown = Later(partial(shown_tokens, report))
+                beside = Later(lambda: around_rows(shown, around.tails, self._words))
+                more = beside if around.tails else ()
+                record.tokens(report.step, tokens, report.phase, more, around.places)
 
     def note(self, notice: Notice) -> None:
         """Record a notice."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from klmonitor.record.rows import recorded_tokens
-from klmonitor.report import ExtremeToken, Report
+from klmonitor.report import ExtremeToken
 
 COLUMNS = ("step", "pair", "tail", "d", "log q", "log p", "token id", "text", "prompt", "place")
 TEXT = COLUMNS.index("text")
@@ -14,16 +13,6 @@ TEXT = COLUMNS.index("text")
 Annotate = Callable[[Sequence[ExtremeToken], str], Sequence[ExtremeToken]]
 """Gives extreme tokens, seen in a phase, their text: at once, or when what it returns is looked at,
 which may be later and on another thread."""
-
-
-def shown_tokens(report: Report) -> list[ExtremeToken]:
-    """The tokens worth a row: a few of each tail, all where they dominate or an alert opened."""
-    alerted = {alert.pair for alert in report.alerts}
-    return [
-        token
-        for pair in report.pairs.values()
-        for token in recorded_tokens(pair, pair.name in alerted)
-    ]
 
 
 def token_rows(step: int, tokens: Iterable[ExtremeToken]) -> list[list[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ from klmonitor.boundary import Boundary, HealthLog, say
 from klmonitor.pairs import PAIR_INDEX, POLICIES, Pair, default_pairs, parse_pairs
 from klmonitor.penalty import Penalty
 from klmonitor.summary import pulls, signatures, unclipped
+from klmonitor.summary.around import Around, Neighbours
 from klmonitor.summary.batch import TensorLike, TokenBatch, build, log_probs_of, mask_of, moved
 from klmonitor.summary.extras import (
     Extras,
@@ -93,6 +95,7 @@ class Intake:
         self._micro_batches = dict.fromkeys(PHASES, 0)
         self._taken = dict.fromkeys(PHASES, 0)
         self._versions = Versions()
+        self._neighbours: dict[str, Neighbours] = {}
         self._checked = False
         self._told: set[str] = set()
         log = log or HealthLog()
@@ -102,6 +105,9 @@ class Intake:
             )
             for name in POLICIES
         }
+        self._around = Boundary(
+            "what stood around extreme tokens", log, done_without="that stays unknown"
+        )
 
     def digest(self) -> int:
         """Of what decides the shape of a summary: 56 bits."""
@@ -155,10 +161,14 @@ class Intake:
         if state is None or state.device != batch.device:
             state = self._states[phase] = self._empty(batch.device, state)
         place, taken = Place(rank, self._micro_batches[phase]), self._taken[phase]
+        beside = self._neighbours.setdefault(phase, Neighbours())
+        given = (*log_probs.values(), layout.get("mask"), *masks.values(), layout.get("token_ids"))
+        lent = any(isinstance(one, np.ndarray) for one in given)
         for part, pairs in parts:
             accumulate(state, part, pairs, place=place, groups=groups)
             self._taken[phase] = signatures.add(state, part, pairs, extras, taken)
             unclipped.add(state, part, pairs, extras.advantages)
+            self._around(beside.add, place.micro_batch, part, pairs, state.tokens, lent)
             for pair in pairs:
                 if pair.name in self.penalties:
                     most = self._taken[phase] - taken
@@ -240,6 +250,13 @@ class Intake:
         """What was added since the last time; the next begins with nothing."""
         self._micro_batches[phase] = self._taken[phase] = 0
         state, parts = self._states.pop(phase, None), self._parts.pop(phase, None)
+        held = self._neighbours.pop(phase, None)
+        if state is not None and held is not None:
+            state.around = Around(
+                partial(held.gathered, state.tokens),
+                self._around,
+                None if parts is not None else held.places,
+            )
         if parts is None:
             return self._empty(torch.device("cpu"), None) if state is None else state
         merged = parts.take()
@@ -249,6 +266,7 @@ class Intake:
         """Forget what was added since the last time: it belongs to a step that is over."""
         self._states.pop(phase, None)
         self._parts.pop(phase, None)
+        self._neighbours.pop(phase, None)
 
     def merge(self, part: Part, rank: int) -> None:
         """Add what a worker summed, under a rank of its own."""

@@ -1,6 +1,7 @@
 """A summary as bytes: what a worker sends to the driver that merges.
 
-    magic, length of the head (4 bytes), head (JSON), body (deflated: places, then values)
+    magic, length of the head (4 bytes), head (JSON), body (places, then values), and behind it, if
+    the head names pairs, the neighbours of their extreme tokens (float32)
 
 All numbers of a summary make one long row, in an order that its configuration decides; only those
 that tokens have changed travel, with their places. The head names the worker, its health, the
@@ -13,25 +14,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from klmonitor.pairs import PAIRS, POLICIES
 from klmonitor.report import Health
-from klmonitor.summary import fields
+from klmonitor.summary import around, fields
+from klmonitor.summary.around import Around
 from klmonitor.summary.fields import N_ORDER, N_SEQUENCE_ORDER, SummaryConfig
+from klmonitor.summary.partcode import coded, decoded
 from klmonitor.summary.state import Summary, first_of
 
 Floats = NDArray[np.float64]
 
 MAGIC = b"KLM\x01"
-LAYOUT = 1
+LAYOUT = 2
 """The version of what a part is made of."""
 SECTIONS = (
     "sums",
@@ -43,6 +48,7 @@ SECTIONS = (
     "maxima",
     "tokens",
     "sequences",
+    "around",
 )
 NEEDED = ("sums", "maxima")
 """Without these nothing can be told of a pair; the others are optional."""
@@ -61,6 +67,7 @@ class Part:
         health: how it fares.
         missing: policies that it has not seen so far.
         sections: those of `SECTIONS` that came along.
+        around: pair -> [tails, top, WHAT, WIDTH] float32, what stood around its extreme tokens.
     """
 
     places: NDArray[np.int64]
@@ -70,6 +77,7 @@ class Part:
     health: Health = field(default_factory=Health)
     missing: tuple[str, ...] = ()
     sections: tuple[str, ...] = SECTIONS
+    around: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @lru_cache(16)
@@ -100,6 +108,8 @@ def pack(
     missing: tuple[str, ...] = (),
 ) -> bytes:
     """A summary as a part; arguments as in `Part`."""
+    found = None if summary.around is None else summary.around.tensor
+    beside = {} if found is None else _known(found.cpu().numpy())
     row = _row(summary.to("cpu"))
     places = np.flatnonzero(row != _blank(summary.config))
     head = {
@@ -111,11 +121,16 @@ def pack(
         "missing": list(missing),
         "sections": list(SECTIONS),
         "n": int(places.size),
+        "around": list(beside),
     }
-    steps = np.diff(places, prepend=0).astype("<u4")
-    body = _shuffled(steps) + _shuffled(row[places].astype("<f8"))
     text = json.dumps(head, separators=(",", ":")).encode()
-    return MAGIC + len(text).to_bytes(4, "big") + text + zlib.compress(body, 6)
+    data = MAGIC + len(text).to_bytes(4, "big") + text + coded(places, row[places])
+    return data + b"".join(values.astype("<f4").tobytes() for values in beside.values())
+
+
+def _known(beside: NDArray[np.float32]) -> dict[int, NDArray[np.float32]]:
+    """By pair what stood around its extreme tokens, of those of which anything is known."""
+    return {pair: found for pair, found in enumerate(beside) if found.any()}
 
 
 def unpack(data: bytes, config: SummaryConfig) -> Part:
@@ -131,7 +146,7 @@ def unpack(data: bytes, config: SummaryConfig) -> Part:
     """
     try:
         return _unpack(bytes(data), config)
-    except (TypeError, KeyError, IndexError, AttributeError, zlib.error, OverflowError) as error:
+    except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(f"these bytes are no part ({type(error).__name__})") from error
 
 
@@ -154,17 +169,15 @@ def _unpack(data: bytes, config: SummaryConfig) -> Part:
     n, size = int(head["n"]), _blank(config).size
     if not 0 <= n <= size or head["phase"] not in PHASES:
         raise ValueError(f"the part holds {n} numbers of phase {head['phase']!r}")
-    inflate = zlib.decompressobj()
-    body = inflate.decompress(data[end:], 12 * n + 1)
-    if len(body) != 12 * n or not inflate.eof:
-        raise ValueError("the part is cut off")
-    steps, values = _unshuffled(body[: 4 * n], "<u4"), _unshuffled(body[4 * n :], "<f8")
-    places = steps.cumsum(dtype=np.int64)
-    if n and (places[-1] >= size or not steps[1:].all() or np.isnan(values).any()):
+    places, values, length = decoded(data[end:], n)
+    if n and (places[-1] >= size or not np.diff(places).all() or np.isnan(values).any()):
         raise ValueError("the part's numbers do not fit")
     sections = tuple(name for name in SECTIONS if name in head["sections"])
     if n and not set(NEEDED) <= set(sections):
         raise ValueError(f"the part has no {' or no '.join(NEEDED)}")
+    beside = _around(data[end + length :], head.get("around", []), config)
+    if not beside:
+        sections = tuple(name for name in sections if name != "around")
     health = head["health"]
     return Part(
         places,
@@ -179,7 +192,25 @@ def _unpack(data: bytes, config: SummaryConfig) -> Part:
         ),
         tuple(str(name) for name in head["missing"]),
         sections,
+        beside,
     )
+
+
+def _around(
+    data: bytes, named: Sequence[Any], config: SummaryConfig
+) -> dict[int, NDArray[np.float32]]:
+    """What stood around extreme tokens, by pair.
+
+    Raises:
+        ValueError: these are not the pairs that are named.
+    """
+    pairs, size = [int(pair) for pair in named], around.shape(config.top)
+    if len(set(pairs)) != len(pairs) or not set(pairs) <= set(range(size[0])):
+        raise ValueError("the part names neighbours of pairs that there are not")
+    if len(data) != 4 * len(pairs) * math.prod(size[1:]):
+        raise ValueError("the part is cut off, or there is more behind it")
+    found = np.frombuffer(data, "<f4").reshape(len(pairs), *size[1:])
+    return dict(zip(pairs, found, strict=True))
 
 
 class MergedParts:
@@ -191,6 +222,7 @@ class MergedParts:
             self._summary = Summary.empty(config, "cpu")
         self._tokens: list[Floats] = []
         self._sequences: list[Floats] = []
+        self._around: list[Mapping[int, NDArray[np.float32]]] = []
 
     def add(self, part: Part, rank: int) -> None:
         """Merge a part.
@@ -212,6 +244,7 @@ class MergedParts:
         sequences[..., fields.SEQUENCE_FIELDS.index("rank")] = rank
         self._tokens.append(tokens)
         self._sequences.append(sequences)
+        self._around.append(part.around)
         if len(part.sections) < len(SECTIONS) and part.places.size:
             self._leave_unknown(part, maxima)
 
@@ -236,14 +269,40 @@ class MergedParts:
 
     def take(self) -> Summary:
         """All of them as one summary; nothing may be added any more."""
-        summary = self._summary
-        top = summary.config.top
-        for target, rows, order in (
-            (summary.tokens, self._tokens, N_ORDER),
-            (summary.sequences, self._sequences, N_SEQUENCE_ORDER),
-        ):
-            target.copy_(first_of(torch.from_numpy(np.concatenate(rows, axis=-2)), top, order))
+        summary, top = self._summary, self._summary.config.top
+        seen = np.flatnonzero(~(summary.arrays["maxima"] == -np.inf).all(axis=1))
+        at = torch.from_numpy(seen)
+        sequences = first_of(_every(self._sequences, seen), top, N_SEQUENCE_ORDER)
+        summary.sequences[at] = sequences
+        tokens = _every(self._tokens, seen)
+        origin = torch.arange(tokens.shape[-2], dtype=tokens.dtype).expand(tokens.shape[:-1])
+        found = first_of(torch.cat((tokens, origin.unsqueeze(-1)), dim=-1), top, N_ORDER)
+        summary.tokens[at] = found[..., :-1]
+        if any(self._around):
+            kept = found[..., -1].long().numpy()
+            summary.around = Around(partial(self._neighbours, seen, kept))
         return summary
+
+    def _neighbours(self, seen: NDArray[np.int64], origin: NDArray[np.int64]) -> Tensor:
+        """What stood around the tokens that were kept, as `around.shape`.
+
+        Args:
+            seen: [n] pairs with tokens.
+            origin: [n, tails, top] index of each kept token among those of all parts.
+        """
+        top = self._summary.config.top
+        found = np.zeros(around.shape(top), np.float32)
+        none = np.zeros_like(found[0])
+        tails = np.arange(found.shape[1])[:, None]
+        for pair, kept in zip(seen.tolist(), origin, strict=True):
+            every = np.stack([known.get(pair, none) for known in self._around])
+            found[pair] = every[kept // top, tails, kept % top]
+        return torch.from_numpy(found)
+
+
+def _every(rows: list[Floats], seen: NDArray[np.int64]) -> Tensor:
+    """The records of all parts behind each other, of some pairs."""
+    return torch.from_numpy(np.concatenate([some[seen] for some in rows], axis=-2))
 
 
 def _row(summary: Summary) -> Floats:
@@ -269,14 +328,3 @@ def _split(rest: Floats, like: Summary) -> tuple[Floats, Floats, Floats]:
         rest[tokens:sequences].reshape(like.tokens.shape),
         rest[sequences:].reshape(like.sequences.shape),
     )
-
-
-def _shuffled(values: NDArray[Any]) -> bytes:
-    """The first bytes of all numbers, then the second ones, ...: what deflates well."""
-    return values.view(np.uint8).reshape(-1, values.itemsize).T.tobytes()
-
-
-def _unshuffled(data: bytes, dtype: str) -> NDArray[Any]:
-    size = np.dtype(dtype).itemsize
-    flat = np.frombuffer(data, np.uint8)
-    return np.ascontiguousarray(flat.reshape(size, -1).T).view(dtype).reshape(-1)

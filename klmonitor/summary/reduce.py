@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from klmonitor.summary.fields import N_ORDER, N_SEQUENCE_ORDER, SummaryConfig
-from klmonitor.summary.state import Summary, first_of
+from klmonitor.summary import around
+from klmonitor.summary.fields import N_SEQUENCE_ORDER, SummaryConfig
+from klmonitor.summary.state import Summary, first_of, first_tokens
 
 Ranks = dist.ProcessGroup
 COLLECTIVES_PER_STEP = 3
@@ -192,7 +193,14 @@ class _Buffers:
             self.largest = torch.zeros(
                 self._blank.maxima.numel() + flags + 1, dtype=torch.float64, device=device
             )
-            self.mine = torch.cat([self._blank.tokens.flatten(), self._blank.sequences.flatten()])
+            beside = torch.zeros(around.shape(config.top), dtype=torch.float32, device=device)
+            self._beside = beside.numel() // 2  # two float32 in the place of a float64
+            parts = (
+                self._blank.tokens,
+                self._blank.sequences,
+                beside.flatten().view(torch.float64),
+            )
+            self.mine = torch.cat([part.flatten() for part in parts])
             self._blank_mine = self.mine.clone()
             self.everyone = [torch.empty_like(self.mine) for _ in range(world)]
 
@@ -204,7 +212,12 @@ class _Buffers:
         self.largest[maxima:-1].copy_(torch.as_tensor(flags, dtype=torch.float64))
         self.largest[-1] = 0.0
         self.mine[:tokens].copy_(summary.tokens.flatten())
-        self.mine[tokens:].copy_(summary.sequences.flatten())
+        self.mine[tokens : -self._beside].copy_(summary.sequences.flatten())
+        beside = None if summary.around is None else summary.around.tensor
+        if beside is None:
+            self.mine[-self._beside :].zero_()
+        else:
+            self.mine[-self._beside :].view(torch.float32).copy_(beside.flatten())
 
     def empty(self) -> None:
         """Take nothing in, and say so."""
@@ -218,13 +231,17 @@ class _Buffers:
         blank, top = self._blank, self._blank.config.top
         cut, end = blank.tokens.numel(), blank.maxima.numel()
         tokens = [part[:cut].view_as(blank.tokens) for part in self.everyone]
-        sequences = [part[cut:].view_as(blank.sequences) for part in self.everyone]
+        sequences = [part[cut : -self._beside].view_as(blank.sequences) for part in self.everyone]
+        size = around.shape(top)
+        beside = [part[-self._beside :].view(torch.float32).view(size) for part in self.everyone]
+        kept, neighbours = first_tokens(tokens, beside, top)
         summary = Summary(
             blank.config,
             flat=self.flat.clone(),
             maxima=self.largest[:end].clone().view_as(blank.maxima),
-            tokens=first_of(torch.cat(tokens, dim=-2), top, N_ORDER),
+            tokens=kept,
             sequences=first_of(torch.cat(sequences, dim=-2), top, N_SEQUENCE_ORDER),
+            around=neighbours,
         )
         return summary, self.largest[end:].clone()
 
@@ -248,6 +265,7 @@ class HostCopy:
                 torch.empty_like(part, device="cpu", pin_memory=True).copy_(part, non_blocking=True)
                 for part in (summary.flat, summary.maxima, summary.tokens, summary.sequences)
             ),
+            around=summary.around,
         )
         if isinstance(flags, Tensor):
             pinned = torch.empty_like(flags, device="cpu", pin_memory=True)

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from klmonitor.pairs import PAIRS
+from klmonitor.summary import around
+from klmonitor.summary.around import Around
 from klmonitor.summary.fields import (
     MAXIMA,
     N_ORDER,
@@ -31,6 +33,8 @@ from klmonitor.summary.fields import (
 
 Floats = NDArray[np.float64]
 _ARRAYS = ("maxima", "tokens", "sequences")
+MANY = 4
+"""Times as many records as are kept from which candidates are chosen before they are sorted."""
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Summary:
         maxima: [pairs, 2], the largest d and the largest -d; -inf where nothing was seen.
         tokens: [pairs, 2 tails, top, TOKEN_FIELDS], in order.
         sequences: [pairs, top, SEQUENCE_FIELDS], in order.
+        around: the neighbours of `tokens`, an optional section that no pass writes; None: unknown.
     """
 
     config: SummaryConfig
@@ -51,6 +56,7 @@ class Summary:
     maxima: Tensor
     tokens: Tensor
     sequences: Tensor
+    around: Around | None = field(default=None, kw_only=True)
     sums: Tensor = field(init=False)
     histogram: Tensor = field(init=False)
     prompts: Tensor = field(init=False)
@@ -67,8 +73,11 @@ class Summary:
     def empty(cls, config: SummaryConfig, device: torch.device | str | None = None) -> Summary:
         """A summary of no tokens: the identity of `merge`."""
         _, sizes = _sum_shapes(config)
-        flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-        return cls(config, flat, *(part.clone() for part in _no_maxima(config.top, flat.device)))
+        if device is None or torch.device(device).type != "cpu":
+            flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        else:
+            flat = torch.from_numpy(np.zeros(sum(sizes)))
+        return cls(config, flat, *(copied(part) for part in _no_maxima(config.top, flat.device)))
 
     def merge(self, other: Summary) -> Summary:
         """The summary of the tokens of both, a new object.
@@ -84,7 +93,10 @@ class Summary:
     def take_in(self, other: Summary) -> None:
         """Merge another of the same configuration and device into this one, in place."""
         top = self.config.top
-        self.flat += other.flat
+        if self.flat.is_cpu:
+            self.flat.numpy()[:] += other.flat.numpy()
+        else:
+            self.flat += other.flat
         torch.maximum(self.maxima, other.maxima, out=self.maxima)
         for name, order in (("tokens", N_ORDER), ("sequences", N_SEQUENCE_ORDER)):
             mine: Tensor = getattr(self, name)
@@ -94,12 +106,12 @@ class Summary:
     def to(self, device: torch.device | str) -> Summary:
         """A copy on another device (the same object if it is there already)."""
         parts = (self.flat, self.maxima, self.tokens, self.sequences)
-        return Summary(self.config, *(part.to(device) for part in parts))
+        return Summary(self.config, *(part.to(device) for part in parts), around=self.around)
 
     def clone(self) -> Summary:
         """An independent copy."""
         parts = (self.flat, self.maxima, self.tokens, self.sequences)
-        return Summary(self.config, *(part.clone() for part in parts))
+        return Summary(self.config, *(copied(part) for part in parts))
 
     def become(self, other: Summary) -> None:
         """Take the values of another of the same configuration and device, in place."""
@@ -107,7 +119,7 @@ class Summary:
             getattr(self, name).copy_(getattr(other, name))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without the views, which would come back detached from `flat`."""
+        """Pickle without the views, which would come back detached, and without neighbours."""
         return Summary, (self.config, self.flat, self.maxima, self.tokens, self.sequences)
 
     @cached_property
@@ -127,6 +139,15 @@ class Summary:
     def device(self) -> torch.device:
         """Where the sums live."""
         return self.flat.device
+
+
+def copied(part: Tensor) -> Tensor:
+    """A copy; of the host's memory by one thread.
+
+    torch would share it out, and the threads that it wakes spin for milliseconds afterwards, on the
+    cores that the pass needs.
+    """
+    return torch.from_numpy(part.numpy().copy()) if part.is_cpu else part.clone()
 
 
 @cache
@@ -162,15 +183,40 @@ def merge_all(parts: Sequence[Summary]) -> Summary:
                 "give every rank and worker the same settings"
             )
     top = first.config.top
+    tokens, beside = first_tokens(
+        [part.tokens for part in parts],
+        [None if part.around is None else part.around.tensor for part in parts],
+        top,
+    )
     return Summary(
         first.config,
         flat=torch.stack([part.flat for part in parts]).sum(0),
         maxima=torch.stack([part.maxima for part in parts]).amax(0),
-        tokens=first_of(torch.cat([part.tokens for part in parts], dim=-2), top, N_ORDER),
+        tokens=tokens,
         sequences=first_of(
             torch.cat([part.sequences for part in parts], dim=-2), top, N_SEQUENCE_ORDER
         ),
+        around=beside,
     )
+
+
+def first_tokens(
+    tokens: Sequence[Tensor], beside: Sequence[Tensor | None], top: int
+) -> tuple[Tensor, Around | None]:
+    """The first `top` tokens of several summaries, with their neighbours.
+
+    Args:
+        tokens: [pairs, tails, R, TOKEN_FIELDS] of each.
+        beside: of each what stood around them (`around.shape`); None: unknown.
+        top: how many to keep.
+    """
+    records = torch.cat(list(tokens), dim=-2)
+    if all(one is None for one in beside):
+        return first_of(records, top, N_ORDER), None
+    number = torch.arange(records.shape[-2], device=records.device).expand(records.shape[:-1])
+    found = first_of(torch.cat([records, number.unsqueeze(-1)], dim=-1), top, N_ORDER)
+    kept = around.merged(tokens, beside, found[..., -1].long())
+    return found[..., :-1].contiguous(), None if kept is None else Around.of(kept)
 
 
 def first_of(records: Tensor, top: int, n_order: int) -> Tensor:
@@ -184,6 +230,13 @@ def first_of(records: Tensor, top: int, n_order: int) -> Tensor:
     Returns:
         [..., top, F], in order.
     """
+    if records.is_cpu and records.shape[-2] > MANY * top:
+        keys = records[..., 0].topk(top + 1, dim=-1)
+        if bool((keys.values[..., -2] > keys.values[..., -1]).all()):  # no tie at the threshold
+            chosen = keys.indices[..., :top].sort(dim=-1).values
+            records = records.gather(
+                -2, chosen.unsqueeze(-1).expand(*chosen.shape, records.shape[-1])
+            )
     for column in range(n_order - 1, -1, -1):
         order = records[..., column].argsort(dim=-1, descending=column == 0, stable=True)
         records = records.gather(-2, order.unsqueeze(-1).expand_as(records))

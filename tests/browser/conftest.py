@@ -1,8 +1,6 @@
 """A Chromium that may talk to this machine only, and runs to show it."""
 
-import math
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import sync_playwright
 
-from tests.helpers.pages import SPIKE_K3, SPIKES, write_lines
+from tests.helpers.longrun import write_long_run
 
 FLAGS = (
     "--no-sandbox",
@@ -90,37 +88,4 @@ def demo(tmp_path_factory):
 @pytest.fixture(scope="session")
 def long_run(tmp_path_factory):
     """20,000 steps of two pairs; k3 of the first is `SPIKE_K3` at each step of `SPIKES`."""
-    path = tmp_path_factory.mktemp("long") / "long"
-    path.mkdir()
-    rng = random.Random(0)
-    edges = [round(s * 2.0 ** (i / 2 - 8), 4) for s in (-1, 1) for i in range(20)]
-    edges.sort()
-
-    def pair(step, name):
-        k3 = 0.01 * math.exp(0.2 * rng.gauss(0, 1))
-        if name == "policy_ref" and step in SPIKES:
-            k3 = SPIKE_K3
-        sizes = {
-            f"{k}/{m}": k3 * rng.uniform(0.8, 1.2) for k in ("k1", "k2") for m in ("mean", "var")
-        }
-        sizes |= {f"{k}/{m}": k3 / 10 for k in ("k1", "k2", "k3") for m in ("se", "running_var")}
-        sizes |= {f"log_ratio/{q}": v * rng.uniform(0.8, 1.2) for q, v in QUANTILES.items()}
-        sizes |= {f"dominance/{k}/top_share": rng.uniform(0.02, 0.1) for k in ("k1", "k3")}
-        sizes |= {"k3/mean": k3, "k3/var": k3, "spike/z": rng.gauss(0, 1), "tokens": 1000}
-        sizes |= {
-            "outliers/k1": rng.randrange(5),
-            "outliers/k3": rng.randrange(5),
-            "outliers/rate": 3,
-        }
-        counts = [rng.randrange(1, 500) for _ in edges]
-        return {"values": sizes, "histogram": {"edges": edges, "counts": counts}}
-
-    rows = (
-        {"step": s, "first_step": s, "pairs": {n: pair(s, n) for n in ("policy_ref", "old_policy")}}
-        for s in range(20_000)
-    )
-    write_lines(path / "steps.jsonl", rows)
-    return path
-
-
-QUANTILES = {"p0.1": -0.5, "p1": -0.2, "p50": 0.001, "p99": 0.2, "p99.9": 0.5}
+    return write_long_run(tmp_path_factory.mktemp("long") / "long")

@@ -88,6 +88,8 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
         (0.001, "p0.1"),
         (0.01, "p1"),
         (0.5, "p50"),
+        (0.25, "p25"),
+        (0.75, "p75"),
         (0.99, "p99"),
         (0.999, "p99.9"),
     ):

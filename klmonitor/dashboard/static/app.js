@@ -3,32 +3,17 @@
 
 (function () {
   const { el } = KLM;
-  const KEYS = "← → step · Shift ten steps · n p next, previous alert · + - zoom · 0 all · l log x · d dark";
-
-  function readAddress() {
-    const q = new URLSearchParams(location.hash.slice(1));
-    const range = (q.get("x") || "").split(",").map(Number);
-    return {
-      runs: q.has("run") ? q.getAll("run") : null,
-      pair: q.get("pair"), group: q.get("group") || "", focus: q.get("focus") || "",
-      level: q.get("level") === "sequence" ? "sequence" : "token",
-      log: q.get("log") === "1",
-      step: q.has("step") && Number.isFinite(Number(q.get("step"))) ? Number(q.get("step")) : null,
-      range: range.length === 2 && range.every(Number.isFinite) && range[0] < range[1] ? range : null,
-      theme: ["dark", "light"].includes(q.get("theme")) ? q.get("theme") : "",
-    };
-  }
 
   class App {
     constructor(source) {
       this.source = source;
-      this.state = readAddress();
+      this.state = KLM.readAddress();
       this.names = [];
       this.runs = [];
       this.pinned = this.state.step !== null;
       this.charts = KLM.panels.map((panel) => new KLM.Chart(panel, this));
-      this.pull = new KLM.Pull(this);
-      this.build();
+      this.rooms = KLM.rooms.map((Room) => new Room(this));
+      KLM.build(this);
     }
 
     // --- what the panels ask -----------------------------------------------------------------
@@ -45,7 +30,8 @@
     // The spike rule's threshold of the focused run: {z: null where it was off, known}.
     spike() { const focused = this.focused(); return focused ? focused.run.spike : { z: null, known: true }; }
 
-    selected(i) { return this.state.runs === null ? i === 0 : this.state.runs.includes(this.names[i]); }
+    // Until somebody chooses, as many as can be told apart.
+    selected(i) { return this.state.runs === null ? i < KLM.DASHES.length : this.state.runs.includes(this.names[i]); }
 
     full() {
       const ends = this.shown().filter((one) => one.run.steps.length).map(({ run }) => [run.steps[0], run.steps[run.steps.length - 1]]);
@@ -128,6 +114,7 @@
 
     key(event) {
       if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+      if (/^Arrow/.test(event.key) && event.target.closest(".scroll")) return; // they scroll the box
       const far = event.shiftKey ? 10 : 1;
       const does = {
         ArrowLeft: () => this.move(-far), ArrowRight: () => this.move(far),
@@ -149,75 +136,6 @@
     }
 
     // --- drawing -----------------------------------------------------------------------------
-    build() {
-      const control = (label, node) => el("label", {}, `${label} `, node);
-      const button = (text, label, does) => el("button", { type: "button", textContent: text, title: label, ariaLabel: label, onclick: does });
-      this.runBox = el("details", { className: "runs" }, el("summary", { textContent: "runs" }));
-      this.pairBox = el("select", { onchange: () => this.set({ pair: this.pairBox.value }) });
-      this.groupBox = el("select", { onchange: () => this.set({ group: this.groupBox.value }) });
-      this.levelBox = el("select", { ariaLabel: "per token or per sequence", onchange: () => this.set({ level: this.levelBox.value }) },
-        el("option", { value: "token", textContent: "per token" }), el("option", { value: "sequence", textContent: "per sequence" }));
-      this.logBox = el("input", { type: "checkbox", onchange: () => this.set({ log: this.logBox.checked }) });
-      this.status = el("span", { className: "status", role: "status" });
-      this.bar = el("header", { className: "bar" }, el("h1", { textContent: "KL" }), this.runBox,
-        control("pair", this.pairBox), control("group", this.groupBox), control("", this.levelBox), control("log x", this.logBox),
-        el("span", { className: "tools" },
-          button("◀", "previous alert", () => this.nextAlert(-1)), button("▶", "next alert", () => this.nextAlert(1)),
-          button("+", "zoom in", () => this.zoomBy(0.5)), button("−", "zoom out", () => this.zoomBy(2)),
-          button("all", "show all steps", () => this.zoom(null)), button("◐", "dark or light", () => this.flipTheme())),
-        this.status);
-      this.absent = el("p", { className: "why", hidden: true, textContent:
-        'No run with klmonitor data is here. In TensorBoard: klmonitor.attach(trainer, sinks=["tensorboard"]) or TensorBoardSink writes them. A run\'s own record is shown by: klmonitor serve RUN' });
-      this.remarks = el("p", { className: "why", hidden: true });
-      this.notes = el("div", { className: "notes" }, this.absent, this.remarks);
-      this.alertBox = el("ul", { className: "alerts" });
-      this.verdict = el("pre", { className: "verdict" });
-      this.tokenBox = el("div", {});
-      this.tokenTitle = el("h2", { textContent: "Extreme tokens" });
-      this.tip = el("div", { className: "tip", role: "tooltip", hidden: true });
-      const side = el("aside", {},
-        el("section", {}, el("h2", { textContent: "Alerts" }), this.alertBox),
-        el("section", {}, el("h2", { textContent: "Verdict at the cursor" }), this.verdict));
-      const table = el("section", { className: "panel wide", id: "panel-tokens" }, el("header", {}, this.tokenTitle), this.tokenBox);
-      table.setAttribute("aria-label", "Extreme tokens at the cursor");
-      document.body.append(el("div", { id: "klm" }, this.bar, this.notes,
-        el("main", {}, el("div", { className: "grid" }, ...this.charts.map((chart) => chart.node), this.pull.node, table), side),
-        el("footer", { textContent: KEYS }), this.tip));
-      document.addEventListener("keydown", (event) => this.key(event));
-      addEventListener("hashchange", () => { this.state = readAddress(); this.pinned = this.state.step !== null; this.draw(); });
-      let width = innerWidth;
-      addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; this.draw(); } });
-      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
-      if (this.source.summary) {
-        this.notes.append(el("details", { open: true }, el("summary", { textContent: "Summary" }),
-          el("pre", { className: "summary", textContent: this.source.summary.split("\n").map(KLM.visibleLong).join("\n") })));
-      }
-      if (typeof uPlot === "undefined") {
-        this.notes.append(el("p", { className: "why", textContent:
-          "The charts are not drawn: this installation lacks uPlot, which npm fetches when klmonitor is built. Install a wheel (pip install klmonitor), or install npm and build again (pip install .); alerts, verdicts and tokens are shown all the same." }));
-      }
-    }
-
-    selectors() {
-      const runs = this.shown();
-      const pairs = [...new Set(this.runs.flatMap((run) => Object.keys(run.pairs)))].sort();
-      if (!this.state.pair && pairs.length) this.state.pair = pairs.includes("policy_ref") ? "policy_ref" : pairs[0];
-      const options = (box, values, chosen, name = (v) => v) => {
-        const all = values.includes(chosen) || !chosen ? values : [...values, chosen];
-        box.replaceChildren(...all.map((v) => el("option", { value: v, textContent: KLM.visible(name(v)), selected: v === chosen })));
-      };
-      options(this.pairBox, pairs, this.state.pair);
-      const groups = new Set();
-      for (const { pair } of runs) for (const m of Object.keys(pair ? pair.metrics : {})) if (m.startsWith("group/")) groups.add(m.slice(6).replace(/\/k[13]\/(mean|se)$/, ""));
-      options(this.groupBox, ["", ...[...groups].sort()], this.state.group, (v) => v || "all");
-      this.groupBox.parentElement.hidden = !groups.size && !this.state.group;
-      this.levelBox.value = this.state.level;
-      this.logBox.checked = this.state.log;
-      this.runBox.hidden = this.names.length < 2;
-      this.runBox.replaceChildren(el("summary", { textContent: `runs: ${runs.length} of ${this.names.length}` }), ...this.names.map((name, i) =>
-        el("label", {}, el("input", { type: "checkbox", checked: this.selected(i), onchange: (event) => this.choose(i, event.target.checked) }), KLM.visible(name))));
-    }
-
     async choose(i, on) {
       const now = this.names.filter((_, j) => this.selected(j));
       this.state.runs = on ? [...now, this.names[i]] : now.filter((name) => name !== this.names[i]);
@@ -235,9 +153,10 @@
 
     draw() {
       KLM.freshInks();
+      this.verdict.style.minHeight = "";
       if (this.state.theme) document.documentElement.dataset.theme = this.state.theme;
       else delete document.documentElement.dataset.theme;
-      this.selectors();
+      KLM.selectors(this);
       for (const chart of this.charts) chart.draw();
       this.listAlerts();
       this.cursor();
@@ -268,6 +187,7 @@
       const alerts = this.alerts();
       if (alerts === this.inList) return;
       this.inList = alerts;
+      this.alertTitle.textContent = `Alerts: ${KLM.alertCount(alerts)}`;
       const items = alerts.map((alert) => KLM.alertItem(alert, () => this.goTo(alert.step, alert.run)));
       this.alertBox.replaceChildren(...(items.length ? items : [el("li", { className: "why", textContent: "none at the selected runs and pair" })]));
     }
@@ -284,25 +204,10 @@
 
     cursor() {
       for (const chart of this.charts) { chart.moveCursor(); chart.values(); }
-      this.pull.draw();
-      this.mark();
+      for (const room of this.rooms) if (room.draw) room.draw();
+      KLM.writeAddress(this.state, this.pinned);
       clearTimeout(this.waiting);
       this.waiting = setTimeout(() => this.explain(), 40);
-    }
-
-    // The selection in the address, which is not ours in a host's frame.
-    mark() {
-      if (window.parent !== window) return;
-      const { state } = this;
-      const q = new URLSearchParams();
-      for (const name of state.runs || []) q.append("run", name);
-      for (const key of ["pair", "group", "focus", "theme"]) if (state[key]) q.set(key, state[key]);
-      if (state.level !== "token") q.set("level", state.level);
-      if (state.log) q.set("log", "1");
-      if (state.step !== null && this.pinned) q.set("step", state.step);
-      if (state.range) q.set("x", state.range.map((v) => Number(v.toFixed(2))).join(","));
-      clearTimeout(this.marking);
-      this.marking = setTimeout(() => history.replaceState(null, "", `#${q}`), 150);
     }
 
     async explain() {
@@ -318,10 +223,12 @@
       try { details = await this.source.step(i, step); } catch (error) { this.status.textContent = `no answer: ${error.message}`; }
       if (step !== this.state.step || pair !== this.state.pair) return;
       const of = this.shown().length > 1 ? ` of ${KLM.visible(focused.run.name)}` : "";
+      this.verdict.style.minHeight = `${Math.max(parseFloat(this.verdict.style.minHeight) || 0, this.verdict.offsetHeight)}px`; // what stands below does not jump
       this.tokenTitle.textContent = `Extreme tokens at step ${step}${of}`;
       this.verdict.textContent = details ? details.explain[pair] || `step ${step}: no tokens of this pair were counted`
         : `step ${step}: this file holds the verdicts on chosen steps only; klmonitor serve gives every step's`;
-      this.tokenBox.replaceChildren(KLM.tokenTable(details, pair));
+      this.tokenBox.replaceChildren(KLM.tokenTable(details, pair, focused.run.why_no_text));
+      for (const room of this.rooms) if (room.told) room.told(details, step, focused.run);
     }
 
     hint(alerts, event) {
@@ -338,14 +245,15 @@
       let changed = overview.runs.length !== this.names.length;
       this.absent.hidden = overview.runs.length > 0;
       this.names = overview.runs;
-      for (let i = 0; i < this.names.length; i++) {
+      await Promise.all(this.names.map(async (name, i) => {
         const had = this.runs[i];
-        this.runs[i] = had || KLM.emptyRun(this.names[i]);
-        if (!this.selected(i)) continue;
-        this.runs[i] = await this.source.run(i, this.runs[i]);
-        this.remark();
-        changed = changed || !had || had.steps.length !== this.runs[i].steps.length || had.alerts.length !== this.runs[i].alerts.length || had.generation !== this.runs[i].generation;
-      }
+        this.runs[i] = had || KLM.emptyRun(name);
+        if (!this.selected(i)) return;
+        const now = await this.source.run(i, this.runs[i]);
+        this.runs[i] = now;
+        changed = changed || !had || had.steps.length !== now.steps.length || had.alerts.length !== now.alerts.length || had.generation !== now.generation;
+      }));
+      this.remark();
       return changed;
     }
 
@@ -360,7 +268,7 @@
     async poll() {
       try {
         if (!document.hidden && (await this.load())) {
-          this.selectors();
+          KLM.selectors(this);
           this.later("update");
         }
         this.status.textContent = `live, ${this.shown().map((one) => one.run.steps.length).join(" + ") || 0} steps`;
@@ -379,7 +287,7 @@
 
     async begin() {
       try { await this.load(); } catch (error) { this.status.textContent = `the host does not answer: ${error.message}`; }
-      this.selectors();
+      KLM.selectors(this);
       if (this.state.step === null) this.lookFirst();
       this.draw();
       document.documentElement.dataset.ready = "1";

@@ -3,32 +3,11 @@
 
 (function () {
   const MOST_COLUMNS = 480; // least and largest of each are drawn: enough for the widest panel
-  const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
-
-  KLM.el = function (tag, props = {}, ...children) {
-    const node = document.createElement(tag);
-    for (const [key, value] of Object.entries(props)) {
-      if (key in node && key !== "list") node[key] = value; else node.setAttribute(key, value);
-    }
-    node.append(...children);
-    return node;
-  };
-
-  // A colour of the style sheet; read once, until the theme changes.
-  let inks = {};
-  KLM.ink = (name) => (inks[name] ??= getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim());
-  KLM.freshInks = () => { inks = {}; };
 
   function faded(colour, alpha) {
     const n = parseInt(colour.slice(1), 16);
     return `rgba(${n >> 16},${(n >> 8) & 255},${n & 255},${alpha})`;
   }
-
-  KLM.download = function (name, blob) {
-    const link = KLM.el("a", { href: URL.createObjectURL(blob), download: name });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  };
 
   // app: {state, shown(): [{run, pair}], range(): [x0, x1], seek(step), zoom(range), alerts()}.
   KLM.Chart = class {
@@ -36,26 +15,21 @@
       this.panel = panel;
       this.app = app;
       this.plot = null;
-      this.legend = KLM.el("div", { className: "legend" });
-      this.body = KLM.el("div", { className: "plot" });
-      this.mark = KLM.el("div", { className: "mark" });
-      this.unit = KLM.el("span", { className: "unit" });
-      const button = (text, label, does) => KLM.el("button", { type: "button", textContent: text, title: label, ariaLabel: `${panel.title}: ${label}`, onclick: does });
-      this.node = KLM.el("section", { className: "panel", id: `panel-${panel.id}` },
-        KLM.el("header", {}, KLM.el("h2", { textContent: panel.title }), this.unit,
-          KLM.el("span", { className: "tools" },
-            button("PNG", "save as PNG", () => this.savePng()),
-            button("CSV", "save as CSV", () => this.saveCsv()))),
-        this.legend, this.body);
-      this.node.setAttribute("aria-label", panel.title);
+      this.markStep = KLM.el("b");
+      this.mark = KLM.el("div", { className: "mark" }, this.markStep);
+      Object.assign(this, KLM.frame({ ...panel, unit: "", tools: [
+        ["PNG", "save as PNG", () => KLM.savePng(this)],
+        ["CSV", "save as CSV", () => KLM.saveCsv(this)],
+      ] }));
     }
 
     // Every line of every shown run: {line, at: index of the run, dash, label, get: its column or null}.
-    lines() {
-      const shown = this.app.shown();
-      return shown.flatMap((one, at) => this.panel.lines(this.app.state).map((line) => ({
-        line, at, dash: DASHES[at % DASHES.length],
-        label: shown.length > 1 ? `${KLM.visible(one.run.name)}: ${line.name}` : line.name,
+    // Of several runs no bands lie over one another: of those that are the picture the edges are left.
+    lines(all = false) {
+      const shown = this.app.shown(), several = shown.length > 1;
+      return shown.flatMap((one, at) => this.panel.lines(this.app.state).filter((line) => all || !several || !line.band || line.edge).map((line) => ({
+        line, at, dash: KLM.DASHES[at % KLM.DASHES.length], bare: several,
+        label: several ? `${KLM.visible(one.run.name)}: ${line.name}` : line.name,
         get: (how) => {
           const of = how || line.get;
           return one.pair && of ? KLM.column(one.pair.metrics, of) : null;
@@ -149,10 +123,10 @@
         width: this.width, height: 210, legend: { show: false }, series,
         padding: [8, 8, 0, 0],
         cursor: { x: false, y: false, points: { show: false }, drag: { x: true, y: false, setScale: false } },
-        scales: { x: { time: false, distr: this.app.state.log ? 3 : 1, range: () => this.app.range() }, y: this.scale() },
+        scales: { x: { time: false, distr: this.app.state.log ? 3 : 1, range: () => this.app.range() }, y: KLM.yScale(this) },
         axes: [
           { stroke: ink, grid, ticks: grid, size: 30, font: "11px system-ui, sans-serif" },
-          this.yAxis(ink, grid),
+          KLM.yAxis(this, ink, grid),
         ],
         hooks: {
           draw: [(u) => { this.drawLines(u); this.drawRules(u); this.drawThreshold(u); this.moveCursor(); }],
@@ -168,54 +142,6 @@
       };
     }
 
-    yAxis(ink, grid) {
-      const axis = { stroke: ink, grid, ticks: grid, size: 62, font: "11px system-ui, sans-serif" };
-      if (this.panel.axis === "heat") {
-        return { ...axis, grid: { show: false }, splits: () => KLM.HEAT_TICKS, values: (u, at) => at.map(KLM.heatLabel) };
-      }
-      if (this.panel.axis === "asinh") axis.splits = (u, i, low, high) => asinhTicks(low, high, u.scales.y.asinh, u.bbox.height / devicePixelRatio);
-      if (this.panel.axis === "log") axis.splits = (u, i, low, high) => logTicks(low, high, u.bbox.height / devicePixelRatio);
-      return { ...axis, filter: (u, at) => at, values: (u, at) => at.map((v) => (v === null ? "" : KLM.number(v))) };
-    }
-
-    scale() {
-      const { axis, range } = this.panel;
-      if (axis === "heat") return { range: [-0.5, KLM.HEAT_ROWS - 0.5] };
-      if (axis === "linear") return { range };
-      if (axis === "log") {
-        return { distr: 3, range: (u, low, high) => (low > 0 ? [low / 1.6, high * 1.6] : [1e-6, 1]) };
-      }
-      return {
-        distr: 4, asinh: this.knee(),
-        range: (u, low, high) => {
-          if (this.panel.threshold) high = Math.max(high, this.app.spike().z ?? high);
-          if (this.panel.zero || this.panel.least === 0) { low = Math.min(low, 0); high = Math.max(high, 0); }
-          const knee = this.knee_;
-          const a = Math.asinh(low / knee), b = Math.asinh(high / knee), pad = Math.max((b - a) * 0.06, 0.05);
-          const floor = this.panel.least === 0 ? 0 : knee * Math.sinh(a - pad);
-          return [floor, knee * Math.sinh(b + pad)];
-        },
-      };
-    }
-
-    // Where the axis turns from linear to logarithmic: a power of ten near the median size.
-    knee() {
-      const sizes = [];
-      const shown = this.app.shown();
-      for (const { line, at, get } of this.lines()) {
-        const column = line.band ? null : get();
-        const steps = shown[at].run.steps.length, stride = Math.max(1, Math.floor(steps / 500));
-        for (let i = 0; column && i < steps; i += stride) {
-          const size = Math.abs(column.values[i]);
-          if (size > 0 && Number.isFinite(size)) sizes.push(size);
-        }
-      }
-      sizes.sort((a, b) => a - b);
-      const median = sizes.length ? sizes[sizes.length >> 1] : 1;
-      this.knee_ = Math.pow(10, Math.floor(Math.log10(median)));
-      return this.knee_;
-    }
-
     drawLines(u) {
       if (this.panel.axis === "heat") return;
       const { ctx, bbox } = u, xs = u.data[0];
@@ -223,12 +149,12 @@
       const px = KLM.placesOf(u, xs, dense);
       clipped(u);
       let series = 1;
-      for (const { line, dash } of this.lines()) {
+      for (const { line, dash, bare } of this.lines()) {
         const colour = faded(KLM.ink(line.ink), line.alpha || 1);
         if (line.band) {
           const [low, high] = [u.data[series++], u.data[series++]];
-          KLM.fillBand(u, px, low, high, { colour, dense });
-          const edge = { colour: faded(KLM.ink(line.ink), 0.45), width: 1, dash, dense };
+          if (!bare) KLM.fillBand(u, px, low, high, { colour, dense });
+          const edge = { colour: faded(KLM.ink(line.ink), bare ? 0.7 : 0.45), width: 1, dash, dense };
           if (line.edge) for (const side of [low, high]) KLM.strokeLine(u, px, side, edge);
         } else {
           KLM.strokeLine(u, px, u.data[series++], { colour, width: line.width || 1.5, dash, dense });
@@ -237,22 +163,28 @@
       ctx.restore();
     }
 
+    // A line from top to bottom with a head: ▼ critical, ▽ warning, ◆ a notice or what nobody was told.
     drawRules(u) {
-      const { ctx, bbox } = u;
+      const { ctx, bbox } = u, size = 5 * devicePixelRatio;
       clipped(u);
       const seen = new Set();
       for (const alert of this.app.alerts()) {
         const x = Math.round(u.valToPos(alert.step, "x", true)) + 0.5;
-        const key = `${x}/${alert.severity}`;
+        const quiet = alert.severity === "info" || alert.muted, critical = alert.severity === "critical" && !quiet;
+        const key = `${x}/${quiet}/${critical}`;
         if (seen.has(key)) continue;
         seen.add(key);
-        ctx.strokeStyle = KLM.ink(alert.severity === "info" || alert.muted ? "info" : "alert");
-        ctx.lineWidth = alert.severity === "critical" ? 2 : 1;
-        ctx.setLineDash(alert.severity === "critical" ? [] : [4, 3]);
-        ctx.beginPath();
-        ctx.moveTo(x, bbox.top);
-        ctx.lineTo(x, bbox.top + bbox.height);
+        ctx.strokeStyle = ctx.fillStyle = KLM.ink(quiet ? "info" : "alert");
+        ctx.lineWidth = critical ? 2 : 1;
+        ctx.setLineDash(critical ? [] : quiet ? [1, 4] : [4, 3]);
+        path(ctx, [[x, bbox.top], [x, bbox.top + bbox.height]]);
         ctx.stroke();
+        ctx.setLineDash([]);
+        const middle = bbox.top + size;
+        path(ctx, quiet ? [[x - size, middle], [x, middle - size], [x + size, middle], [x, middle + size]]
+          : [[x - size, bbox.top], [x + size, bbox.top], [x, bbox.top + 1.6 * size]]);
+        ctx.closePath();
+        if (critical || quiet) ctx.fill(); else ctx.stroke();
       }
       ctx.restore();
     }
@@ -319,19 +251,25 @@
       const [low, high] = this.app.range();
       const hidden = step === null || step < low || step > high;
       this.mark.hidden = hidden;
-      if (!hidden) this.mark.style.transform = `translateX(${Math.round(this.plot.valToPos(step, "x"))}px)`;
+      this.markStep.textContent = hidden ? "" : `step ${step}`;
+      if (hidden) return;
+      const x = Math.round(this.plot.valToPos(step, "x"));
+      this.mark.style.transform = `translateX(${x}px)`;
+      this.mark.classList.toggle("last", x > this.plot.bbox.width / devicePixelRatio - 30); // its foot stays inside
     }
 
     // The name and the colour of each line, beside the place of its value at the cursor.
     buildLegend() {
       if (this.panel.axis === "heat") { this.legend.replaceChildren(...this.heatKey()); return; }
-      this.shownValues = this.lines().map(({ line, label }) => {
-        const swatch = KLM.el("i", { className: line.band ? "swatch wide" : "swatch" });
-        swatch.style.background = faded(KLM.ink(line.ink), line.band ? 0.3 + line.alpha : line.alpha || 1);
+      this.shownValues = this.lines().map(({ line, label, dash, bare }) => {
+        const filled = line.band && !bare;
+        const swatch = KLM.swatch(faded(KLM.ink(line.ink), filled ? 0.3 + line.alpha : line.band ? 0.7 : line.alpha || 1), { dash, wide: filled });
         const value = KLM.el("b");
         this.legend.append(KLM.el("span", {}, swatch, `${label} `, value));
         return value;
       });
+      const left = this.panel.lines(this.app.state).length * this.app.shown().length > this.shownValues.length;
+      if (left) this.legend.append(KLM.el("span", { className: "why", textContent: "bands: choose one run" }));
     }
 
     values() {
@@ -348,43 +286,12 @@
       const who = this.app.shown().length > 1 ? `${KLM.visible(this.app.focused().run.name)} alone; ` : "";
       return [KLM.el("span", {}, `${who}few`, KLM.el("i", { className: "swatch heat" }), "many of the step's tokens (log)")];
     }
-
-    // --- export ------------------------------------------------------------------------------
-    savePng() {
-      if (!this.plot) return;
-      const from = this.plot.ctx.canvas, head = 26 * devicePixelRatio;
-      const canvas = KLM.el("canvas", { width: from.width, height: from.height + head });
-      const ctx = canvas.getContext("2d");
-      ctx.fillStyle = KLM.ink("paper");
-      ctx.fillRect(0, 0, canvas.width, canvas.height);
-      ctx.fillStyle = KLM.ink("ink");
-      ctx.font = `${13 * devicePixelRatio}px system-ui, sans-serif`;
-      ctx.fillText(`${this.panel.title}, ${this.panel.unit(this.app.state)}: ${this.app.state.pair}`, 8 * devicePixelRatio, 17 * devicePixelRatio);
-      ctx.drawImage(from, 0, head);
-      canvas.toBlob((blob) => KLM.download(`klmonitor-${this.panel.id}.png`, blob));
-    }
-
-    saveCsv() { KLM.download(`klmonitor-${this.panel.id}.csv`, new Blob([this.csv()], { type: "text/csv" })); }
-
-    // Every row in view, not decimated.
-    csv() {
-      const lines = this.lines();
-      const [low, high] = this.app.range();
-      const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
-      const heads = lines.flatMap(({ line, label }) => (line.band ? [`${label} low`, `${label} high`] : [label]));
-      const out = [["run", "step", ...heads].map(quoted).join(",")];
-      this.app.shown().forEach((one, at) => {
-        for (let row = KLM.rowFrom(one.run.steps, low); row < one.run.steps.length && one.run.steps[row] <= high; row++) {
-          const cells = lines.flatMap(({ line, at: mine, get }) => {
-            const columns = line.band ? [get(line.low), get(line.high)] : [get()];
-            return columns.map((column) => (mine === at && column && Number.isFinite(column.values[row]) ? String(column.values[row]) : ""));
-          });
-          out.push([quoted(KLM.visible(one.run.name)), one.run.steps[row], ...cells].join(","));
-        }
-      });
-      return out.join("\r\n") + "\r\n";
-    }
   };
+
+  function path(ctx, points) {
+    ctx.beginPath();
+    for (const [x, y] of points) ctx.lineTo(x, y);
+  }
 
   // What follows is drawn inside the axes only, until the context is restored.
   function clipped({ ctx, bbox }) {
@@ -409,34 +316,5 @@
       colours[4 * value + 3] = 255;
     }
     return new Uint32Array(colours.buffer);
-  }
-
-  function spread(ticks, place, gap) {
-    const kept = [];
-    for (const tick of ticks) if (!kept.length || place(tick) - place(kept[kept.length - 1]) >= gap) kept.push(tick);
-    return kept;
-  }
-
-  function logTicks(low, high, height) {
-    const ticks = [];
-    for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) {
-      for (const m of Math.log10(high / low) < 2 ? [1, 2, 5] : [1]) {
-        const v = m * Math.pow(10, e);
-        if (v >= low && v <= high) ticks.push(v);
-      }
-    }
-    return spread(ticks, (v) => (Math.log(v / low) / Math.log(high / low)) * height, 18);
-  }
-
-  function asinhTicks(low, high, knee, height) {
-    const a = Math.asinh(low / knee), b = Math.asinh(high / knee);
-    const place = (v) => ((Math.asinh(v / knee) - a) / (b - a)) * height;
-    const up = [], most = Math.max(Math.abs(low), Math.abs(high));
-    for (let e = Math.log10(knee) - 1; Math.pow(10, e) <= most; e++) {
-      for (const m of b - a < 6 ? [1, 2, 5] : [1]) up.push(m * Math.pow(10, Math.round(e)));
-    }
-    const above = spread([0, ...up].filter((v) => v <= high), place, 18).filter((v) => v >= low);
-    const below = spread([0, ...up].filter((v) => -v >= low), (v) => -place(-v), 18).filter((v) => v > 0 && -v <= high);
-    return [...below.map((v) => -v).reverse(), ...above];
   }
 })();

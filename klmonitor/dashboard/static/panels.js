@@ -47,30 +47,36 @@
 
   KLM.panels = [
     {
-      id: "estimators", title: "Estimators", axis: "asinh", zero: true, lines: estimators,
+      id: "estimators", title: "Estimators", help: "Mean of k1, k2 and k3 over the step's tokens, shaded ±1.96 standard errors. They should agree within the shade.",
+      axis: "asinh", zero: true, lines: estimators,
       unit: (view) => (view.level === "sequence" ? "nats per sequence" : "nats per token"),
       why: (view) => view.group ? `the run has no group ${view.group}` : "no token of this pair was counted",
     },
     {
-      id: "fan", title: "Quantiles of k1", axis: "asinh", zero: true, lines: fan,
+      id: "fan", title: "Quantiles of k1", help: "Where the tokens lie. An outer band apart from the inner ones: few tokens carry the mean. All moving: the policy moved.",
+      axis: "asinh", zero: true, lines: fan,
       unit: () => "nats", why: () => "the record holds no quantiles of d",
     },
     {
-      id: "dominance", title: "Share of the largest tokens", axis: "linear", range: [0, 1],
+      id: "dominance", title: "Share of the largest tokens", help: "How much of the sum its few largest tokens hold. Near 0 the mean is a mean, near 1 it is a single token.",
+      axis: "linear", range: [0, 1],
       lines: () => ["k1", "k3"].map((k) =>
         line(k === "k1" ? "of sum |k1|" : "of sum k3", metric(`dominance/${k}/top_share`), k)),
       unit: () => "share of the sum", why: () => "the record holds no dominance of this pair",
     },
     {
-      id: "variance", title: "Variance, and running variance", axis: "log", lines: variances,
+      id: "variance", title: "Variance, and running variance", help: "Of this step's tokens (thin) and of recent steps' (thick). A jump of the thin line alone is a few extreme tokens.",
+      axis: "log", lines: variances,
       unit: () => "nats²", why: () => "fewer than two tokens a step, or all of them equal",
     },
     {
-      id: "heat", title: "Tokens by log-ratio d", axis: "heat", lines: () => [],
+      id: "heat", title: "Tokens by log-ratio d", help: "A column is a step's tokens by d = log p - log q. Below 0 is k1's heavy side, above 0 is k3's.",
+      axis: "heat", lines: () => [],
       unit: () => "d, nats", why: () => "the record holds no histograms: they are left out past half of the run's disk limit",
     },
     {
-      id: "outliers", title: "Outlier tokens", axis: "asinh", least: 0,
+      id: "outliers", title: "Outlier tokens", help: "Tokens that one policy finds more than 7 times likelier than the other, on either side.",
+      axis: "asinh", least: 0,
       lines: () => [
         line("d ≤ -2 (k1's side)", metric("outliers/k1"), "k1"),
         line("d ≥ 2 (k3's side)", metric("outliers/k3"), "k3"),
@@ -79,7 +85,8 @@
       unit: () => "tokens", why: () => "the record counts no outliers of this pair",
     },
     {
-      id: "spike", title: "Spike score", axis: "asinh", lines: () => [line("z of log k3", metric("spike/z"), "k3")],
+      id: "spike", title: "Spike score", help: "How far log k3 is above its level of the steps before. Past the dashed line the spike rule alerts.",
+      axis: "asinh", lines: () => [line("z of log k3", metric("spike/z"), "k3")],
       threshold: true, unit: () => "scales",
       why: () => "the spike rule has judged no step of this pair yet: it needs earlier steps with k3 > 0",
     },
@@ -95,11 +102,11 @@
     return (row < HALF ? "-" : "+") + KLM.number(size);
   };
 
+  // Four digits, as every sentence on the page has them.
   KLM.number = function (value) {
     if (value === null || value === undefined || Number.isNaN(value)) return "-";
     if (Math.abs(value) >= 1.7e38) return value > 0 ? "∞" : "-∞";
-    const size = Math.abs(value);
-    if (size !== 0 && (size < 1e-3 || size >= 1e6)) return Number(value.toPrecision(3)).toExponential();
-    return Number(value.toPrecision(4)).toString();
+    const size = Math.abs(value), four = Number(value.toPrecision(4));
+    return size !== 0 && (size < 1e-3 || size >= 1e6) ? four.toExponential() : four.toString();
   };
 })();

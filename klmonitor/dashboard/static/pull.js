@@ -11,16 +11,14 @@
   // Places in pixels of a range [low, high] on an asinh axis.
   const axis = (low, high, from, to) => (v) => from + ((bend(v) - bend(low)) / (bend(high) - bend(low) || 1)) * (to - from);
 
-  KLM.Pull = class {
+  KLM.rooms.push(class {
     constructor(app) {
       this.app = app;
-      this.legend = el("div", { className: "legend" });
-      this.body = el("div", { className: "plot" });
-      this.node = el("section", { className: "panel wide", id: "panel-pull" },
-        el("header", {}, el("h2", { textContent: "What the KL term pulls" }), el("span", { className: "unit", textContent: "c of grad log π, against d = log ref - log π in nats" }),
-          el("span", { className: "tools" }, el("button", { type: "button", textContent: "PNG", title: "save as PNG", ariaLabel: "What the KL term pulls: save as PNG", onclick: () => this.savePng() }))),
-        this.legend, this.body);
-      this.node.setAttribute("aria-label", "What the KL term pulls");
+      Object.assign(this, KLM.frame({
+        id: "pull", title: "What the KL term pulls", unit: "c of grad log π, against d = log ref - log π in nats", wide: true,
+        help: "What the KL term adds to a token's gradient. Off the dashed line where the tokens are, it pulls otherwise than the reverse KL.",
+        tools: [["PNG", "save as PNG", () => this.savePng()]],
+      }));
     }
 
     // The curve of the selected pair and the share of the step's tokens in each row of the heat map.
@@ -105,7 +103,7 @@
     }
 
     savePng() { if (this.canvas) this.canvas.toBlob((blob) => KLM.download("klmonitor-pull.png", blob)); }
-  };
+  });
 
   const dead = (t) => t.c === 0 && t.d !== 0;
 

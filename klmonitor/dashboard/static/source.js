@@ -25,25 +25,25 @@ var KLM = {};
   const HEAT_ROWS = 61;
 
   function emptyRun(name) {
-    return { name, meta: {}, starts: [], spike: { z: null, known: true }, pull: {}, generation: 0, steps: new Float64Array(0), pairs: {}, alerts: [] };
+    return { name, meta: {}, starts: [], spike: { z: null, known: true }, pull: {}, glance: {}, why_no_text: "", generation: 0, steps: new Float64Array(0), pairs: {}, alerts: [] };
   }
 
   // A run with what came since, as a new object if anything did; `data` is an answer of the host.
   function extended(run, data) {
-    const from = data.rows;
-    const more = doubles(data.steps);
-    if (run.generation === data.generation && from === run.steps.length && !more.length && !data.alerts.length && run.name === data.name) {
-      return Object.assign(run, { meta: data.meta, starts: data.starts, spike: data.spike, pull: data.pull, remarks: data.remarks });
+    const { rows: from, steps, pairs, alerts, alert_rows: kept, ...said } = data;
+    const more = doubles(steps);
+    if (run.generation === data.generation && from === run.steps.length && !more.length && !alerts.length && run.name === data.name) {
+      return Object.assign(run, said);
     }
     const rows = from + more.length;
     const next = {
-      name: data.name, meta: data.meta, starts: data.starts, spike: data.spike, pull: data.pull, remarks: data.remarks, generation: data.generation, pairs: {},
+      ...said, pairs: {},
       steps: joined(Float64Array, run.steps, from, more, rows, 0),
-      alerts: run.alerts.slice(0, data.alert_rows).concat(data.alerts),
+      alerts: run.alerts.slice(0, kept).concat(alerts),
     };
-    for (const name of Object.keys(data.pairs)) {
+    for (const name of Object.keys(pairs)) {
       const old = run.pairs[name] || { metrics: {} };
-      const pair = data.pairs[name];
+      const pair = pairs[name];
       const metrics = {};
       for (const metric of Object.keys(pair.metrics)) {
         metrics[metric] = joined(Float32Array, old.metrics[metric], from, singles(pair.metrics[metric]), rows, NaN);

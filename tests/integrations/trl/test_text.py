@@ -90,6 +90,13 @@ def test_a_canary_is_in_one_file_alone(make_trainer, monkeypatch, tmp_path, caps
     assert files_with(tmp_path, IN_PROMPTS) == set()
     mode = stat.S_IMODE((tmp_path / "klmonitor" / "tokens.jsonl").stat().st_mode)
     assert mode == 0o600
+    rows = [json.loads(x) for x in (tmp_path / "klmonitor" / "tokens.jsonl").open()]
+    around = [one for row in rows for one in row.get("around", ())]
+    assert around
+    assert all({DECODED} == {text for text in one["text"] if text} for one in around)
+    in_a_row = json.dumps(around[0]["ids"], separators=(",", ":"))
+    assert len(around[0]["ids"]) > 2
+    assert files_with(tmp_path, in_a_row[1:-1]) == {"klmonitor/tokens.jsonl"}
     said = capsys.readouterr()
     for text in (DECODED, IN_PROMPTS):
         assert text not in said.out + said.err
@@ -99,6 +106,7 @@ def test_a_canary_is_in_one_file_alone(make_trainer, monkeypatch, tmp_path, caps
 def test_no_text_at_all(make_trainer, monkeypatch, tmp_path):
     run(make_trainer, monkeypatch, tmp_path, False)
     assert files_with(tmp_path, DECODED) == set()
+    assert files_with(tmp_path, '"around"') == set()
 
 
 def test_text_in_the_trackers_if_asked_for(make_trainer, monkeypatch, tmp_path):
@@ -107,6 +115,7 @@ def test_text_in_the_trackers_if_asked_for(make_trainer, monkeypatch, tmp_path):
     assert {"klmonitor/tokens.jsonl", "wandb.jsonl/wandb.jsonl"} <= found
     assert any(name.startswith("tb/events") for name in found)
     assert "klmonitor/alerts.jsonl" not in found
+    assert files_with(tmp_path, '"log_q":[') == {"klmonitor/tokens.jsonl"}
     rows = [json.loads(line) for line in (tmp_path / "wandb.jsonl").read_text().splitlines()]
     table = next(row["kl/extreme_tokens"] for row in rows if "kl/extreme_tokens" in row)
     assert table["columns"][:4] == ["step", "pair", "tail", "d"]

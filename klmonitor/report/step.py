@@ -1,24 +1,15 @@
-"""What a step found, as plain host data: nothing here needs torch, so a laptop can read it.
-
-A `Report` holds one `PairReport` per pair that had tokens, the extreme tokens of both tails and
-the alerts that this step opened. All numbers of a pair live in one flat mapping, keyed by the
-metric names of `klmonitor.numbers.metrics`; the attributes below are views of it. "Nothing
-counted" is nan, never 0.
-"""
+"""What a step found of each pair, and the step with all its pairs and alerts."""
 
 from __future__ import annotations
 
 import difflib
-import html
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, TypeVar, overload
 
-T = TypeVar("T")
-Row = dict[str, Any]
-"""A JSON object: what one line of a record file holds."""
+from klmonitor.report.alert import Alert
+from klmonitor.report.markup import table_html, text_html
+from klmonitor.report.tokens import ExtremeToken, ExtremeTokens
 
 
 @dataclass(frozen=True)
@@ -38,186 +29,6 @@ class Estimate:
     var: float
     running_mean: float
     running_var: float
-
-
-@dataclass(frozen=True)
-class ExtremeToken:
-    """One of the tokens with the largest |d| of its tail.
-
-    Attributes:
-        pair: the pair's name.
-        tail: ``"left"`` (d < 0, where k1 is large) or ``"right"`` (d > 0, where k3 explodes).
-        log_ratio: d = log p - log q, nats.
-        log_q: log-prob under q, nats.
-        log_p: log-prob under p, nats.
-        rank: the process that saw it.
-        micro_batch: index of the `observe` call within the step.
-        sequence: row within that call.
-        position: column within the row (offset within the sequence for packed input).
-        token_id: vocabulary id, None if unknown.
-        prompt_id: as given to `observe`, None if not given.
-        text: the decoded token; None unless the adapter decodes and the setting allows it.
-        worker: the name of the process that saw it, where it came in a worker's part.
-    """
-
-    pair: str
-    tail: str
-    log_ratio: float
-    log_q: float
-    log_p: float
-    rank: int
-    micro_batch: int
-    sequence: int
-    position: int
-    token_id: int | None = None
-    prompt_id: int | None = None
-    text: str | None = None
-    worker: str | None = None
-
-    def with_text(self, text: str | None) -> ExtremeToken:
-        """A copy with its text; `dataclasses.replace`, at a tenth of its cost."""
-        token = object.__new__(ExtremeToken)
-        vars(token).update(vars(self), text=text)
-        return token
-
-    @property
-    def k1(self) -> float:
-        """This token's k1 = -d, nats."""
-        return -self.log_ratio
-
-    @property
-    def k3(self) -> float:
-        """This token's k3 = expm1(d) - d, nats; inf beyond d = 709."""
-        try:
-            return math.expm1(self.log_ratio) - self.log_ratio
-        except OverflowError:
-            return math.inf
-
-    @property
-    def where(self) -> str:
-        """Place of the token, for messages."""
-        token = "" if self.token_id is None else f", token id {self.token_id}"
-        rank = f"rank {self.rank}, " if self.rank else ""
-        rank = rank if self.worker is None else f"worker {self.worker}, "
-        return (
-            f"{rank}micro-batch {self.micro_batch}, sequence {self.sequence}, "
-            f"position {self.position}{token}"
-        )
-
-
-class Later(Sequence[T]):
-    """A sequence that is made when it is first looked at: at most steps, by nobody or elsewhere.
-
-    Args:
-        make: makes its items.
-    """
-
-    def __init__(self, make: Callable[[], Sequence[T]]) -> None:
-        self._make = make
-        self._made: Sequence[T] | None = None
-
-    @property
-    def _items(self) -> Sequence[T]:  # a cached one has one lock for all of them before Python 3.12
-        if self._made is None:
-            self._made = self._make()
-        return self._made
-
-    def __iter__(self) -> Iterator[T]:  # else an IndexError in `make` would be its end
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
-        return self._items[index]
-
-    def __eq__(self, other: object) -> bool:
-        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]  # equal to a list of the same items
-
-    def __repr__(self) -> str:
-        return repr(tuple(self))
-
-
-class ExtremeTokens(Later[ExtremeToken]):
-    """The extreme tokens of a pair, most extreme first, left tail before right.
-
-    Args:
-        make: makes the first so many of each tail, or all.
-    """
-
-    def __init__(self, make: Callable[[int | None], Sequence[ExtremeToken]]) -> None:
-        super().__init__(partial(make, None))
-        self.most = make
-
-
-@dataclass(frozen=True)
-class Alert:
-    """One finding that opened (or got worse, or ended) at a step.
-
-    Attributes:
-        step: the step given to `Monitor.step`.
-        kind: the rule's name, e.g. ``"spike"``; of several that tell one event the gravest.
-        severity: ``"info"``, ``"warn"`` or ``"critical"``.
-        pair: the pair it concerns, None if it concerns the run.
-        message: one line: what happened, with numbers and units.
-        believe: which estimator to believe, and why; empty if that is not the question.
-        action: what to do first.
-        source: where the rule and its threshold come from.
-        phase: ``"open"``, ``"worse"`` or ``"end"``.
-        since: the step at which the episode opened.
-        values: the numbers behind the message.
-        tokens: the extreme tokens named, if any (positions and ids; never text).
-        means: what this usually means.
-        muted: whether it is a known condition that nobody was told of.
-        kinds: all rules that tell this event at this step, `kind` the first of them.
-        cause: why the pair's policies disagree, in words, where it is known.
-    """
-
-    step: int
-    kind: str
-    severity: str
-    pair: str | None
-    message: str
-    believe: str = ""
-    action: str = ""
-    source: str = ""
-    phase: str = "open"
-    since: int = 0
-    values: Mapping[str, float] = field(default_factory=dict)
-    tokens: tuple[ExtremeToken, ...] = ()
-    means: str = ""
-    muted: bool = False
-    kinds: tuple[str, ...] = ()
-    cause: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kinds", tuple(self.kinds) or (self.kind,))
-
-    @property
-    def lines(self) -> list[tuple[str, str]]:
-        """What there is to say beside the message, as (label, sentence), in reading order."""
-        worse = f"step {self.since}, and got worse" if self.phase == "worse" else ""
-        labelled = (
-            ("muted", "a known condition: nobody was told" if self.muted else ""),
-            ("since", worse),
-            ("cause", self.cause),
-            ("usually", self.means),
-            ("believe", self.believe),
-            ("do first", self.action),
-            ("source", self.source),
-        )
-        return [(label, value) for label, value in labelled if value]
-
-    def text(self) -> str:
-        """The whole alert as plain text, one idea a line."""
-        head = f"[{self.severity}] step {self.step}: {self.message}"
-        return "\n".join([head, *(f"  {label}: {value}" for label, value in self.lines)])
 
 
 @dataclass(frozen=True)
@@ -252,6 +63,12 @@ class Cause:
     text: str = ""
     impossible: bool = False
 
+
+LINES = 6
+"""Of a pair's verdict at most."""
+_ESTIMATORS = ("k1", "k2", "k3")
+COLUMNS = ("pair", *_ESTIMATORS, "tokens", "outliers k1 / k3", "dominated")
+"""Of the table that a notebook shows."""
 
 KNOWN: set[str] = set()
 """Names of metrics; the table of metrics (`klmonitor.numbers.metrics`) fills it."""
@@ -360,6 +177,14 @@ class PairReport:
         """Tokens counted."""
         return self["tokens"]
 
+    def row_of_words(self) -> tuple[str, ...]:
+        """The pair under `COLUMNS`."""
+        means = (f"{self[f'{k}/mean']:.4g} ± {self[f'{k}/se']:.2g}" for k in _ESTIMATORS)
+        outliers = f"{self['outliers/k1']:.0f} / {self['outliers/k3']:.0f}"
+        level = self["dominance/level"]
+        word = "" if math.isnan(level) else ("no", "warn", "severe")[int(level)]
+        return self.name, *means, f"{self.tokens:.0f}", outliers, word
+
 
 @dataclass(frozen=True)
 class Health:
@@ -452,35 +277,10 @@ class Report:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: means with their errors, alerts, the verdict; all escaped."""
-        rows = []
-        for name, pair in self.pairs.items():
-            means = [f"{pair[f'{k}/mean']:.4g} ± {pair[f'{k}/se']:.2g}" for k in _ESTIMATORS]
-            outliers = f"{pair['outliers/k1']:.0f} / {pair['outliers/k3']:.0f}"
-            level = pair["dominance/level"]
-            word = "" if math.isnan(level) else ("no", "warn", "severe")[int(level)]
-            rows.append((name, *means, f"{pair.tokens:.0f}", outliers, word))
-        alerts = "".join(text_html(alert.text()) for alert in self.alerts)
-        steps = f"step {self.step}"
+        head = f"step {self.step}"
         if self.first_step not in (0, self.step):
-            steps = f"steps {self.first_step} to {self.step}"
-        head = f"<b>KL at {steps}</b>" + (" (evaluation)" if self.phase == "eval" else "")
-        columns = ("pair", *_ESTIMATORS, "tokens", "outliers k1 / k3", "dominated")
-        return f"<div>{head}{_table_html(columns, rows)}{alerts}{text_html(self.explain())}</div>"
-
-
-_ESTIMATORS = ("k1", "k2", "k3")
-LINES = 6
-"""Of a pair's verdict at most."""
-
-
-def text_html(text: str) -> str:
-    """Text with its line breaks, for a notebook; escaped."""
-    return f"<pre>{html.escape(text)}</pre>"
-
-
-def _table_html(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            head = f"steps {self.first_step} to {self.step}"
+        head = f"<b>KL at {head}</b>" + (" (evaluation)" if self.phase == "eval" else "")
+        rows = [pair.row_of_words() for pair in self.pairs.values()]
+        alerts = "".join(text_html(alert.text()) for alert in self.alerts)
+        return f"<div>{head}{table_html(COLUMNS, rows)}{alerts}{text_html(self.explain())}</div>"
