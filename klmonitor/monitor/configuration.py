@@ -29,7 +29,7 @@ LISTS = ("groups", "sinks", "pairs")
 """Options that are lists: ``math,code`` is one."""
 NEAR = 0.8
 """How alike a variable and an option are of which the one is taken for a slip of the other."""
-OF_CODE = ("process_group", "extra_values", "annotate")
+OF_CODE = ("process_group", "extra_values", "annotate", "words")
 """Settings of a `Monitor` that no file can hold."""
 OF_ATTACH = {
     "on_alert": "act on report.alerts in the loop",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 
 import pytest
 import torch
@@ -136,3 +137,7 @@ def test_the_options_of_attach_and_of_a_monitor_are_told_apart():
     of_attach = {field.name for field in dataclasses.fields(Options)}
     assert set(OF_ATTACH) == of_attach - of_monitor
     assert set(OF_CODE) < of_monitor - of_attach
+    plain = re.compile("Callable|Ranks|Words|Annotate|ExtraValues")
+    arguments = inspect.signature(Monitor).parameters.values()
+    code = {one.name for one in arguments if plain.search(str(one.annotation))}
+    assert code - {"sinks"} == set(OF_CODE), "a file holds no function"
