@@ -32,13 +32,13 @@ from klmonitor.numbers.assemble import ExtraValues, pair_reports
 from klmonitor.numbers.causes import Causes
 from klmonitor.numbers.cliprange import ClipRange
 from klmonitor.numbers.explain import judged
-from klmonitor.numbers.neighbours import Neighbours, neighbours_of
+from klmonitor.numbers.neighbours import NOTHING, Surroundings, neighbours_of
 from klmonitor.numbers.places import DECILES, TURNS, by_place
 from klmonitor.numbers.receipt import by_pair
 from klmonitor.numbers.running import Running
 from klmonitor.numbers.stored import check_plain, count_of
 from klmonitor.numbers.sums import StepSums
-from klmonitor.pairs import PAIR_INDEX, parse_pairs
+from klmonitor.pairs import PAIR_INDEX, PAIRS
 from klmonitor.penalty import Penalty
 from klmonitor.record import Achieved, RecordWriter
 from klmonitor.record.around import AROUND, Words
@@ -464,36 +464,31 @@ class Monitor(Observer):
         report = _with_judgement(report, judgement)
         if self._rows is not None:
             self._rows.keep(summary, report.told)
-        report, around = self._always[AROUND](self._with_around, report, beside) or (report, [])
-        self._delivery.send(report, judgement.ended, around)
+        around = self._always[AROUND](self._surroundings, report, beside)
+        self._delivery.send(report, judgement.ended, around or NOTHING)
         for notice in self._always["notes"](self._notices.read, report) or ():
             self._delivery.note(notice)
         return report
 
-    def _with_around(
-        self, report: Report, beside: Around | None
-    ) -> tuple[Report, list[list[Neighbours]]]:
-        """What is told of pairs with an alert of this step alone; it may wait for the device.
-
-        Where their |d| sits, and what stood around their extreme tokens.
-        """
+    def _surroundings(self, report: Report, beside: Around | None) -> Surroundings:
+        """What is kept of pairs with an alert of this step alone; it may wait for the device."""
         told = {alert.pair for alert in report.alerts}
         names = [name for name in report.pairs if name in told]
-        if not names or beside is None:
-            return report, []
-        pairs = {name: with_places(report.pairs[name], beside) for name in names}
-        found = beside.tensor if self._delivery.keeps_tokens else None
+        if not names or beside is None or not self._delivery.keeps_tokens:
+            return NOTHING
+        sums = {name: beside.places(PAIRS[PAIR_INDEX[name]], DECILES, TURNS) for name in names}
+        found = beside.tensor
         host = None if found is None else found.cpu().numpy()
-        tails = (
+        return Surroundings(
             []
             if host is None
             else [
                 tail
                 for name in names
                 for tail in neighbours_of(report.pairs[name].extremes, host[PAIR_INDEX[name]])
-            ]
+            ],
+            {name: by_place(one.numpy()) for name, one in sums.items() if one is not None},
         )
-        return replace(report, pairs={**report.pairs, **pairs}), tails
 
     def note(self, text: str) -> None:
         """Put a dated notice on the run's time line, beside its alerts; needs a run directory."""
@@ -620,14 +615,6 @@ class Monitor(Observer):
         if self._group is False:
             return None
         return default_ranks() if self._group is None else self._group
-
-
-def with_places(pair: PairReport, beside: Around) -> PairReport:
-    """A pair with its mean |d| by place, where its tokens are at hand."""
-    sums = beside.places(parse_pairs([pair.name])[0], DECILES, TURNS)
-    if sums is None:
-        return pair
-    return replace(pair, values={**pair.values, **by_place(sums.numpy())})
 
 
 def _with_judgement(report: Report, found: Judgement) -> Report:

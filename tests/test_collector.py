@@ -236,13 +236,23 @@ def without(part, section):
     return MAGIC + len(text).to_bytes(4, "big") + text + data[end:]
 
 
+def without_neighbours(data):
+    end = 8 + int.from_bytes(data[4:8], "big")
+    inflate = zlib.decompressobj()
+    inflate.decompress(data[end:])
+    return data[: len(data) - len(inflate.unused_data)]
+
+
 def test_a_part_of_64k_tokens_takes_8_kb_a_pair_at_most():
     collector, generator = Collector("actor-12"), torch.Generator().manual_seed(0)
     q = -3 * torch.rand(128, 512, generator=generator)
     p, old = (q + 0.1 * torch.randn(q.shape, generator=generator) for _ in range(2))
     ids = torch.randint(0, 150_000, q.shape, generator=generator)
     collector.observe(policy=q, ref=p, old=old, token_ids=ids, prompt_ids=torch.arange(128) // 8)
-    assert len(collector.take()) <= 2 * 8192
+    data = collector.take()
+    beside = len(data) - len(without_neighbours(data))
+    assert len(data) - beside <= 2 * 8192
+    assert 0 < beside <= 2 * 16 * 1024  # an optional section
 
 
 def test_prompts_may_be_named_by_strings():

@@ -19,7 +19,7 @@ from klmonitor.dashboard.paircolumns import PairColumns, is_shown
 from klmonitor.dashboard.pull import curves
 from klmonitor.dashboard.rooms import around_shown, health_of, rooms
 from klmonitor.numbers.explain import with_verdict
-from klmonitor.record.around import AROUND
+from klmonitor.record.around import AROUND, PLACES
 from klmonitor.record.live import PASSING
 from klmonitor.record.notices import Notice
 from klmonitor.record.rows import (
@@ -147,7 +147,8 @@ class RunColumns:
         tokens = [token_from_row(token) for token in row["tokens"]]
         if not self._text:
             tokens = [replace(token, text=None) for token in tokens]
-        kept = [token_to_row(token) for token in tokens], around_shown(row, self._text)
+        shown = around_shown(row, self._text)
+        kept = [token_to_row(token) for token in tokens], shown, row.get(PLACES, {})
         packed = json.dumps(kept, separators=(",", ":"))
         self._tokens[int(row["step"])] = row.get("seq", -1), packed.encode()
 
@@ -183,10 +184,10 @@ class RunColumns:
         """The extreme tokens of a step."""
         return [token_from_row(row) for row in self._tokens_of(step)[0]]
 
-    def _tokens_of(self, step: int) -> Sequence[list[Row]]:
-        """Rows of the extreme tokens of a step, and of what stood around some of them."""
-        found: Sequence[list[Row]] = json.loads(self._tokens.get(step, (-1, b"[[],[]]"))[1])
-        return found
+    def _tokens_of(self, step: int) -> tuple[list[Row], list[Row], Row]:
+        """Rows of a step's extreme tokens, of what stood around some, and means by place."""
+        tokens, around, places = json.loads(self._tokens.get(step, (-1, b"[[],[],{}]"))[1])
+        return tokens, around, places
 
     def report_at(self, pair: str, row: int) -> PairReport | None:
         """A pair's numbers in a row, None where it has none."""
@@ -240,11 +241,14 @@ class RunColumns:
         if row is None:
             return {"explain": {}, "tokens": []}
         reports = {name: self.report_at(name, row) for name in self.pairs}
+        _, around, places = self._tokens_of(step)
         return {
             "explain": {name: report.explain(step) for name, report in reports.items() if report},
             "tokens": [_token_row(token) for token in self.tokens_at(step)],
-            AROUND: self._tokens_of(step)[1],
-            "rooms": {name: rooms(report) for name, report in reports.items() if report},
+            AROUND: around,
+            "rooms": {
+                name: rooms(report, places.get(name)) for name, report in reports.items() if report
+            },
         }
 
     def data(self, rows: int = 0, alerts: int = 0, generation: int | None = None) -> Row:

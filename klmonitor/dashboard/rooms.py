@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from klmonitor.numbers.metrics import METRICS
-from klmonitor.numbers.places import BY_TURN, POSITIONS, TURNS
+from klmonitor.numbers.places import TURNS
 from klmonitor.record.around import AROUND
 from klmonitor.record.rows import finite_or_none
 from klmonitor.report import PairReport, Row
@@ -39,10 +39,15 @@ NEVER_WORTH = frozenset(("identical", "zero_logp", "positive_logp", "nonfinite",
 _WHAT = {metric.name: (metric.text, metric.formula) for metric in METRICS}
 
 
-def rooms(pair: PairReport) -> Row:
-    """The cause with its evidence, and where |d| sits, of one pair at one step."""
+def rooms(pair: PairReport, places: Row | None) -> Row:
+    """The cause with its evidence, and where |d| sits, of one pair at one step.
+
+    Args:
+        pair: its numbers.
+        places: mean |d| by place; None: not kept.
+    """
     cause = vars(pair.cause) if pair.cause.name else None
-    return {"cause": cause, "evidence": _evidence(pair), **_places(pair.values)}
+    return {"cause": cause, "evidence": _evidence(pair), **_places(pair.values, places)}
 
 
 def _evidence(pair: PairReport) -> list[list[Any]]:
@@ -54,7 +59,7 @@ def _evidence(pair: PairReport) -> list[list[Any]]:
     ]
 
 
-def _places(values: Mapping[str, float]) -> Row:
+def _places(values: Mapping[str, float], places: Row | None) -> Row:
     edges = (0.0, *PROBABILITIES, 1.0)
     by_probability = [
         {
@@ -68,22 +73,12 @@ def _places(values: Mapping[str, float]) -> Row:
     ]
     return {
         "by_probability": by_probability,
-        "by_position": [_size(values, name) for name in _held(values, POSITIONS)],
-        "by_turn": [_size(values, name) for name in _held(values, BY_TURN)],
+        "by_position": (places or {}).get("position", []),
+        "by_turn": (places or {}).get("turn", []),
         "turns": TURNS,
         "why_no_places": "it is told of steps that open or worsen an alert of the pair, "
         "in a run of one process whose tensors were still at hand",
     }
-
-
-def _held(values: Mapping[str, float], names: Sequence[str]) -> Sequence[str]:
-    """Names up to the last that has a value; none where none has."""
-    there = [i for i, name in enumerate(names) if name in values]
-    return names[: there[-1] + 1] if there else ()
-
-
-def _size(values: Mapping[str, float], name: str) -> float | None:
-    return finite_or_none(values.get(name, math.nan))
 
 
 def around_shown(row: Row, text: bool) -> list[Row]:

@@ -19,7 +19,6 @@ from operator import attrgetter
 import numpy as np
 
 from klmonitor.numbers.clusters import Array, positive, ratio
-from klmonitor.numbers.places import BY_TURN, DECILES, POSITIONS, TURNS
 from klmonitor.numbers.receiptmetrics import DRAWN, RECEIPT, SENT
 from klmonitor.numbers.signatures import BINS
 from klmonitor.numbers.sums import StepSums
@@ -179,19 +178,6 @@ def _by_probability(number: int) -> list[Metric]:
     ]  # fmt: skip
 
 
-def _by_place() -> list[Metric]:
-    edges = [0, *(100 * (i + 1) // DECILES for i in range(DECILES))]
-    when = "of steps that open or worsen an alert of the pair, in a run of one process"
-    return [
-        *(Metric(name, "nats", f"mean |d| where {low} % <= j / n < {high} %",
-                 f"of the j-th of a sequence's n counted tokens; {when}")
-          for name, low, high in zip(POSITIONS, edges[:-1], edges[1:], strict=True)),
-        *(Metric(name, "nats", f"mean |d| in turn {i + 1}{' and later' if i + 1 == TURNS else ''}",
-                 f"a turn is a stretch of tokens that count; {when}")
-          for i, name in enumerate(BY_TURN)),
-    ]  # fmt: skip
-
-
 # fmt: off
 METRICS: tuple[Metric, ...] = (
     *_estimator(1, "-d", "unbiased, heavy-tailed, of both signs", lambda t: t.var_k1),
@@ -310,7 +296,6 @@ METRICS: tuple[Metric, ...] = (
            "how large the largest token KL of a sequence is",
            lambda t: t.signs.share("largest", "sequences")),
     *(metric for number in range(BINS) for metric in _by_probability(number)),
-    *_by_place(),
     Metric("entropy", "nats", "mean H", "of the trainer's policy, where observe(entropy=) gave it",
            lambda t: t.signs.entropy),
     Metric("entropy/k3_share", "ratio", "k3/mean / mean H", "how large KL is beside the entropy",

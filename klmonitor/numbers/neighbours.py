@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from klmonitor.numbers.places import Places
 from klmonitor.report import ExtremeToken
 
 FIRST_ID = 2
@@ -35,6 +36,23 @@ class Neighbours:
     log_q: tuple[float | None, ...]
     log_p: tuple[float | None, ...]
     text: tuple[str | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What is kept of a step with an alert beside its numbers; in its row of tokens alone.
+
+    Attributes:
+        tails: of each pair with an alert and each tail the neighbours of its tokens, in order.
+        places: pair -> mean |d| by place.
+    """
+
+    tails: Sequence[Sequence[Neighbours]] = ()
+    places: Mapping[str, Places] = field(default_factory=dict)
+
+
+NOTHING = Surroundings()
+"""Of a step without an alert."""
 
 
 def neighbours_of(

@@ -6,18 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 DECILES, TURNS = 10, 8
-"""Tenths of a sequence's counted tokens, and turns, by which the mean |d| is told."""
-POSITIONS = tuple(f"by_position/below_{100 * (i + 1) // DECILES}/abs" for i in range(DECILES))
-"""Metrics: of each tenth of the sequences' counted tokens."""
-BY_TURN = tuple(f"by_turn/{i + 1}/abs" for i in range(TURNS))
-"""Metrics: of each turn, the last with all that follow."""
+"""Tenths of a sequence's counted tokens, and turns, by which the mean |d| is told; the last turn is
+told with all that follow."""
+Places = dict[str, list[float | None]]
+"""``"position"`` and ``"turn"`` -> mean |d| of each, nats; None: no token was there."""
 
 
-def by_place(sums: NDArray[np.float64]) -> dict[str, float]:
-    """Metric -> mean |d|, nats; only where a token was.
+def by_place(sums: NDArray[np.float64]) -> Places:
+    """Means of sums; the turns up to the last that has a token.
 
     Args:
         sums: [DECILES + TURNS, 2] tokens, and their |d|.
     """
-    named = zip((*POSITIONS, *BY_TURN), sums.tolist(), strict=True)
-    return {name: size / tokens for name, (tokens, size) in named if tokens}
+    means = [size / tokens if tokens else None for tokens, size in sums.tolist()]
+    turns = means[DECILES:]
+    while turns and turns[-1] is None:
+        turns.pop()
+    return {"position": means[:DECILES], "turn": turns}

@@ -13,7 +13,7 @@ from klmonitor.numbers.neighbours import Neighbours
 from klmonitor.record.rows import encode_row, finite_or_none
 from klmonitor.report import ExtremeToken, Row
 
-AROUND = "around"
+AROUND, PLACES = "around", "places"
 AROUND_BYTES = 14 * 1024
 """What it may take of the row of a step, all pairs together; with the means by place, which come at
 the same steps, a step with an alert takes 16 KB more than another."""

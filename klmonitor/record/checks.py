@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from klmonitor.pairs import PAIR_INDEX
-from klmonitor.record.around import AROUND, MOST_PLACES
+from klmonitor.record.around import AROUND, MOST_PLACES, PLACES
 from klmonitor.record.marks import DROPPED, RESUMED, ROW, THINNED, Mark
 from klmonitor.record.notices import Notice, notice_from_row
 from klmonitor.record.rows import alert_from_row
@@ -228,7 +228,20 @@ def tokens_row(row: Row) -> Row:
         "phase": word(row.get("phase", "train")),
         "tokens": tokens,
         AROUND: [around_row(one, len(tokens)) for one in _list(row.get(AROUND, []))],
+        PLACES: {name: _means(one) for name, one in _table(row.get(PLACES, {})).items()},
     }
+
+
+def _means(row: Any) -> Row:
+    """Means by place, None: no token was there."""
+    found = {name: _list(_table(row).get(name, [])) for name in ("position", "turn")}
+    for values in found.values():
+        if len(values) > MOST_PLACES:
+            raise ValueError("too many places")
+        for value in values:
+            if value is not None:
+                number(value)
+    return found
 
 
 def around_row(row: Any, tokens: int) -> Row:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from klmonitor.background import Worker
 from klmonitor.boundary import HealthLog, say
+from klmonitor.numbers.places import Places
 from klmonitor.record.achieved import Achieved
-from klmonitor.record.around import AROUND
+from klmonitor.record.around import AROUND, PLACES
 from klmonitor.record.files import MUTES
 from klmonitor.record.lock import claim
 from klmonitor.record.marks import DROPPED, RESUMED, Mark
@@ -156,6 +157,7 @@ class RecordWriter:
         tokens: Sequence[ExtremeToken],
         phase: str = "train",
         around: Sequence[Row] = (),
+        places: Mapping[str, Places] | None = None,
     ) -> None:
         """Record the extreme tokens of a step; they are looked at later, on the writer's thread.
 
@@ -164,9 +166,10 @@ class RecordWriter:
             tokens: of all pairs.
             phase: ``"train"`` or ``"eval"``.
             around: what stood around some of them (`klmonitor.record.around`).
+            places: pair -> mean |d| by place, of a step with an alert.
         """
         self._begin()
-        self._worker.submit(partial(self._write_tokens, step, tokens, phase, around))
+        self._worker.submit(partial(self._write_tokens, step, tokens, phase, around, places or {}))
 
     def alert(self, alert: Alert) -> None:
         """Record an opening, a worsening or an end."""
@@ -277,11 +280,17 @@ class RecordWriter:
         self._last = step
 
     def _write_tokens(
-        self, step: int, tokens: Sequence[ExtremeToken], phase: str, around: Sequence[Row]
+        self,
+        step: int,
+        tokens: Sequence[ExtremeToken],
+        phase: str,
+        around: Sequence[Row],
+        places: Mapping[str, Places],
     ) -> None:
         def line() -> bytes:
             rows = [token_to_row(token) for token in tokens]
-            beside = {AROUND: list(around)} if around else {}
+            beside: Row = {AROUND: list(around)} if around else {}
+            beside |= {PLACES: dict(places)} if places else {}
             return encode_row({"step": step, "phase": phase, "tokens": rows, **beside})
 
         self._write("tokens", self._encoded(line))

@@ -13,7 +13,7 @@ from pathlib import Path
 from shlex import quote
 
 from klmonitor.boundary import Boundary, HealthLog
-from klmonitor.numbers.neighbours import Neighbours
+from klmonitor.numbers.neighbours import NOTHING, Surroundings
 from klmonitor.record import Achieved, RecordWriter
 from klmonitor.record.around import Words, around_rows
 from klmonitor.record.mutes import Mute
@@ -23,8 +23,6 @@ from klmonitor.report import Alert, ExtremeToken, Health, Later, Report
 from klmonitor.sinks.base import FanOut, together
 from klmonitor.sinks.tokentable import Annotate
 
-OfTail = Sequence[Neighbours]
-"""What stood around the extreme tokens of one tail of a pair, in order."""
 CLOSE_SECONDS = 5.0
 """What closing may wait for all outputs together, seconds."""
 FLUSH_SECONDS = 1.0
@@ -112,14 +110,14 @@ class Delivery:
         return self._record is not None and self._keep_tokens
 
     def send(
-        self, report: Report, ended: Sequence[Alert] = (), around: Sequence[OfTail] = ()
+        self, report: Report, ended: Sequence[Alert] = (), around: Surroundings = NOTHING
     ) -> None:
         """Record a report, its alerts, episodes that ended; the sinks get no muted alert.
 
         Args:
             report: a step's.
             ended: alerts.
-            around: what stood around its extreme tokens, by pair and tail; for the record alone.
+            around: what is kept beside its extreme tokens, in the record alone.
         """
         if self._record is not None:
             self._boundary(self._write, self._record, report, ended, around)
@@ -131,7 +129,7 @@ class Delivery:
         record: RecordWriter,
         report: Report,
         ended: Sequence[Alert],
-        around: Sequence[OfTail],
+        around: Surroundings,
     ) -> None:
         record.step(report)
         for alert in (*report.alerts, *ended):
@@ -142,8 +140,9 @@ class Delivery:
                 tokens = self._annotate(tokens, report.phase) if self._annotate else tokens
             finally:
                 shown = Later(partial(shown_tokens, report))
-                beside = Later(lambda: around_rows(shown, around, self._words)) if around else ()
-                record.tokens(report.step, tokens, report.phase, beside)
+                beside = Later(lambda: around_rows(shown, around.tails, self._words))
+                more = beside if around.tails else ()
+                record.tokens(report.step, tokens, report.phase, more, around.places)
 
     def note(self, notice: Notice) -> None:
         """Record a notice."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from klmonitor import Monitor
 from klmonitor.cli import main
-from klmonitor.numbers.places import BY_TURN, POSITIONS
 from klmonitor.record import read_run
 from tests.helpers.pages import serving, wait_until
 
@@ -226,14 +227,15 @@ def test_where_d_sits_is_the_record_s(watched, twice):
         for i, edge in enumerate(("0.1", "0.5", "0.9", "0.99", "1")):
             value = pair[f"by_probability/below_{edge}/abs"]
             assert page.evaluate("x => KLM.number(x)", value) in rows.nth(i).inner_text()
-        step = next(a.step for a in read_run(twice).alerts if a.phase != "end")
-        at(page, step)
-        pair = next(r for r in read_run(twice).reports if r.step == step).pairs["policy_ref"]
+        rows = [json.loads(line) for line in (twice / "tokens.jsonl").read_text().splitlines()]
+        row = next(row for row in rows if "places" in row)
+        at(page, row["step"])
         tables = room(page, "where").locator("table")
         assert tables.count() == 2  # by probability is the sampler's pair's
-        for table, names in ((0, POSITIONS), (1, BY_TURN[:2])):
-            assert tables.nth(table).locator("tr").count() == len(names)
-            for i, name in enumerate(names):
-                value = page.evaluate("x => KLM.number(x)", pair[name])
-                assert value in tables.nth(table).locator("tr").nth(i).inner_text()
+        for table, name, size in ((0, "position", 10), (1, "turn", 2)):
+            means = row["places"]["policy_ref"][name]
+            assert len(means) == tables.nth(table).locator("tr").count() == size
+            for i, mean in enumerate(means):
+                shown = page.evaluate("x => KLM.number(x)", mean)
+                assert shown in tables.nth(table).locator("tr").nth(i).inner_text()
         watched.assert_quiet()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from klmonitor import Collector, Monitor
 from klmonitor.hooks.text import TokenText
-from klmonitor.numbers.neighbours import neighbours_of
+from klmonitor.numbers.neighbours import Surroundings, neighbours_of
 from klmonitor.pairs import PAIR_INDEX
 from klmonitor.record import read_run
 from klmonitor.record.around import AROUND, AROUND_BYTES
@@ -306,7 +306,7 @@ def test_a_record_grows_by_16_kb_at_most_at_such_a_step(tmp_path):
     for name, words in (("bare", None), ("with", lambda ids: [long[i % 3] for i in ids])):
         recorded(tmp_path / name, ALERTING, words=words)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Monitor, "_with_around", lambda _, report, beside: (report, []))
+            patch.setattr(Monitor, "_surroundings", lambda *_: Surroundings())
             recorded(tmp_path / f"{name} without", ALERTING, words=words)
         alerted = len(read_run(tmp_path / name).neighbours)
         more = size_of(tmp_path / name) - size_of(tmp_path / f"{name} without")

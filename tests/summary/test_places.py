@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klmonitor import Collector, Monitor
-from klmonitor.numbers.places import BY_TURN, DECILES, POSITIONS, TURNS, by_place
+from klmonitor.numbers.places import DECILES, TURNS, by_place
 from klmonitor.pairs import parse_pairs
 from klmonitor.summary.batch import build
 from klmonitor.summary.places import place_sums
@@ -78,8 +79,13 @@ def batch(seed):
     return {"policy": q, "ref": p, "mask": mask}
 
 
-def test_a_step_with_an_alert_tells_it_over_all_its_micro_batches():
-    monitor, rows = Monitor(rules=ALERTING, strict=True), []
+def places_of(path):
+    rows = [json.loads(line) for line in (path / "tokens.jsonl").read_text().splitlines()]
+    return {row["step"]: row.get("places") for row in rows}
+
+
+def test_a_step_with_an_alert_keeps_it_over_all_its_micro_batches(tmp_path):
+    monitor, rows = Monitor(tmp_path, rules=ALERTING, strict=True), []
     for number in range(3):
         given_ = batch(number)
         monitor.observe(**given_)
@@ -89,30 +95,30 @@ def test_a_step_with_an_alert_tells_it_over_all_its_micro_batches():
             [x if m else None for x, m in zip(a, b, strict=True)]
             for a, b in zip(d, mask, strict=True)
         ]
-    report = monitor.step(0)
-    assert report.alerts
-    expected = by_place(looped(rows))
-    assert len(expected) > 12
-    values = report.pairs["policy_ref"].values
-    assert {name: values[name] for name in values if name in (*POSITIONS, *BY_TURN)} == (
-        pytest.approx(expected, rel=1e-6)
-    )
+    assert monitor.step(0).alerts
     monitor.observe(**batch(0))
-    assert not set(monitor.step(1).pairs["policy_ref"].values) & {*POSITIONS, *BY_TURN}
+    assert not monitor.step(1).alerts
+    assert monitor.close()
+    found = places_of(tmp_path)
+    expected = by_place(looped(rows))
+    assert found[0]["policy_ref"]["position"] == pytest.approx(expected["position"], rel=1e-6)
+    assert found[0]["policy_ref"]["turn"] == pytest.approx(expected["turn"], rel=1e-6)
+    assert len(expected["turn"]) > 4
+    assert found[1] is None
 
 
-def test_where_tensors_are_not_at_hand_it_is_unknown():
-    def held(report):
-        assert report.alerts
-        return bool(set(report.pairs["policy_ref"].values) & {*POSITIONS, *BY_TURN})
-
-    written = Monitor(rules=ALERTING, strict=True)
+def test_where_tensors_are_not_at_hand_it_is_unknown(tmp_path):
+    written = Monitor(tmp_path / "written", rules=ALERTING, strict=True)
     given_ = batch(0)
     written.observe(**given_)
     given_["ref"].mul_(2)
-    assert not held(written.step(0))
-    driver, collector = Monitor(rules=ALERTING, strict=True), Collector()
+    assert written.step(0).alerts
+    driver = Monitor(tmp_path / "driver", rules=ALERTING, strict=True)
+    collector = Collector()
     collector.observe(**batch(0))
     driver.add_part(collector.take())
     driver.observe(**batch(1))
-    assert not held(driver.step(0))
+    assert driver.step(0).alerts
+    for monitor in (written, driver):
+        assert monitor.close()
+        assert places_of(monitor.run_dir) == {0: None}
