@@ -9,7 +9,7 @@ a batch are computed at once, [P, R, C] for R rows of C tokens, in float32 (a si
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TypeAlias
 
@@ -290,34 +290,57 @@ def _by_lag(lag: Tensor, d: Tensor, tokens: Tensor, at: Rows) -> Ratios:
 
 
 def _padding(log_probs: Mapping[str, Tensor], mask: Tensor, at: Rows) -> Sums:
-    """Stretches of one value under all policies that reach the row's end, in what is counted."""
-    last = at.last(mask)
+    """Stretches of one value under all policies, in what is counted, at a row's end or start."""
+    last, first = at.last(mask), at.first(mask)
     rows = (last >= 0).sum()
-    if last.is_cpu and not _repeats(log_probs, last, at):  # all of this is 0
+    long = last - first >= SHORTEST_PADDING - 1
+    if last.is_cpu and not (
+        _alike(log_probs, last, last - 1, long, at) or _alike(log_probs, first, first + 1, long, at)
+    ):  # all of this is 0
         return {"rows": rows}
-    same, certain = mask, torch.ones_like(last, dtype=torch.bool)
+    padded = torch.maximum(
+        _stretch(log_probs, mask, at, last, lambda other: at.columns > at.spread(at.last(other))),
+        _stretch(log_probs, mask, at, first, lambda other: at.columns < at.spread(at.first(other))),
+    )
+    return {"padded": padded.sum(), "padded_rows": (padded > 0).sum(), "rows": rows}
+
+
+def _stretch(
+    log_probs: Mapping[str, Tensor],
+    mask: Tensor,
+    at: Rows,
+    end: Tensor,
+    beyond: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """[S] tokens of the stretch at one end of each row; 0: it is none that is padding.
+
+    Args:
+        log_probs: by policy, [R, C].
+        mask: [R, C] what is counted.
+        at: where the sequences are.
+        end: [S] the column at that end.
+        beyond: from the tokens with another value to those between all of them and the end.
+    """
+    same, certain = mask, torch.ones_like(end, dtype=torch.bool)
     for x in log_probs.values():
-        value = at.at(x, last)
+        value = at.at(x, end)
         certain = certain & (value.abs() < CERTAIN)
         same = same & (x == at.spread(value.to(x.dtype)))
-    broken = at.most(torch.where(mask & ~same, at.columns, -1))
-    run = same & (at.columns > at.spread(broken))
+    run = same & beyond(mask & ~same)
     lengths, alike, counted = at.total(run), at.total(same), at.total(mask)
     others = counted - lengths
     least = torch.where(certain, SHORTEST_CERTAIN, SHORTEST_PADDING)
     padded = (lengths >= least) & (others > 0) & (alike - lengths <= RARE * others)
-    return {
-        "padded": torch.where(padded, lengths, 0.0).sum(),
-        "padded_rows": padded.sum(),
-        "rows": rows,
-    }
+    return torch.where(padded, lengths, 0.0)
 
 
-def _repeats(log_probs: Mapping[str, Tensor], last: Tensor, at: Rows) -> bool:
-    """Whether any row's last two tokens are alike under all policies."""
+def _alike(
+    log_probs: Mapping[str, Tensor], one: Tensor, two: Tensor, which: Tensor, at: Rows
+) -> bool:
+    """Whether two columns of any of some rows are alike under all policies."""
     every = torch.stack(list(log_probs.values()))
-    same = (at.at(every, last) == at.at(every, last - 1)).all(0) & (last >= SHORTEST_PADDING - 1)
-    return bool(same.any())
+    one, two = (torch.where(which, place, -1) for place in (one, two))
+    return bool(((at.at(every, one) == at.at(every, two)).all(0) & which).any())
 
 
 def _in_order(found: Sums, ratios: Ratios, like: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from tests.helpers.steps import choose_pass, reports_of
 COUNTS = ("tokens", "sequences", "clusters", "prompts", "outliers/k1", "outliers/k3", "clamped")
 QUANTILES = ("p0.1", "p1", "p50", "p99", "p99.9")
 ELSEWHERE = {
-    # rules, running numbers and input checks have tests of their own
-    *("spike/z", "best"),
+    # rules, running numbers, the mixture and input checks have tests of their own
+    *("spike/z", "best", "cv/mean"),
     *(name for name in NAMES if name.startswith(("penalty/", "audit/", "clip/", "unclipped/"))),
     *(f"{k}/running_{what}" for k in ("k1", "k2", "k3") for what in ("mean", "var")),
     *("nonfinite", "positive_logp", "zero_logp", "low_precision"),
