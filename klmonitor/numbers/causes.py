@@ -181,7 +181,8 @@ def _scaled(e: Evidence) -> bool:
 def _unnormalised(e: Evidence) -> bool:
     """The mirror of a cut: p above q nearly everywhere, by about the same."""
     above = e["up"] > 3 * e["down"] and e["gap"] - e["d"] < 0.5 * e["gap"]
-    return e.mismatch and e["gap"] > 0.01 and e["gap_z"] > Z and above
+    flat = not e.significant("slope", 0.025)
+    return e.mismatch and e["gap"] > 0.01 and e["gap_z"] > Z and above and flat
 
 
 def _turned_round(e: Evidence) -> bool:
@@ -305,8 +306,8 @@ RULES: tuple[CauseRule, ...] = (
         ),
     ),
     CauseRule("cut", _cut, says_cut),
-    CauseRule("unnormalised", _unnormalised, says_unnormalised),
     CauseRule("temperature", _temperature, says_temperature),
+    CauseRule("unnormalised", _unnormalised, says_unnormalised),
     CauseRule(
         "other sampler",
         lambda e: not e.mismatch and _surprised(e),

@@ -35,7 +35,7 @@ ALIKE, VARIED = 1e-6, 1e-3
 same; and that of the other, nats^2, from which its tokens are not all as certain."""
 MANY_LISTED = 8
 """Extreme tokens from which what they have in common is no accident."""
-NO_TOKEN = -20.0
+NO_TOKEN = -25.0
 """Nats: a vocabulary of 260,000 tokens, all as likely, has -12.5."""
 FAR_APART = 15.0
 """Nats at the median token: a policy that knows nothing is 12.5 from one that is certain."""
@@ -108,7 +108,8 @@ def _no_tokens(step: StepSums, i: int, tokens: Sequence[ExtremeToken]) -> Cause:
         )
     signs = {name: step.signatures[i, SIGNATURE[name]] for name in ("tokens", "sequences")}
     qq, pp = (step.signatures[i, SIGNATURE[name]] for name in ("qq", "pp"))
-    if signs["tokens"] >= 2 * signs["sequences"] > 0 and max(qq, pp) > VARIED * signs["tokens"]:
+    many = signs["tokens"] >= 2 * signs["sequences"] > 0 and q == "rollout"
+    if many and max(qq, pp) > VARIED * signs["tokens"]:
         alike = q if qq <= ALIKE * pp else p if pp <= ALIKE * qq else ""
         if alike:
             return _cause(

@@ -126,7 +126,12 @@ def _not_drawn(numbers: Numbers, open_kinds: Collection[str], cause: Cause) -> s
             f"neither: q did not draw these tokens; importance-weighted k1 = {k1:.4g}, k3 = "
             f"{k3:.4g} nats (effective share of tokens {ess:.0%})"
         )
-    if _surplus(numbers) and (gap_fails(numbers) or "gap" in open_kinds):
+    if get(numbers, "gap") > 0 and (gap_fails(numbers) or "gap" in open_kinds):
+        if not gap_fails(numbers) and dominated(numbers, "k3"):
+            return (
+                "neither: the gap of the last steps is more than draws from q leave, and a few "
+                "tokens make this step's"
+            )
         why = ": another temperature" if cause.name == "temperature" else ""
         return f"neither: the sampler draws tokens that q hardly would{why}"
     if "k1_negative" in open_kinds:
@@ -150,16 +155,6 @@ def _as_if_drawn(numbers: Numbers, name: str) -> bool:
     """Whether another policy's tokens say of an estimator what q's own would."""
     value, weighted = get(numbers, f"{name}/mean"), get(numbers, f"iw/{name}/mean")
     return get(numbers, "iw/ess") >= NEARLY_ALL and abs(weighted - value) <= LITTLE * abs(value)
-
-
-def _surplus(numbers: Numbers) -> bool:
-    """Whether the gap is that of a sampler that q hardly is, not of mass that q lacks.
-
-    A step whose own gap does not fail has no sign to speak of: that of the last steps counts.
-    """
-    gap = get(numbers, "gap")
-    lately = get(numbers, "k3/running_mean") - get(numbers, "k1/running_mean")
-    return gap > 0 if gap_fails(numbers) or math.isnan(lately) else lately > 0
 
 
 def _without_k3(numbers: Numbers, k1_carried: bool) -> Verdict:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from klmonitor.rules.rule import CRITICAL, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
 
-OF_ANY_PAIR = ("shift", "scaled", "other sampler", "turned round")
+OF_ANY_PAIR = ("shift", "scaled", "other sampler")
 """Causes that are told of any pair, not of trainer and engine alone."""
-QUIET = ("identical", "coarse or stale", "unknown")
+QUIET = ("identical", "coarse or stale", "turned round", "unknown")
 """Causes that open no alert of their own: they are told with those of others."""
 
 

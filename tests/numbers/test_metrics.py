@@ -153,10 +153,11 @@ def test_off_policy_and_prompts(completions):
 
 def test_lambda_is_numpys_covariance_on_a_small_vocabulary():
     generator = np.random.default_rng(3)
-    q, p = generator.dirichlet(np.full(30, 0.5), size=2)
+    q, p = generator.dirichlet(np.full(30, 5.0), size=2)
     x = generator.choice(30, size=(64, 128), p=q)
     log_q, log_p = np.log(q)[x], np.log(p)[x]
     (pair,) = report_of({"policy": torch.tensor(log_q), "ref": torch.tensor(log_p)}).values()
+    assert pair["ess"] > 0.3
     d = (log_p - log_q).ravel()
     covariance = np.cov(-d, np.exp(d) - 1)
     assert pair["cv/lambda"] == pytest.approx(
