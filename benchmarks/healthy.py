@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-
 from numpy.typing import NDArray
 
 from klmonitor import Monitor
