@@ -39,18 +39,16 @@ from klmonitor.numbers.causewords import (
 )
 from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.evidence import Evidence, Z, evidence_of, oldest
-from klmonitor.numbers.impossible import ALIKE as ALIKE_VALUES
-from klmonitor.numbers.impossible import FAR_APART, NO_TOKEN, impossible
+from klmonitor.numbers.impossible import impossible, suspect
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.sums import StepSums
 from klmonitor.report import Cause, PairReport
-from klmonitor.summary.fields import ASIDE, CLAMP, SIGNATURE, TOKEN_FIELDS
+from klmonitor.summary.fields import ASIDE, CLAMP
 
 STEPS = 5
 """Steps whose signatures are judged together."""
 FEWEST_TOKENS = 512
 """With fewer no cause but impossible input is named."""
-LOG_Q = TOKEN_FIELDS.index("log_q")
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Causes:
         steps = list(self._steps) if advance else [mine]
         found = {}
         for i, (name, pair) in enumerate(pairs.items()):
-            why = impossible(step, i, pair.extremes) if _suspect(step, i) else Cause()
+            why = impossible(step, i, pair.extremes) if suspect(step, i) else Cause()
             if not why.name:
                 pooled = np.sum([one[name] for one in steps if name in one], axis=0)
                 carried = carriers(step, i)
@@ -106,20 +104,6 @@ def _turned(step: StepSums, i: int) -> float:
     """Mean(e^-d) - 1, whose expectation is 0 where p drew the tokens; from the histogram."""
     d = np.clip(MIDDLES, -np.minimum(step.maxima[i, 1], CLAMP), step.maxima[i, 0])
     return float(step.histogram[i] @ np.expm1(-d) / step.n[i])
-
-
-def _suspect(step: StepSums, i: int) -> bool:
-    """Whether any count of what cannot be is not 0 (the extreme tokens are looked at then)."""
-    counts = [step.signatures[i, SIGNATURE[name]] for name in _IMPOSSIBLE]
-    far = step.maxima[i].max() > FAR_APART
-    lowest = step.tokens[i, :, 0, LOG_Q].min()
-    qq, pp = (step.signatures[i, SIGNATURE[name]] for name in ("qq", "pp"))
-    alike = min(qq, pp) <= ALIKE_VALUES * max(qq, pp) > 0
-    odd = far or alike or lowest < NO_TOKEN or step.policy_count("nonzero")[i] == 0
-    return bool(np.any(counts) or odd) or step.policy_count("positive")[i] > 0
-
-
-_IMPOSSIBLE = ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")
 
 
 def cause(evidence: Evidence) -> Cause:

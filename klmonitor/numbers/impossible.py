@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+import numpy as np
+
 from klmonitor.numbers.sums import StepSums
 from klmonitor.report import Cause, ExtremeToken
 from klmonitor.summary.fields import (
@@ -20,6 +22,7 @@ from klmonitor.summary.fields import (
     POSITIVE_TOLERANCE,
     SENTINEL,
     SIGNATURE,
+    TOKEN_FIELDS,
 )
 
 FEWEST = 3
@@ -30,6 +33,8 @@ MANY = 0.1
 """Share of values above 0 that is no noise on log-probs near 0 any more; of such as are far above
 0, `FEWEST` are enough."""
 _POSITIVE, _N, _NONZERO = (POLICY_COUNTS.index(name) for name in ("positive", "n", "nonzero"))
+_COUNTED = ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")
+_LOG_Q = TOKEN_FIELDS.index("log_q")
 ALIKE, VARIED = 1e-6, 1e-3
 """Variance within sequences, as a share of the other policy's, from which a value is one and the
 same; and that of the other, nats^2, from which its tokens are not all as certain."""
@@ -39,6 +44,20 @@ NO_TOKEN = -25.0
 """Nats: a vocabulary of 260,000 tokens, all as likely, has -12.5."""
 FAR_APART = 15.0
 """Nats at the median token: a policy that knows nothing is 12.5 from one that is certain."""
+
+
+def suspect(step: StepSums, i: int) -> bool:
+    """Whether any count of what cannot be is not 0 (the extreme tokens are looked at then)."""
+    counts = [step.signatures[i, SIGNATURE[name]] for name in _COUNTED]
+    far = step.maxima[i].max() > FAR_APART
+    lowest = step.tokens[i, :, 0, _LOG_Q].min()
+    qq, pp = (step.signatures[i, SIGNATURE[name]] for name in ("qq", "pp"))
+    alike = min(qq, pp) <= ALIKE * max(qq, pp) > 0
+    listed = step.tokens[i, :, :MANY_LISTED, _LOG_Q]
+    one_value = bool((np.ptp(listed, axis=-1) == 0).any())
+    nothing = step.policy_count("nonzero")[i] == 0
+    odd = far or alike or one_value or nothing or lowest < NO_TOKEN
+    return bool(np.any(counts) or odd) or step.policy_count("positive")[i] > 0
 
 
 def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
