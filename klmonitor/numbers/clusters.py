@@ -68,7 +68,7 @@ def ratio(numerator: Array, denominator: Array) -> Array:
 
 def positive(values: Array) -> Array:
     """Variances that rounding made negative are 0; nan stays nan."""
-    found: Array = np.where(values < 0, 0.0, values)
+    found: Array = np.maximum(values, 0.0)
     return found
 
 

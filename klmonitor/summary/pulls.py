@@ -126,7 +126,8 @@ def _rewarded(
 def _upper(device: torch.device) -> Tensor:
     """Where `PULL_GRAM` is in the products of every term with every other."""
     size = len(PULL_TERMS)
-    return moved(torch.triu_indices(size, size).T @ torch.tensor([size, 1]), device)
+    places = [size * i + j for i in range(size) for j in range(i, size)]
+    return moved(torch.tensor(places), device)
 
 
 @cache
