@@ -150,7 +150,7 @@ def _save(watch: HandedWatch, event: Any) -> None:
 def _watch(trainer: Any, options: Options) -> HandedWatch:
     if not hasattr(trainer, SCORES):
         name = type(trainer).__name__
-        raise TypeError(f"a {name} has no {SCORES}: it trains on no tokens of its own policy")
+        raise TypeError(f"{name} has no {SCORES}: it trains on no tokens of its own policy")
     cfg = trainer.cfg
     sources, missing = _sources(cfg)
     return HandedWatch(

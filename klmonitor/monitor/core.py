@@ -574,8 +574,7 @@ def _with_judgement(report: Report, found: Judgement) -> Report:
     """A report with what the rules say of it, and each pair's verdict."""
     pairs = {
         name: judged(
-            pair.with_value("spike/z", found.scores.get(name, math.nan)),
-            found.open_kinds.get(name, ()),
+            pair, found.open_kinds.get(name, ()), {"spike/z": found.scores.get(name, math.nan)}
         )
         for name, pair in report.pairs.items()
     }

@@ -64,7 +64,6 @@ class StepNumbers:
         elif phase == "train":  # running numbers are training's
             self.running.read(step)
         found = pair_reports(step, self._extra_values, self.workers, self._penalties)
-        noted = {
-            name: replace(pair, note=self._notes.get(name, "")) for name, pair in found.items()
-        }
-        return self._causes.name(step, noted, advance=advance)
+        for name in self._notes.keys() & found.keys():
+            found[name] = replace(found[name], note=self._notes[name])
+        return self._causes.name(step, found, advance=advance)

@@ -20,6 +20,8 @@ from klmonitor.summary.fields import SEQUENCE_FIELDS
 HALF = 0.5
 APART, PULL = 2.5, 6.0
 """Smallest sqrt(j) ln(w_j / w_(j+1)), and smallest pull in standard errors of the rest."""
+OWN = 0.85
+"""Of what few sequences hold: if few tokens hold as much, it is these tokens, not the sequences."""
 MOST_SHARE = 4
 """At most one in so many sequences, or prompts, is few."""
 SMALLEST = 1e-3
@@ -131,10 +133,10 @@ def carriers(step: StepSums, i: int) -> Carriers:
     for name in ("k3", "k1"):
         by_tokens = _by_tokens(step, i, name)
         found = few(known[:, _FIELD["t"]], known[:, _FIELD[name]], _totals(step, i, name), name)
-        if found is not None and not (by_tokens and len(found.places) == 1):
+        if found is not None and not by_tokens >= OWN * found.share:
             return _said(step, i, name, found, known[list(found.places)])
         of_prompts = _prompts(prompts, name)
-        if of_prompts is not None and not by_tokens:
+        if of_prompts is not None and not by_tokens >= HALF:
             count, some = step.clustered.prompts[i], len(of_prompts.places)
             text = f"{some} of {count:.0f} prompts hold {of_prompts.share:.0%} of {_WHOLE[name]}"
             tokens = prompts[list(of_prompts.places), 0].sum()
@@ -142,11 +144,11 @@ def carriers(step: StepSums, i: int) -> Carriers:
     return Carriers()
 
 
-def _by_tokens(step: StepSums, i: int, name: str) -> bool:
-    """Whether a few tokens carry it already."""
+def _by_tokens(step: StepSums, i: int, name: str) -> float:
+    """The share that a few tokens hold already; 0 where they do not carry it."""
     found = step.dominance[name]
     share = found.v if name == "k1" else found.top_share
-    return bool(found.level[i] >= 1 and share[i] >= HALF)
+    return float(share[i]) if found.level[i] >= 1 and share[i] >= HALF else 0.0
 
 
 _WHOLE = {"k1": "the spread of k1", "k3": "sum k3"}

@@ -31,6 +31,7 @@ class Evidence:
         signs: signatures by name; means also as ``{name}_z`` and ``{name}_se``.
         numbers: the step's metrics.
         carriers: the sequences or prompts that carry the estimate.
+        turned: mean(e^-d) - 1 of the step; nan: not asked for.
     """
 
     q: str
@@ -38,6 +39,7 @@ class Evidence:
     signs: Mapping[str, float]
     numbers: Mapping[str, float]
     carriers: Carriers
+    turned: float = math.nan
 
     def __getitem__(self, name: str) -> float:
         return self.signs.get(name, math.nan)

@@ -189,10 +189,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("k1/sequence_se", "nats", "sqrt(n/(n-1) sum (S_i - mean T_i)^2) / N, over n sequences",
            "error of k1/mean by sequence: no prompt's KL is below 0",
            lambda t: t.clustered.sequence_se("k1")),
-    Metric("cv/lambda", "share", "-Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1]",
+    Metric("cv/lambda", "share",
+           "-Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1], times (ess - .15) / .15 likewise",
            "best weight of r - 1 in -d + lambda (r - 1): 0 is k1, 1 is k3; below 1/2 k1 is "
            "the less noisy one", lambda t: t.weight),
-    Metric("cv/mean", "nats", "sum(-d + lambda (r - 1)) / N",
+    Metric("cv/mean", "nats", "sum(-d + lambda' (r - 1)) / N, lambda' without the token itself",
            "the estimate at lambda, which is 0 where the gap test fails or q is not the sampler",
            lambda t: t.at_lambda[0]),
     Metric("cv/se", "nats", "cluster standard error of cv/mean, lambda taken as given",

@@ -24,6 +24,7 @@ from klmonitor.numbers.clusters import (
     token_sums,
 )
 from klmonitor.numbers.dominance import MOST, dominance_k1, dominance_k3
+from klmonitor.numbers.mixture import best_weight, leaving_one_out
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.without import Dominance
 from klmonitor.pairs import PAIRS, POLICY_INDEX
@@ -193,9 +194,9 @@ class StepSums:
 
     @cached_property
     def weight(self) -> Array:
-        """[P] lambda = -Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1]."""
-        found: Array = np.clip(ratio(-self.cov_ratio, self.var_ratio), 0.0, 1.0)
-        return found
+        """[P] lambda, the weight of r - 1 in the mixture (`numbers.mixture`)."""
+        g, gg = self.d + self.k3, self.d2 + self.k3k3 + 2 * self.dk3
+        return best_weight(self.n, self.d, g, gg, self.d2 + self.dk3)
 
     @cached_property
     def gap_z(self) -> Array:
@@ -215,11 +216,16 @@ class StepSums:
 
     @cached_property
     def at_lambda(self) -> tuple[Array, Array]:
-        """[P] mean of -d + lambda (r - 1), and its error; lambda 0 where the gap test fails."""
+        """[P] the mixture at lambda, each token at that of the others, and its error.
+
+        Lambda is 0 where the gap test fails or q is not the sampler.
+        """
         gap = np.abs(self.clustered.mean("gap"))
         missed = (np.abs(self.gap_z) > GAP_Z) & (gap > GAP_SHARE * self.clustered.mean("k3"))
-        weight = np.where(missed | ~self.on_policy | np.isnan(self.weight), 0.0, self.weight)
-        return self.clustered.combined({"k1": 1 - weight, "k3": weight})
+        mixed = ~missed & self.on_policy & (self.weight > 0)
+        weight = np.where(mixed, self.weight, 0.0)
+        mean, se = self.clustered.combined({"k1": 1 - weight, "k3": weight})
+        return mean + np.where(mixed, leaving_one_out(self.histogram, self.maxima), 0.0), se
 
     @cached_property
     def signs(self) -> Signatures:
@@ -296,7 +302,7 @@ class StepSums:
         counts = np.array((self.q, self.p))
         checked, formats = counts[..., _CHECKED, None], counts[..., _FORMATS]
         found = (checked > 0) & (formats >= LOW_PRECISION * checked)
-        return found.any(axis=(0, 2)).astype(np.float64)
+        return np.asarray(found.any(axis=(0, 2)), dtype=np.float64)
 
     @cached_property
     def dominance(self) -> Mapping[str, Dominances]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from klmonitor.rules.rule import Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
 
-QUIET = ("identical", "coarse or stale", "unknown")
+OF_ANY_PAIR = ("shift", "scaled", "other sampler")
+"""Causes that are told of any pair, not of trainer and engine alone."""
+QUIET = ("identical", "coarse or stale", "turned round", "unknown")
 """Causes that open no alert of their own: they are told with those of others."""
 
 
@@ -26,7 +28,7 @@ def known_cause(reading: Reading, limits: Thresholds) -> Finding | None:
     Thresholds: `tokens`, the fewest that count.
     """
     cause, pair = reading.pair.cause, reading.pair
-    mismatch = pair.name.startswith("rollout_") or cause.name in ("shift", "other sampler")
+    mismatch = pair.name.startswith("rollout_") or cause.name in OF_ANY_PAIR
     if not cause.name or cause.impossible or cause.name in QUIET or not mismatch:
         return None
     if pair.tokens < limits["tokens"]:

@@ -45,9 +45,10 @@ def add(
         return
     columns = tokens if batch.segments is not None else batch.shape[1]
     rows = 1 if batch.segments is not None else tokens // columns
-    names, sums = _sums(batch, pair, penalty, extras, rows, columns)
-    if names:
-        state.pulls.view(-1).index_add_(0, _places(names, pair.name, batch.device), sums)
+    with torch.inference_mode():  # a tenth less a call
+        names, sums = _sums(batch, pair, penalty, extras, rows, columns)
+        if names:
+            state.pulls.view(-1).index_add_(0, _places(names, pair.name, batch.device), sums)
 
 
 def _sums(

@@ -55,6 +55,14 @@ class Rows:
             return torch.where(which.any(-1), self.columns.numel() - 1 - back, -1)
         return self.most(torch.where(which, self.columns, -1))
 
+    def first(self, which: Tensor) -> Tensor:
+        """And the first."""
+        if self.segments is None:
+            return torch.where(which.any(-1), which.view(torch.uint8).argmax(-1), -1)
+        end = self.columns.numel() - 1
+        back = self.most(torch.where(which, end - self.columns, -1))
+        return torch.where(back >= 0, end - back, -1)
+
     def ends(self, counts: Tensor, x: Tensor) -> Tensor:
         """Values at the first and at the last token that counts; 0 where none does.
 
@@ -70,10 +78,8 @@ class Rows:
             both = torch.stack([forth, forth.flip(-1)])
             places = both[:, 0].argmax(-1, keepdim=True)
             return both[:, 1].gather(-1, places).squeeze(-1).double()
-        end, which = self.columns.numel() - 1, counts > 0
-        back = self.most(torch.where(which, end - self.columns, -1))
-        first = torch.where(back >= 0, end - back, -1)
-        return torch.stack([self.at(x, first), self.at(x, self.last(which))])
+        which = counts > 0
+        return torch.stack([self.at(x, self.first(which)), self.at(x, self.last(which))])
 
     def extent(self, x: Tensor) -> Tensor:
         """[2, ..., S] the smallest and the largest of each sequence's values and 0."""

@@ -8,10 +8,10 @@ the configuration alone, never on the data, so every rank can take part in a red
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,6 +33,10 @@ from klmonitor.summary.fields import (
 
 Floats = NDArray[np.float64]
 _ARRAYS = ("maxima", "tokens", "sequences")
+BY_PAIR = ("sums", "histogram", "prompts", *_ARRAYS)
+"""What a pass fills of a pair, in the order in which the compiled one takes it."""
+Saved: TypeAlias = "Sequence[tuple[Any, Any]]"
+"""Tensors or arrays, and copies of them."""
 MANY = 4
 """Times as many records as are kept from which candidates are chosen before they are sorted."""
 
@@ -108,15 +112,21 @@ class Summary:
         parts = (self.flat, self.maxima, self.tokens, self.sequences)
         return Summary(self.config, *(part.to(device) for part in parts), around=self.around)
 
-    def clone(self) -> Summary:
-        """An independent copy."""
-        parts = (self.flat, self.maxima, self.tokens, self.sequences)
-        return Summary(self.config, *(copied(part) for part in parts))
+    def saved(self, pairs: Iterable[int]) -> Saved:
+        """What a pass over the tokens of some pairs changes, for `restore`."""
+        if self.device.type != "cpu":
+            parts = (self.flat, self.maxima, self.tokens, self.sequences)
+            return [(part, part.clone()) for part in parts]
+        arrays = [self.arrays["policies"]]
+        for pair in pairs:
+            arrays += self.of_pair(pair)
+        return [(array, array.copy()) for array in arrays]
 
-    def become(self, other: Summary) -> None:
-        """Take the values of another of the same configuration and device, in place."""
-        for name in ("flat", *_ARRAYS):
-            getattr(self, name).copy_(getattr(other, name))
+    @staticmethod
+    def restore(saved: Saved) -> None:
+        """Take the values that they had when they were saved, in place."""
+        for part, before in saved:
+            part[...] = before
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the views, which would come back detached, and without neighbours."""
@@ -127,13 +137,9 @@ class Summary:
         """The same memory as numpy arrays, by attribute; on the CPU only."""
         return {name: getattr(self, name).numpy() for name in (*_ARRAYS, *self.config.sum_shapes())}
 
-    @cached_property
-    def by_pair(self) -> tuple[dict[str, Floats], ...]:
-        """For each pair its part of every array that has one, by attribute; on the CPU only."""
-        return tuple(
-            {name: array[pair] for name, array in self.arrays.items() if name != "policies"}
-            for pair in range(len(PAIRS))
-        )
+    def of_pair(self, pair: int) -> list[Floats]:
+        """A pair's part of the arrays `BY_PAIR`; on the CPU only."""
+        return [self.arrays[name][pair] for name in BY_PAIR]
 
     @property
     def device(self) -> torch.device:

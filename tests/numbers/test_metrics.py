@@ -21,8 +21,8 @@ from tests.helpers.steps import choose_pass, reports_of
 COUNTS = ("tokens", "sequences", "clusters", "prompts", "outliers/k1", "outliers/k3", "clamped")
 QUANTILES = ("p0.1", "p1", "p25", "p50", "p75", "p99", "p99.9")
 ELSEWHERE = {
-    # rules, running numbers and input checks have tests of their own
-    *("spike/z", "best"),
+    # rules, running numbers, the mixture and input checks have tests of their own
+    *("spike/z", "best", "cv/mean"),
     *(name for name in NAMES if name.startswith(("penalty/", "audit/", "clip/", "unclipped/"))),
     *(f"{k}/running_{what}" for k in ("k1", "k2", "k3") for what in ("mean", "var")),
     *("nonfinite", "positive_logp", "zero_logp", "low_precision"),
@@ -155,10 +155,11 @@ def test_off_policy_and_prompts(completions):
 
 def test_lambda_is_numpys_covariance_on_a_small_vocabulary():
     generator = np.random.default_rng(3)
-    q, p = generator.dirichlet(np.full(30, 0.5), size=2)
+    q, p = generator.dirichlet(np.full(30, 5.0), size=2)
     x = generator.choice(30, size=(64, 128), p=q)
     log_q, log_p = np.log(q)[x], np.log(p)[x]
     (pair,) = report_of({"policy": torch.tensor(log_q), "ref": torch.tensor(log_p)}).values()
+    assert pair["ess"] > 0.3
     d = (log_p - log_q).ravel()
     covariance = np.cov(-d, np.exp(d) - 1)
     assert pair["cv/lambda"] == pytest.approx(

@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
 
 TASK = """
 def letters(prompts, completions, **kwargs):
-    return [text.count("a") / 8 for text in completions]
+    return [sum(letter in "aeiou" for letter in text) / 8 for text in completions]
 
 def prompts(cfg, *args, **kwargs):
     return (lambda example, tokenizer=None: {"prompt": example["prompt"]}), {}
@@ -61,6 +61,16 @@ KEYS = ("ref_per_token_logps", "old_per_token_logps", "completion_mask")
 '''
 
 
+def _without_tiles(trainer_class):
+    """axolotl 0.19.0 overrides a function of TRL's without an argument that TRL 1.9.0 gives it."""
+    original = trainer_class._get_per_token_logps_and_entropies
+
+    def scored(self, *args, num_tiles=None, **kwargs):
+        return original(self, *args, **kwargs)
+
+    trainer_class._get_per_token_logps_and_entropies = scored
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """Train by a YAML: (trainer, what its functions gave, klmonitor's plugin or None)."""
@@ -80,8 +90,11 @@ def run(tmp_path_factory):
     from axolotl.cli.args import TrainerCliArgs
     from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import load_preference_datasets
+    from axolotl.core.trainers.grpo.async_trainer import AsyncGRPOTrainer
     from axolotl.integrations.base import PluginManager
     from axolotl.train import train
+
+    _without_tiles(AsyncGRPOTrainer)
 
     def go(ours=True, trl=None, **more):
         out = tmp_path_factory.mktemp("out")

@@ -77,64 +77,55 @@ def tracking():
     return rows
 
 
-def train(rank, world, save, flavour, tensor_rank=0):
+def train(rank, world, save):
+    """Three rollouts by each of the two calls; what was logged, and the last report's pairs."""
     import klmonitor_slime
 
-    megatron(tensor_rank)
-    rows = tracking()
-    args = Namespace(save=save)
-    for rollout_id in range(3):
-        rollout_data = rollout(100 * rollout_id + rank)
-        kept = {
-            key: [x.clone() if torch.is_tensor(x) else x for x in column]
-            for key, column in rollout_data.items()
-        }
-        if flavour == "slime":
-            klmonitor_slime.watch(args, rollout_id, rollout_data)
-        else:
-            klmonitor_slime.watch(args)
-        for key, column in kept.items():  # the data is looked at, not touched
-            assert all(
-                torch.equal(torch.as_tensor(a), torch.as_tensor(b))
-                for a, b in zip(column, rollout_data[key], strict=True)
-            )
-    found = klmonitor_slime._rank.watch
-    if found is None:
-        return rows, None
-    assert found.monitor.errors == 0
-    pairs = {name: dict(pair.values) for name, pair in found.report.pairs.items()}
-    found.finish()
-    return rows, pairs
+    megatron()
+    found = {}
+    for flavour in ("slime", "miles"):
+        rows = tracking()
+        args = Namespace(save=f"{save}/{flavour}")
+        klmonitor_slime._rank = None
+        for rollout_id in range(3):
+            rollout_data = rollout(100 * rollout_id + rank)
+            if flavour == "slime":
+                klmonitor_slime.watch(args, rollout_id, rollout_data)
+            else:
+                klmonitor_slime.watch(args)
+            untouched = rollout(100 * rollout_id + rank)
+            for key, column in untouched.items():
+                pairs = zip(column, rollout_data[key], strict=True)
+                assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
+        watch = klmonitor_slime._rank.watch
+        assert watch.monitor.errors == 0
+        prompts = {name: pair["prompts"] for name, pair in watch.report.pairs.items()}
+        watch.finish()
+        found[flavour] = rows, prompts
+    return found
 
 
-@pytest.mark.parametrize("flavour", ["slime", "miles"])
-def test_numbers_are_those_of_all_ranks(tmp_path, flavour):
-    results = run_ranks(2, train, str(tmp_path), flavour)
-    assert not results[1][0], "one rank logs"
-    largest = 0.0
-    for rollout_id, (key, row) in enumerate(results[0][0]):
-        assert (key, row["rollout/step"]) == ("rollout/step", 10 * rollout_id)
-        for pair, (q, p) in PAIRS.items():
+def test_numbers_are_those_of_all_ranks(tmp_path):
+    results = run_ranks(2, train, str(tmp_path))
+    for flavour in ("slime", "miles"):
+        rows, prompts = results[0][flavour]
+        assert len(rows) == 3
+        assert not results[1][flavour][0], "one rank logs"
+        assert prompts["old_ref"] == 2  # of 4 and of 5 tokens, on both ranks
+        largest = 0.0
+        for rollout_id, (key, row) in enumerate(rows):
+            assert (key, row["rollout/step"]) == ("rollout/step", 10 * rollout_id)
             both = [rollout(100 * rollout_id + rank) for rank in (0, 1)]
-            expected = estimates(
-                *([x for data in both for x in data[name]] for name in (q, p, "loss_masks"))
-            )
-            for name in ("k1", "k2", "k3"):
-                assert row[f"kl/{pair}/{name}/mean"] == pytest.approx(
-                    expected[name], rel=0, abs=1e-9
-                )
-                largest = max(largest, abs(row[f"kl/{pair}/{name}/mean"] - expected[name]))
-    assert len(results[0][0]) == 3
-    assert results[0][1]["old_ref"]["prompts"] == 2  # prompts of 4 and of 5 tokens, on both ranks
-    read = Path(tmp_path, "klmonitor", "steps.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in read] == [0, 1, 2]
-    print(f"{flavour}: largest difference {largest:.2g}")
-
-
-def test_a_rank_that_has_another_ones_tokens_does_nothing(tmp_path):
-    (result,) = run_ranks(1, train, str(tmp_path), "slime", 1)
-    assert result == ([], None)
-    assert not list(tmp_path.iterdir())
+            for pair, (q, p) in PAIRS.items():
+                columns = ([x for data in both for x in data[y]] for y in (q, p, "loss_masks"))
+                expected = estimates(*columns)
+                for name in ("k1", "k2", "k3"):
+                    value = row[f"kl/{pair}/{name}/mean"]
+                    assert value == pytest.approx(expected[name], rel=0, abs=1e-9)
+                    largest = max(largest, abs(value - expected[name]))
+        read = Path(tmp_path, flavour, "klmonitor", "steps.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in read] == [0, 1, 2]
+        print(f"{flavour}: largest difference {largest:.2g}")
 
 
 @pytest.fixture
@@ -173,26 +164,31 @@ def test_wrong_options_are_refused_at_the_first_call(fresh, monkeypatch, tmp_pat
         fresh(Namespace(save=str(tmp_path)), 0, rollout(0))
 
 
-def other_version(rank, world, save):
-    """A caller without the locals, and rollouts without the trainer's own log-probs."""
+def others(rank, world, save):
+    """Another tensor rank; a caller without the locals; rollouts without the trainer's own."""
     import klmonitor_slime
 
+    megatron(tensor_rank=1)
+    args = Namespace(save=f"{save}/none")
+    klmonitor_slime.watch(args, 0, rollout(0))
+    assert klmonitor_slime._rank.watch is None
     megatron()
+    klmonitor_slime._rank = None
     klmonitor_slime.watch(Namespace(save=None))
     assert klmonitor_slime._rank.watch is None
     klmonitor_slime._rank = None
-    args = Namespace(save=save)
     for step in range(2):
         data = rollout(step)
         del data["log_probs"]
-        klmonitor_slime.watch(args, step, data)
+        klmonitor_slime.watch(Namespace(save=f"{save}/reused"), step, data)
     found = klmonitor_slime._rank.watch
     found.finish()
     return found.monitor.errors, len(found.report.pairs)
 
 
-def test_other_versions_train_on(tmp_path):
-    (result,) = run_ranks(1, other_version, str(tmp_path))
+def test_other_ranks_and_versions_train_on(tmp_path):
+    (result,) = run_ranks(1, others, str(tmp_path))
     assert result == (0, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["reused"]
     notes = "\n".join(path.read_text() for path in tmp_path.rglob("*.jsonl"))
     assert notes.count("no log_probs to compare with") == 1

@@ -136,7 +136,7 @@ class Flattened(GRPOTrainer):
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         attended = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         keep, mask = inputs["completion_ids"].size(1), inputs["completion_mask"]
-        found, _ = self._get_per_token_logps_and_entropies_flattened(model, ids, attended, keep)
+        found = self._get_per_token_logps_and_entropies_flattened(model, ids, attended, keep)[0]
         self.seen += ((found.detach().clone(), inputs["ref_per_token_logps"], mask.clone()),)
         return -((found - found.detach()).exp() * inputs["advantages"][:, None] * mask).mean()
 

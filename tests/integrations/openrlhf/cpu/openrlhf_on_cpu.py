@@ -32,6 +32,8 @@ def install():
     if os.environ.get("ON_CPU_ORDER"):
         when_imported("openrlhf.trainer.ppo_utils.samples_generator", order_of_samples)
         when_imported(TRAINER, order_of_prompts)
+    if not any("default_worker.py" in one for one in sys.orig_argv):
+        return  # the command's own process sends its classes by name, as long as they are its own
     if os.environ.get("ON_CPU_ROWS"):
         when_imported(TRAINER, rows)
     if os.environ.get("ON_CPU_DUMP"):
