@@ -18,7 +18,7 @@ help:
 	@echo "make test-faults    faults by count, kills, malformed lines, a long run (two hours)"
 	@echo "make test-readme    the README's install line and blocks, from the wheel (minutes)"
 	@echo "make test-trackers  trackio, MLflow and SwanLab, from the wheel (minutes)"
-	@echo "make test-recipes   docs/recipes.md against Lightning, torchrl, tinker-cookbook (minutes)"
+	@echo "make test-recipes   docs/recipes.md against Lightning, torchrl, tinker-cookbook, AReaL (minutes)"
 	@echo "make test-doors  the doors of axolotl, ms-swift and SkyRL, on the real packages (half an hour)"
 	@echo "make lint    ruff, mypy, import-linter, generated docs"
 	@echo "make demo    a real GRPO run with a KL spike, watched"
@@ -89,7 +89,7 @@ test-readme: install
 test-trackers: install
 	$(BIN)/python -m tests.sinks.run_trackers $(ARGS)
 
-# An environment of its own under .cache/recipes; needs nothing but python3 and a network.
+# Two environments of its own under .cache/recipes; needs nothing but python3 and a network.
 test-recipes:
 	$(PYTHON) tests/docs/run_recipes.py $(ARGS)
 
