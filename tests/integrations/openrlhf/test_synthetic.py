@@ -246,8 +246,7 @@ LOSSES = (
     {"is_correction_level": "token"},
     {"is_correction_level": "seq", "is_correction_gating": "binary_kl",
      "is_correction_threshold": (0.0, 0.1)},
-    {"enable_vllm_is_correction": True},
-    {"is_correction_enable": True},
+    {"enable_vllm_is_correction": True, "vllm_is_truncated_threshold": (0.5, 5.0)},
 )  # fmt: skip
 
 
