@@ -22,7 +22,7 @@ from klmonitor.hooks.doors import door_options, entered
 from klmonitor.hooks.handed import HandedWatch
 from klmonitor.hooks.handle import Handle
 from klmonitor.hooks.objective import PenaltyRead
-from klmonitor.hooks.options import Options, disabled
+from klmonitor.hooks.options import Options
 from klmonitor.hooks.prompts import prompt_keys
 from klmonitor.hooks.watch import OUTERMOST
 
@@ -69,7 +69,7 @@ class KLMonitorCallback(TrainingCallback):  # type: ignore[misc]  # SkyRL: untyp
     # --- events ------------------------------------------------------------------------------
     def on_train_start(self, trainer: Any, callback_input: Any, control: Any) -> None:
         """Watch, and continue a resumed run."""
-        if self.watch is None and not disabled():
+        if self.watch is None:
             entered(f"SkyRL's {type(trainer).__name__}", lambda: self.bind(trainer))
         self._guarded(OUTERMOST, _begin, trainer)
 

@@ -51,8 +51,8 @@ class _Rank:
         """
         self.watch: HandedWatch | None = None
         self._args, self._told = args, False
+        options = door_options()
         if not disabled():
-            options = door_options()
             self.watch = entered("slime", lambda: _opened(args, options))
         if self.watch is not None:
             atexit.register(self.watch.finish)

@@ -11,7 +11,7 @@ from torch import Tensor
 from klmonitor.boundary import cause, say
 from klmonitor.hooks.feed import Around, Capture, Feed
 from klmonitor.hooks.objective import Objective, PenaltyRead
-from klmonitor.hooks.options import Options
+from klmonitor.hooks.options import Options, disabled
 from klmonitor.hooks.text import TokenText
 from klmonitor.hooks.trackers import with_extras
 from klmonitor.hooks.watch import Watch
@@ -43,7 +43,7 @@ class HandedCapture(Capture):
 
 
 class HandedWatch(Watch):
-    """A run whose batches are given to `take`, one a step.
+    """A run whose batches are given to `take`, one a step, while it is `active`.
 
     Args:
         what: the trainer in words.
@@ -63,7 +63,7 @@ class HandedWatch(Watch):
         OSError: the run directory cannot be made.
     """
 
-    capture: HandedCapture
+    capture: HandedCapture | None
 
     def __init__(
         self,
@@ -83,12 +83,13 @@ class HandedWatch(Watch):
         for name in NOT_HERE:
             if getattr(options, name) != getattr(Options(), name):
                 raise ValueError(f"option {name} needs a model at hand: {what} has none")
-        directory = options.directory(output_dir)
+        active = not disabled()
+        directory = options.directory(output_dir) if active else None
         self._options, self.speaks = options, main
         super().__init__(
             what,
             options,
-            active=True,
+            active=active,
             run_dir=directory,
             pairs=None,
             objective=objective or Objective(),
@@ -98,9 +99,10 @@ class HandedWatch(Watch):
             sinks=with_extras(options.sinks, directory, tokens=options.log_tokens == "local"),
             **settings,
         )
-        feed = Feed(self.monitor, self.guards, self.text, run=self.run)
-        self.capture = HandedCapture(feed, sources, missing)
-        self.announce(remedy)
+        if active:
+            feed = Feed(self.monitor, self.guards, self.text, run=self.run)
+            self.capture = HandedCapture(feed, sources, missing)
+            self.announce(remedy)
 
     def take(self, step: int, policies: Mapping[str, Tensor | Any], **layout: Any) -> None:
         """One step's batch: look at it, and close the step; collective.
@@ -110,8 +112,9 @@ class HandedWatch(Watch):
             policies: policy -> log-probs, in a layout of `Monitor.observe`.
             layout: the rest of what `Monitor.observe` takes.
         """
-        self.guards["log-probs"](self.capture.feed.observe, policies, phase="train", **layout)
-        self.finish_step(step)
+        if self.capture is not None:
+            self.guards["log-probs"](self.capture.feed.observe, policies, phase="train", **layout)
+            self.finish_step(step)
 
     def row(self, step: int) -> dict[str, float]:
         """What trackers get of a step; nothing if the last report is of another."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import torch
 
@@ -40,10 +42,13 @@ def estimates(q, p, mask):
     }
 
 
-def differences(pair, expected):
-    """The largest difference between a pair of a report and `estimates`."""
-    assert pair["tokens"] == expected["tokens"]
-    return max(abs(pair[f"{name}/mean"] - expected[name]) for name in ("k1", "k2", "k3"))
+def recorded(run_dir):
+    """Step -> pair -> metric of the record in a run directory, read as plain JSON lines."""
+    lines = Path(run_dir, "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return {
+        row["step"]: {name: pair["values"] for name, pair in row["pairs"].items()} for row in rows
+    }
 
 
 def own(row):

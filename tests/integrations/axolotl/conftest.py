@@ -61,12 +61,15 @@ KEYS = ("ref_per_token_logps", "old_per_token_logps", "completion_mask")
 '''
 
 
-def _without_tiles(trainer_class):
-    """axolotl 0.19.0 overrides a function of TRL's without an argument that TRL 1.9.0 gives it."""
+def _mended(trainer_class):
+    """axolotl 0.19.0 overrides a function of TRL's as it was before 1.9.0, which axolotl pins."""
     original = trainer_class._get_per_token_logps_and_entropies
 
-    def scored(self, *args, num_tiles=None, **kwargs):
-        return original(self, *args, **kwargs)
+    def scored(self, *args, **kwargs):
+        of_trl = "num_tiles" in kwargs
+        kwargs.pop("num_tiles", None)
+        found = original(self, *args, **kwargs)
+        return (*found, None) if of_trl else found
 
     trainer_class._get_per_token_logps_and_entropies = scored
 
@@ -94,7 +97,7 @@ def run(tmp_path_factory):
     from axolotl.integrations.base import PluginManager
     from axolotl.train import train
 
-    _without_tiles(AsyncGRPOTrainer)
+    _mended(AsyncGRPOTrainer)
 
     def go(ours=True, trl=None, **more):
         out = tmp_path_factory.mktemp("out")

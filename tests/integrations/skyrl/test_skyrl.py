@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from tests.helpers.doors import OURS, estimates, own
+from tests.helpers.doors import OURS, estimates, own, recorded
 
 PAIRS = {
     "old_ref": ("action_log_probs", "base_action_log_probs"),
@@ -27,6 +27,7 @@ def test_numbers_are_those_of_the_batches(build, train, callback, record_propert
     rows, batches = train(build([mine]))
     assert sorted(batches) == [1, 2, 3]
     assert mine.watch.monitor.errors == 0
+    kept = recorded(mine.watch.monitor.run_dir)  # it is closed at the end of training
     largest = 0.0
     for step, batch in batches.items():
         for pair, (q, p) in PAIRS.items():
@@ -34,6 +35,7 @@ def test_numbers_are_those_of_the_batches(build, train, callback, record_propert
             for name in ("k1", "k2", "k3"):
                 found = rows[step][f"kl/{pair}/{name}/mean"]
                 assert found == pytest.approx(expected[name], rel=0, abs=1e-9)
+                assert found == kept[step][pair][f"{name}/mean"]
                 largest = max(largest, abs(found - expected[name]))
     assert rows[3]["kl/old_ref/k3/mean"] > 1e-4, "the run must have moved"
     pair = mine.watch.report.pairs["rollout_old"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.doors import OURS, estimates, own
+from tests.helpers.doors import OURS, estimates, own, recorded
 
 PAIRS = {
     "policy_ref": ("policy", "ref"),
@@ -32,9 +32,12 @@ def test_numbers_are_those_of_what_the_trainer_computed(run, mode, record_proper
     more = {} if mode == "plain" else {"num_iterations": 2, "gradient_accumulation_steps": 2}
     trainer, steps = run(**more)
     callback = watch_of(trainer)
-    assert callback.handle.monitor.errors == 0
+    monitor = callback.handle.monitor
+    assert monitor.errors == 0
     assert callback.handle.describe().startswith("klmonitor watches GRPOTrainer (ms-swift ")
     assert sorted(steps) == [1, 2, 3]
+    monitor.flush(10)
+    kept = recorded(monitor.run_dir)
     largest = 0.0
     for step, batches in steps.items():
         row = rows(trainer)[step]
@@ -43,6 +46,7 @@ def test_numbers_are_those_of_what_the_trainer_computed(run, mode, record_proper
             for name in ("k1", "k2", "k3"):
                 found = row[f"kl/{pair}/{name}/mean"]
                 assert found == pytest.approx(expected[name], rel=0, abs=1e-9)
+                assert found == kept[step][pair][f"{name}/mean"]
                 largest = max(largest, abs(found - expected[name]))
     assert rows(trainer)[3]["kl/policy_ref/k3/mean"] > 1e-4, "the run must have moved"
     if mode == "plain":

@@ -1,12 +1,14 @@
 """A trainer in the layout of Unsloth's: its loss scores within itself, its log-probs are None.
 
 Unsloth itself needs an accelerator to be imported. The module below is written as Unsloth writes
-one: TRL's trainer with another ``compute_loss``, which hands all log-probs to
-``UnslothEfficientGRPO.apply`` among its globals (sources of 2026.10.9).
+one: the source of TRL's trainer under another name, and another ``compute_loss``, which hands all
+log-probs to ``UnslothEfficientGRPO.apply`` among its globals (sources of 2026.10.9).
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import sys
 import types
 
@@ -18,9 +20,6 @@ from klmonitor_trl.fused import fused_loss
 from tests.helpers.doors import estimates
 
 MODULE = """
-import torch
-from trl import GRPOTrainer
-
 SEEN = {}
 
 
@@ -59,7 +58,7 @@ def grpo_accumulated_loss(trainer, input_ids, attention_mask, logits_to_keep, co
     )
 
 
-class UnslothGRPOTrainer(GRPOTrainer):
+class UnslothGRPOTrainer(_UnslothGRPOTrainer):
     def _get_per_token_logps_and_entropies(self, model, ids, mask, keep, *args, **kwargs):
         if kwargs.pop("compute_efficient", False):
             return None, None
@@ -82,6 +81,10 @@ class UnslothGRPOTrainer(GRPOTrainer):
 def unsloth(monkeypatch):
     module = types.ModuleType("UnslothGRPOTrainer")
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    grpo = importlib.import_module(GRPOTrainer.__module__)
+    vars(module).update({name: x for name, x in vars(grpo).items() if not name.startswith("__")})
+    source = inspect.getsource(GRPOTrainer)
+    exec(source.replace("class GRPOTrainer", "class _UnslothGRPOTrainer"), vars(module))
     exec(MODULE, vars(module))
     return module
 
