@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         return refuse(NAME, f"port {args.port}: {why}; give another one, --port 0 takes a free one")
-    source.runs()  # a long record is read once, before anybody waits for the page
+    for run in source.runs():  # a long record is read once, before anybody waits for the page
+        run.data()
     print(f"{server.url}  (ctrl-c ends it)", flush=True)
     with server:
         server.serve_forever()

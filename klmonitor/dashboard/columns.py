@@ -205,9 +205,14 @@ class RunColumns:
 
     def glances(self) -> Row:
         """Each pair in one line (`klmonitor.dashboard.glance`)."""
-        return {name: found for name in self.pairs if (found := self._glance(name))}
+        told = [
+            alert_from_row({key: value for key, value in row.items() if key != "lines"})
+            for row in self.alerts
+            if row["phase"] != NOTICE
+        ]
+        return {name: found for name in self.pairs if (found := self._glance(name, told))}
 
-    def _glance(self, name: str) -> Row | None:
+    def _glance(self, name: str, told: Sequence[Alert]) -> Row | None:
         pair = self.pairs[name]
         tokens = pair.metrics.get("tokens", ())
         row = next((r for r in range(len(tokens) - 1, -1, -1) if not math.isnan(tokens[r])), None)
@@ -215,17 +220,9 @@ class RunColumns:
         if row is None or report is None:
             return None
         means = {key: pair.metrics.get(f"{key}/mean", ())[: row + 1] for key in MEANS}
-        kinds = {name: report.open_kinds}
-        told = [one for one in self._told if one.pair in (name, None)]
-        return glance(report, self.steps[row], self.steps[-1], means, open_alerts(told, kinds))
-
-    @property
-    def _told(self) -> list[Alert]:
-        return [
-            alert_from_row({key: value for key, value in row.items() if key != "lines"})
-            for row in self.alerts
-            if row["phase"] != NOTICE
-        ]
+        mine = [alert for alert in told if alert.pair in (name, None)]
+        events = open_alerts(mine, {name: report.open_kinds})
+        return glance(report, self.steps[row], self.steps[-1], means, events)
 
     def spike_threshold(self) -> Row:
         """``z`` of the spike rule in scales, None where it was off, and whether that is `known`.

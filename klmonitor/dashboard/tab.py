@@ -16,8 +16,9 @@ from werkzeug import wrappers
 from klmonitor.dashboard.assets import SCRIPTS, STYLES, asset
 from klmonitor.dashboard.columns import RunColumns
 from klmonitor.dashboard.source import answer
-from klmonitor.record.checks import alert_of, report_row, tokens_row
+from klmonitor.record.checks import alert_of, report_row, tokens_row, word
 from klmonitor.record.jsonl import SAID, UNREADABLE, parse
+from klmonitor.record.runfile import PENALTY
 from klmonitor.record.stepevent import PLUGIN, TAG
 
 MOST_STEPS = 1_000_000
@@ -120,10 +121,12 @@ class EventSource:
                 row = parse(datum.numpy.item())
                 tokens, report = tokens_row(row), report_row(row)
                 alerts = [alert_of(alert) for alert in row["alerts"]]
+                terms = {str(pair): word(term) for pair, term in row.get(PENALTY, {}).items()}
             except UNREADABLE:
                 self._skipped.setdefault(run, []).append(datum.step)
                 columns.remarks = [_skipped(self._skipped[run])]
                 continue
+            columns.meta = {PENALTY: terms} if terms else {}
             columns.add_tokens(tokens)
             columns.add_row(report)
             for alert in alerts:

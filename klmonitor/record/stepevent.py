@@ -13,6 +13,7 @@ from klmonitor.record.rows import (
     shown_tokens,
     token_to_row,
 )
+from klmonitor.record.runfile import PENALTY
 from klmonitor.report import Report
 
 PLUGIN = "klmonitor"
@@ -25,6 +26,7 @@ def step_bytes(report: Report) -> bytes:
     """The report as JSON: what the run's own record holds of it, but for the text of tokens."""
     row = report_to_row(replace(recorded(report), run_values={}))
     row["tokens"] = [token_to_row(replace(token, text=None)) for token in shown_tokens(report)]
+    row[PENALTY] = {name: pair.penalty for name, pair in report.pairs.items() if pair.penalty}
     row["alerts"] = [alert_to_row(alert) for alert in report.alerts]
     return encode_row(row)
 

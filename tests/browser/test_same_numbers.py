@@ -6,13 +6,15 @@ import re
 import numpy as np
 import pytest
 
-from klmonitor import Monitor
+from klmonitor import Monitor, Penalty
 from klmonitor.cli import main
 from klmonitor.record import read_run
 from tests.browser.test_tensorboard import open_tab, tensorboard
 from tests.helpers.pages import serving, wait_until
 
 STEPS = 60
+RECORD_ALONE = ("panel-pull", "panel-around")
+"""What TensorBoard's events have not: the fields of the KL term, the tokens around a token."""
 TEXT_OF_LEGENDS = """Object.fromEntries([...document.querySelectorAll(".panel")].map(
     (panel) => [panel.id, [...panel.querySelectorAll(".legend span")].map((s) => s.innerText)]))"""
 ROWS = "[...document.querySelectorAll('#panel-tokens tbody tr')].map((row) => row.innerText)"
@@ -22,7 +24,8 @@ ROWS = "[...document.querySelectorAll('#panel-tokens tbody tr')].map((row) => ro
 def recorded(tmp_path_factory):
     """A run of two pairs that leaves its level at step 45, into a record and TensorBoard."""
     path = tmp_path_factory.mktemp("same") / "run"
-    monitor = Monitor(path, sinks=["tensorboard"])
+    term = Penalty("k3", clamp=0.5, beta=0.04)
+    monitor = Monitor(path, sinks=["tensorboard"], penalty=term)
     rng = np.random.default_rng(7)
     for step in range(1, STEPS + 1):
         q = -rng.exponential(1.5, (12, 150)) - 0.01
@@ -72,8 +75,8 @@ def test_page_tab_and_report_say_the_same_of_twenty_random_steps(watched, record
     reports = {report.step: report for report in read_run(recorded).reports}
     for step in steps:
         mine, theirs = live[step], tab[step]
-        if pair == "policy_ref":  # the curve of a KL term is of the run's record alone
-            mine["legends"].pop("panel-pull"), theirs["legends"].pop("panel-pull")
+        for panel in RECORD_ALONE:
+            mine["legends"].pop(panel), theirs["legends"].pop(panel)
         for part in mine:
             assert theirs[part] == mine[part], (step, part)
         report = reports[step].pairs[pair]
@@ -86,6 +89,7 @@ def test_page_tab_and_report_say_the_same_of_twenty_random_steps(watched, record
         low, high = (-report[f"log_ratio/{q}"] for q in ("p75", "p25"))
         assert band == f"25-75 % {short(low)} to {short(high)}"
         assert mine["tokens"], step
+        assert ("the KL term is 0.04 x k3" in mine["verdict"]) == (pair == "policy_ref")
 
 
 def short(value):

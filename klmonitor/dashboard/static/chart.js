@@ -252,7 +252,10 @@
       const hidden = step === null || step < low || step > high;
       this.mark.hidden = hidden;
       this.markStep.textContent = hidden ? "" : `step ${step}`;
-      if (!hidden) this.mark.style.transform = `translateX(${Math.round(this.plot.valToPos(step, "x"))}px)`;
+      if (hidden) return;
+      const x = Math.round(this.plot.valToPos(step, "x"));
+      this.mark.style.transform = `translateX(${x}px)`;
+      this.mark.classList.toggle("last", x > this.plot.bbox.width / devicePixelRatio - 30); // its foot stays inside
     }
 
     // The name and the colour of each line, beside the place of its value at the cursor.
