@@ -10,7 +10,6 @@ tensor that was written to meanwhile makes its tokens' neighbours unknown, never
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -31,6 +30,8 @@ WHAT = ("log_q", "log_p", "token")
 NONE, UNKNOWN_ID = 0, 1
 MOST_HELD = 2**21
 """Tokens of a step whose batches are held, about 50 MB; beyond, they are looked at early."""
+MOST_COPIED = 2**14
+"""Tokens of two batches on the CPU that are copied together."""
 MUCH = 4
 """A view of memory that is so many times its own size is not held: the rest would be too."""
 _KEY, _MICRO_BATCH, _SEQUENCE, _POSITION = (
@@ -103,6 +104,11 @@ class _Held:
     starts: tuple[int, ...]
     columns: tuple[int, ...]
 
+    @classmethod
+    def of(cls, number: int, batch: TokenBatch, pairs: Sequence[Pair], _: object = None) -> _Held:
+        """One batch."""
+        return cls(batch, tuple(pairs), number, (0,), (batch.shape[1],))
+
     def fill(self, found: Tensor, tokens: Tensor) -> None:
         """Write the neighbours of those tokens that lie here.
 
@@ -158,7 +164,7 @@ class Neighbours:
 
     def __init__(self) -> None:
         """Nothing held."""
-        self._held: list[tuple[_Held, tuple[int, ...] | None]] = []
+        self._held: list[tuple[int, TokenBatch, Sequence[Pair], list[int] | None]] = []
         self._tokens = self._from = 0
         self._early: Tensor | None = None
 
@@ -174,10 +180,10 @@ class Neighbours:
             tokens: extreme tokens of the step so far, [pairs, tails, top, TOKEN_FIELDS].
             lent: its memory is the caller's own, who may write to it unseen.
         """
-        held = _Held(batch, tuple(pairs), number, (0,), (batch.shape[1],))
         versions = None if lent else _versions(batch)
-        self._held.append((held, versions))
-        self._tokens += batch.shape[0] * batch.shape[1]
+        self._held.append((number, batch, pairs, versions))
+        rows, columns = batch.shape
+        self._tokens += rows * columns
         if versions is None or self._tokens > MOST_HELD:
             self._early, self._from = self.gathered(tokens), number + 1
             self._held, self._tokens = [], 0
@@ -196,7 +202,7 @@ class Neighbours:
             old = (tokens[..., _KEY] > 0) & (tokens[..., _MICRO_BATCH] < self._from)
             origin = (old.cumsum(-1) - 1).clamp_(min=0)
             found = torch.where(_over(old, found), early.gather(2, _over(origin, found)), found)
-        for held in _joined([held for held, versions in self._held if _same(held, versions)]):
+        for held in _joined([_Held.of(*one) for one in self._held if _same(one[1], one[3])]):
             device = held.batch.device
             if device == tokens.device:
                 held.fill(found, tokens)
@@ -211,9 +217,10 @@ class Neighbours:
 
         None where a batch is not held any more, or was written to.
         """
-        if self._early is not None or not all(_same(*one) for one in self._held):
+        whole = all(_same(batch, versions) for _, batch, _, versions in self._held)
+        if self._early is not None or not whole:
             return None
-        mine = [held.batch for held, _ in self._held if pair in held.pairs]
+        mine = [batch for _, batch, pairs, _ in self._held if pair in pairs]
         sums = [place_sums(batch, pair, parts, turns).cpu() for batch in mine]
         return torch.stack(sums).sum(0) if sums else None
 
@@ -248,23 +255,25 @@ def _over(index: Tensor, like: Tensor) -> Tensor:
     return index.unsqueeze(-1).unsqueeze(-1).expand(*index.shape, *like.shape[-2:])
 
 
-def _same(held: _Held, versions: tuple[int, ...] | None) -> bool:
+def _same(batch: TokenBatch, versions: list[int] | None) -> bool:
     """Whether nobody has written to a batch since it was summed; None: it just was."""
-    return versions is None or _versions(held.batch) == versions
+    return versions is None or _versions(batch) == versions
 
 
-def _versions(batch: TokenBatch) -> tuple[int, ...] | None:
+def _versions(batch: TokenBatch) -> list[int] | None:
     """How often each tensor was written to; None: that is not to be had, or too much is behind."""
-    parts = [*batch.log_probs.values(), batch.mask, batch.token_ids]
-    tensors = [x for x in parts if x is not None]
-    with suppress(RuntimeError):  # one of inference mode
-        if all(x.untyped_storage().nbytes() <= MUCH * (x.nbytes + 4096) for x in tensors):
-            return tuple(x._version for x in tensors)
-    return None
+    found = []
+    for x in (*batch.log_probs.values(), batch.mask, batch.token_ids):
+        if x is None:
+            continue
+        if x.is_inference() or x.untyped_storage().nbytes() > MUCH * (x.nbytes + 4096):
+            return None
+        found.append(x._version)
+    return found
 
 
 def _joined(held: Sequence[_Held]) -> list[_Held]:
-    """The same batches; on a GPU as few as can be, since there each costs the same."""
+    """The same batches, as few as can be: each costs the same, unless copying it costs more."""
     found: list[list[_Held]] = []
     for one in held:
         last = found[-1][-1] if found else None
@@ -277,8 +286,9 @@ def _joined(held: Sequence[_Held]) -> list[_Held]:
 
 def _fit(one: _Held, other: _Held) -> bool:
     a, b = one.batch, other.batch
+    small = a.shape[0] * a.shape[1] + b.shape[0] * b.shape[1] <= MOST_COPIED
     return (
-        a.device.type == "cuda"
+        (small or a.device.type == "cuda")
         and a.device == b.device
         and one.pairs == other.pairs
         and other.number == one.number + 1

@@ -128,7 +128,7 @@ def pack(
     data = MAGIC + len(text).to_bytes(4, "big") + text + zlib.compress(body, 6)
     if not beside:
         return data
-    return data + zlib.compress(_shuffled(np.stack(list(beside.values())).astype("<f4")), 6)
+    return data + zlib.compress(_shuffled(np.stack(list(beside.values())).astype("<f4")), 1)
 
 
 def _known(beside: NDArray[np.float32]) -> dict[int, NDArray[np.float32]]:

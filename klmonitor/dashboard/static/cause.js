@@ -26,7 +26,7 @@
         ? el("p", { className: cause.impossible ? "cause impossible" : "cause" }, el("strong", { textContent: KLM.visible(cause.name) }), `: ${KLM.visibleLong(cause.text)}`)
         : el("p", { className: "cause", textContent: "No cause is named here: no signature of a known fault stands out, or fewer than 512 tokens were seen." });
       this.body.replaceChildren(head, el("table", { className: "facts" }, el("tbody", {}, ...evidence.map(([name, value, what, formula]) =>
-        el("tr", { title: formula }, el("th", { scope: "row", textContent: name }), el("td", { textContent: KLM.number(value) }), el("td", { className: "what", textContent: what }))))));
+        el("tr", { title: formula }, el("th", { scope: "row" }, ...name.split(/(?<=[/_])/).flatMap((part) => [part, el("wbr")])), el("td", { textContent: KLM.number(value) }), el("td", { className: "what", textContent: what }))))));
     }
   });
 
@@ -36,7 +36,7 @@
     return el("table", { className: "bars" }, el("tbody", {}, ...rows.map(([label, size, beside]) => {
       const bar = el("i", {});
       bar.style.width = `${(100 * (size || 0)) / most}%`;
-      return el("tr", {}, el("th", { scope: "row", textContent: label }), el("td", { className: "bar" }, bar), el("td", { textContent: size === null ? "-" : KLM.number(size) }), el("td", { className: "what", textContent: beside }));
+      return el("tr", {}, el("th", { scope: "row", textContent: label }), el("td", { className: "amount" }, bar), el("td", { textContent: size === null ? "-" : KLM.number(size) }), el("td", { className: "what", textContent: beside }));
     })));
   }
 

@@ -90,7 +90,8 @@ def test_a_canary_is_in_one_file_alone(make_trainer, monkeypatch, tmp_path, caps
     assert files_with(tmp_path, IN_PROMPTS) == set()
     mode = stat.S_IMODE((tmp_path / "klmonitor" / "tokens.jsonl").stat().st_mode)
     assert mode == 0o600
-    rows = [json.loads(x) for x in (tmp_path / "klmonitor" / "tokens.jsonl").open()]
+    private = (tmp_path / "klmonitor" / "tokens.jsonl").read_text()
+    rows = [json.loads(line) for line in private.splitlines()]
     around = [one for row in rows for one in row.get("around", ())]
     assert around
     assert all({DECODED} == {text for text in one["text"] if text} for one in around)
