@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-verl-quick test-verl test-faults test-readme test-trackers lint format demo docs sim bench bench-page clean
+.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-verl-quick test-verl test-openrlhf-quick test-openrlhf test-faults test-readme test-trackers test-doors test-recipes lint format demo docs sim bench bench-page clean
 
 help:
 	@echo "make test    the default test tier (sets up $(VENV) first)"
@@ -13,9 +13,13 @@ help:
 	@echo "make test-trl-suite   TRL's own GRPO and RLOO tests, with and without klmonitor (an hour)"
 	@echo "make test-verl-quick  verl's own functions on synthetic batches (8 minutes with installation)"
 	@echo "make test-verl        also older versions and real runs on Ray (two hours, resumable)"
+	@echo "make test-openrlhf-quick  OpenRLHF's own code on synthetic batches (6 minutes with installation)"
+	@echo "make test-openrlhf    also older versions and real runs on Ray (an hour, resumable)"
 	@echo "make test-faults    faults by count, kills, malformed lines, a long run (two hours)"
 	@echo "make test-readme    the README's install line and blocks, from the wheel (minutes)"
 	@echo "make test-trackers  trackio, MLflow and SwanLab, from the wheel (minutes)"
+	@echo "make test-recipes   docs/recipes.md against Lightning, torchrl, tinker-cookbook (minutes)"
+	@echo "make test-doors  the doors of axolotl, ms-swift and SkyRL, on the real packages (half an hour)"
 	@echo "make lint    ruff, mypy, import-linter, generated docs"
 	@echo "make demo    a real GRPO run with a KL spike, watched"
 	@echo "make docs    regenerate docs/metrics.md"
@@ -64,6 +68,15 @@ test-verl-quick:
 test-verl:
 	$(PYTHON) benchmarks/verl_matrix.py $(ARGS)
 
+# An environment of its own under .cache/openrlhf (2 GB); needs nothing but python3 and a network.
+test-openrlhf-quick:
+	$(PYTHON) benchmarks/openrlhf_matrix.py --quick
+
+# Real runs are kept in .cache/openrlhf/runs and not run again (ARGS=--fresh: all again); the results
+# go into docs/trainers/openrlhf.md.
+test-openrlhf:
+	$(PYTHON) benchmarks/openrlhf_matrix.py $(ARGS)
+
 # Faults by count in Monitor loops and in real TRL runs, kills with resume, malformed lines, a soak of
 # 200,000 steps (two hours); see docs/reliability.md.
 test-faults: install
@@ -76,6 +89,15 @@ test-readme: install
 # The sinks of trackio, MLflow and SwanLab, from our wheel, in an environment a tracker.
 test-trackers: install
 	$(BIN)/python -m tests.sinks.run_trackers $(ARGS)
+
+# An environment of its own under .cache/recipes; needs nothing but python3 and a network.
+test-recipes:
+	$(PYTHON) tests/docs/run_recipes.py $(ARGS)
+
+# One environment a trainer under .cache/doors (1.5 GB each); ARGS=axolotl for one of them. The results go
+# into docs/trainers/.
+test-doors:
+	$(PYTHON) -m tests.integrations.run_doors $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -38,6 +38,8 @@ from klmonitor.summary.state import Summary
 TARGET = Path(__file__).parent / "RESULTS.md"
 SIZES = {4096: (16, 256), 65_536: (64, 1024), 1_048_576: (1024, 1024), 8_388_608: (8192, 1024)}
 Contender = Callable[[], object]
+SETTLE = 0.02
+"""Seconds in which the threads that torch has woken go to sleep again."""
 
 
 def tokens(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -116,6 +118,8 @@ def timed(found: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for number in range(rounds + 1):
         for name, run in found.items():
+            if torch.get_num_threads() > 1:  # what the one before leaves spinning is not this one's
+                time.sleep(SETTLE)
             started = time.perf_counter()
             run()
             if number:
@@ -239,6 +243,7 @@ def _overhead(name: str, config: dict[str, Any], quick: bool) -> str:
             trainer = tiny.make_trainer(model, out, steps=steps, beta=0.04, seed=seed, **config)
             clock: list[float] = []
             trainer.add_callback(_clock(clock, hooks.spent))
+            before_it = _background_seconds()  # of threads that the passes have left
             handle = attach(trainer) if number % 2 else None
             hooks.spent.clear()
             trainer.train()
@@ -247,7 +252,7 @@ def _overhead(name: str, config: dict[str, Any], quick: bool) -> str:
             if handle:
                 own.extend(clock[::2][3:])
                 handle.monitor.flush()
-                beside.append(_background_seconds() / steps)
+                beside.append((_background_seconds() - before_it) / steps)
                 handle.detach()
     before, after, mine, theirs = (1e3 * statistics.fmean(x) for x in (plain, watched, own, beside))
     low, _, high = spread(own)

@@ -9,11 +9,25 @@ trainer's process has not imported already.
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
+from textwrap import indent
 from typing import Any
 
 from klmonitor.hooks.handle import Handle
 
 INTEGRATIONS = "klmonitor.integrations"
+RECIPE = """\
+from klmonitor import Monitor
+
+monitor = Monitor(run_dir="runs/kl")             # on every rank, after init_process_group()
+with monitor.watch(optimizer) as watch:          # each optimizer.step() closes a step
+    for batch in batches:
+        loss, log_probs = loss_of(batch)         # [B, T], of the sampled tokens
+        watch.observe(policy=log_probs, ref=batch["ref_log_probs"], mask=batch["mask"])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+"""What watches a loop that no integration knows; the first recipe of docs/recipes.md."""
 
 
 def attach(trainer: Any, **options: Any) -> Handle:
@@ -43,6 +57,6 @@ def _integration(trainer: Any) -> EntryPoint:
     kind = type(trainer)
     raise TypeError(
         f"klmonitor does not know {kind.__module__}.{kind.__qualname__}: attach() takes trainers "
-        f"of {', '.join(sorted(entries)) or 'no installed package'}; in any other loop call "
-        "Monitor.observe(policy=..., ref=...) per micro-batch and Monitor.step(n) per step"
+        f"of {', '.join(sorted(entries)) or 'no installed package'}. docs/recipes.md has lines for "
+        f"other trainers; in a loop of your own it is\n\n{indent(RECIPE, '    ')}"
     )

@@ -32,7 +32,7 @@ def test_the_top_of_the_package_is_small():
 
 def modules():
     """Every module of ours that can be imported here."""
-    for root in ("klmonitor", "klmonitor_trl", "klmonitor_verl"):
+    for root in ("klmonitor", "klmonitor_trl", "klmonitor_verl", "klmonitor_openrlhf"):
         package = importlib.import_module(root)
         yield package
         for found in pkgutil.walk_packages(package.__path__, f"{root}."):

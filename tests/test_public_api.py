@@ -23,7 +23,7 @@ def current():
     }
     methods = {
         f"Monitor.{name}": signature(method)
-        for name, method in inspect.getmembers(klmonitor.Monitor, inspect.isfunction)
+        for name, method in inspect.getmembers(klmonitor.Monitor, inspect.isroutine)
         if (not name.startswith("_") or name == "__init__")
     }
     fields = {

@@ -13,7 +13,7 @@ the new one takes over the trainer's watch, or the options that the old one was 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from transformers import TrainerCallback
@@ -37,6 +37,8 @@ class KLMonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     Takes the options of `klmonitor.attach`. It binds when training begins, so an evaluation
     before that is not seen; `klmonitor.attach(trainer)` binds at once.
     """
+
+    watch_class: ClassVar[type[TrainerWatch]] = TrainerWatch
 
     def __init__(self, **options: Any) -> None:
         """A callback that is not bound yet.
@@ -70,7 +72,7 @@ class KLMonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             TypeError: the trainer cannot be watched.
             ValueError: it is watched already, or an option cannot work with it.
         """
-        self._take(TrainerWatch(trainer, self.options))
+        self._take(self.watch_class(trainer, self.options))
 
     def _take(self, watch: TrainerWatch) -> None:
         """Close the steps of a watch from now on."""

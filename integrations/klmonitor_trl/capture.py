@@ -27,7 +27,14 @@ from klmonitor.hooks.prompts import prompt_keys
 from klmonitor.hooks.reference import Reference, kept_random_state, unchanged
 from klmonitor_trl import describe
 from klmonitor_trl.feed import TrainerCapture, TrainerFeed
-from klmonitor_trl.names import GENERATE, LOG_PROBS, is_rloo, log_prob_function
+from klmonitor_trl.fused import NAME, FusedLoss, fused_loss
+from klmonitor_trl.names import (
+    GENERATE,
+    LOG_PROBS,
+    is_rloo,
+    log_prob_function,
+    log_prob_functions,
+)
 from klmonitor_trl.reference import TrlBatch, evaluated
 
 RIDER = "_klm_"
@@ -43,6 +50,8 @@ HELD_BY_TRL = {
 
 class BatchCapture(TrainerCapture):
     """The state between two wrapped calls: at most one tensor per policy."""
+
+    scores_when_generating = True
 
     def __init__(
         self,
@@ -73,15 +82,17 @@ class BatchCapture(TrainerCapture):
         self._entropy: Tensor | None = None
         self._name = log_prob_function(self._trainer)
         self._generates = callable(getattr(self._trainer, GENERATE, None))
-        self._outputs = None if self._name else ModelOutputs(feed.model)
+        fused = fused_loss(self._trainer)
+        self._fused = None if fused is None else FusedLoss(fused)
+        self._outputs = None if self._name or fused else ModelOutputs(feed.model)
         self._log_probs = getattr(self._trainer, self._name) if self._name else None
 
     # --- what is bound -----------------------------------------------------------------------
     def wraps(self) -> dict[str, Around]:
         """Three functions, less those that this TRL lacks."""
         wanted: dict[str, Around] = {"compute_loss": self.loss}
-        if self._name:
-            wanted[self._name] = self.log_probs
+        for name in log_prob_functions(self._trainer):
+            wanted[name] = self.log_probs
         if self._generates:
             wanted[GENERATE] = self.generation
         return wanted
@@ -89,6 +100,8 @@ class BatchCapture(TrainerCapture):
     def sources(self) -> dict[str, str]:
         """Policy -> where its log-probs come from."""
         where = f"{self._name} in compute_loss" if self._name else "the model's outputs"
+        if self._fused is not None:
+            where = f"{NAME}.apply in compute_loss"
         found = {"policy": where, **describe.sources(self._trainer, self._reference)}
         if is_rloo(self._trainer) and not (self._name and self._generates):
             del found["old"]  # TRL does not pass them to the loss
@@ -112,9 +125,9 @@ class BatchCapture(TrainerCapture):
         return without
 
     def close(self) -> None:
-        """Take the forward hook off."""
-        if self._outputs is not None:
-            self._outputs.close()
+        """Take off what listens."""
+        for ears in self._ears:
+            ears.close()
 
     # --- around the trainer's functions ------------------------------------------------------
     def log_probs(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -145,14 +158,19 @@ class BatchCapture(TrainerCapture):
 
     def loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Around the loss of one micro-batch."""
-        if self._outputs is not None:
-            self._outputs.listen()
+        for ears in self._ears:
+            ears.listen()
         result = self._within("loss", original, args, kwargs)
         self.feed.guards["loss"](self._observe, args, kwargs)
         self._caught.clear()
-        if self._outputs is not None:
-            self._outputs.forget()
+        for ears in self._ears:
+            ears.forget()
         return result
+
+    @property
+    def _ears(self) -> list[ModelOutputs | FusedLoss]:
+        """What listens within the loss alone."""
+        return [ears for ears in (self._outputs, self._fused) if ears is not None]
 
     def _within(self, place: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call the trainer's function, and catch the log-probs that it computes."""
@@ -163,11 +181,13 @@ class BatchCapture(TrainerCapture):
             return original(*args, **kwargs)
         finally:
             self._place = None
-            if self._outputs is not None:
-                self._outputs.stop()
+            for ears in self._ears:
+                ears.stop()
 
     def _catch(self, result: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         log_probs = result[0] if isinstance(result, tuple) else result
+        if not isinstance(log_probs, Tensor):  # Unsloth's scores within the loss
+            return
         model = argument(args, kwargs, 0, "model")
         if self.feed.is_reference(model):
             role = "ref"
@@ -207,25 +227,40 @@ class BatchCapture(TrainerCapture):
     def _observe(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Hand one micro-batch to the monitor."""
         inputs = argument(args, kwargs, 1, "inputs")
+        prompts = inputs.get(RIDER + "prompt")
+        if prompts is None and "prompt_mask" in inputs:
+            prompts = prompt_keys(inputs["prompt_ids"], inputs["prompt_mask"])
+        group = inputs.get(RIDER + "group")
+        if self._fused is not None:
+            self._observe_fused(self._fused, inputs, prompts, group)
+            return
         policies = {"policy": self._policy(inputs)}
         for name, key in HELD_BY_TRL.items():
             tensor = inputs.get(key)
             tensor = inputs.get(RIDER + name) if tensor is None else tensor
             if tensor is not None:
                 policies[name] = tensor
-        mask = counted(inputs)
-        prompts = inputs.get(RIDER + "prompt")
-        if prompts is None and "prompt_mask" in inputs:
-            prompts = prompt_keys(inputs["prompt_ids"], inputs["prompt_mask"])
         self.feed.observe(
             policies,
-            mask=mask,
+            mask=counted(inputs),
             token_ids=inputs["completion_ids"],
             prompt_ids=prompts,
-            group=inputs.get(RIDER + "group"),
+            group=group,
             entropy=None if "old" in policies else self._entropy,  # it is the policy's own
             advantages=advantages_of(inputs),
         )
+
+    def _observe_fused(self, fused: FusedLoss, inputs: Mapping[str, Any], *known: Any) -> None:
+        """The same of a loss that scores within itself; our riders where rows are not shifted."""
+        policies, layout = fused.heard()
+        for name in ("old", "ref"):
+            tensor = inputs.get(RIDER + name)
+            if name in policies or tensor is None or inputs.get("max_left_pad"):
+                continue
+            if tensor.shape == policies["policy"].shape:
+                policies[name] = tensor
+        prompts, group = known
+        self.feed.observe(policies, prompt_ids=prompts, group=group, **layout)
 
     def _policy(self, inputs: Mapping[str, Any]) -> Tensor:
         """The policy's log-probs of a micro-batch.

@@ -54,6 +54,8 @@ class TrainerCapture(Capture):
     feed: TrainerFeed
     closes_in_log: ClassVar[bool] = False
     """Whether a step is over when the trainer logs it, and not at ``on_step_end``."""
+    scores_when_generating: ClassVar[bool] = False
+    """Whether the reference scores a batch when it is generated."""
 
     def in_log(self) -> None:
         """Called before a training row is logged, where `closes_in_log`; most have nothing."""

@@ -40,7 +40,7 @@ def kind_of(trainer: Any) -> str:
     """
     if derives_from(trainer, *MONOLITH) and MonolithCapture.fits(trainer):
         return "monolith"
-    if derives_from(trainer, *PACKED):
+    if derives_from(trainer, *PACKED) and not derives_from(trainer, *BATCH):  # axolotl's is a GRPO
         if PackedCapture.fits_class(type(trainer)):
             return "packed"
         raise _refusal(trainer, f"packs its batches without {' and '.join(KEYS)}")

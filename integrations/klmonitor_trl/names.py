@@ -6,12 +6,21 @@ from typing import Any
 
 LOG_PROBS = ("_get_per_token_logps_and_entropies", "_get_per_token_logps")
 """TRL's log-prob function, newest first."""
+FLATTENED = ("_get_per_token_logps_and_entropies_flattened", "_get_per_token_logps_flattened")
+"""What axolotl's trainer calls in their place when it packs its batches (``batch_flattening``)."""
 GENERATE = "_generate_and_score_completions"
 
 
 def log_prob_function(trainer: Any) -> str | None:
     """Name of the trainer's log-prob function, None if it has none of those that are known."""
     return next((name for name in LOG_PROBS if callable(getattr(trainer, name, None))), None)
+
+
+def log_prob_functions(trainer: Any) -> list[str]:
+    """Names of all functions that give a trainer log-probs of sampled tokens, [B, T]."""
+    main = log_prob_function(trainer)
+    packed = [name for name in FLATTENED if callable(getattr(trainer, name, None))]
+    return [main, *packed] if main else packed
 
 
 def derives_from(trainer: Any, *classes: str) -> bool:

@@ -11,7 +11,9 @@ from klmonitor.penalty import Penalty
 from klmonitor_trl.names import GENERATE, derives_from, is_rloo
 
 LOSSES = ("_compute_loss", "compute_loss")
-"""TRL's functions that put a KL term into the loss, newest first."""
+"""TRL's functions that put a KL term into the loss."""
+THEIRS = ("trl", "transformers")
+"""Packages whose objectives are known."""
 UNEVEN = {
     "grpo": "by 1 / the length of its sequence",
     "sapo": "by 1 / the length of its sequence",
@@ -66,13 +68,10 @@ def penalty_of(trainer: Any, kind: str) -> PenaltyRead:
 
 def _replaced(trainer: Any) -> str:
     """The function of the objective that is not one of TRL's, empty: there is none."""
-    for names in (LOSSES, (GENERATE,)):
-        for name in names:
-            owner = next((base for base in type(trainer).__mro__ if name in vars(base)), None)
-            if owner is not None:
-                if owner.__module__.partition(".")[0] != "trl":
-                    return f"{owner.__name__}.{name}"
-                break
+    for name in (*LOSSES, GENERATE):
+        owner = next((base for base in type(trainer).__mro__ if name in vars(base)), None)
+        if owner is not None and owner.__module__.partition(".")[0] not in THEIRS:
+            return f"{owner.__name__}.{name}"
     return ""
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 from torch import nn
 
 from klmonitor.boundary import cause
 from klmonitor.hooks.actions import CHECKPOINT, STOP
+from klmonitor.hooks.objective import Objective, PenaltyRead
 from klmonitor.hooks.options import Options, disabled
 from klmonitor.hooks.progress import bits_of
 from klmonitor.hooks.text import TokenText
@@ -47,6 +48,9 @@ class TrainerWatch(Watch):
     """
 
     capture: TrainerCapture | None
+    package: ClassVar[str] = "trl"
+    title: ClassVar[str] = "TRL"
+    """The package of the trainers, and what it is called."""
 
     def __init__(self, trainer: Any, options: Options) -> None:
         """Wrap the trainer's functions, unless KLMONITOR_DISABLE is set on any rank.
@@ -55,7 +59,7 @@ class TrainerWatch(Watch):
             TypeError: the trainer cannot be watched, or `reference` is of a wrong kind.
             ValueError: it is watched already, or an option cannot work with it.
         """
-        kind = kind_of(trainer)
+        kind = self.kind_of(trainer)
         name = type(trainer).__name__
         if watch_of(trainer) is not None:
             raise ValueError(
@@ -76,25 +80,27 @@ class TrainerWatch(Watch):
         if text is not None and options.log_tokens is True:
             tables = (TokenTables(trainer, self.annotate, wandb="wandb" not in options.sinks),)
         extras = with_extras(options.sinks, directory, tokens=options.log_tokens == "local")
+        number = version(self.package)
+        objective, penalty = self.read(trainer, kind)
         super().__init__(
-            f"{name} (TRL {version('trl')})",
+            f"{name} ({self.title} {number})",
             options,
             active=active,
             run_dir=directory,
             pairs=pairs,
-            objective=objective_of(trainer, kind),
-            penalty=penalty_of(trainer, kind),
+            objective=objective,
+            penalty=penalty,
             text=text,
             main=self._main,
             sinks=(*extras, *tables),
             merge_rows=True,
-            meta={"trainer": name, "trl": version("trl")},
+            meta={"trainer": name, self.package: number},
         )
         if active:
             feed = TrainerFeed(
                 self.monitor, self.guards, text, pairs, run=self.run, trainer=trainer
             )
-            self.capture = capture_for(trainer, kind, feed, options, self._reference)
+            self.capture = self.capture_for(feed)
             self.audit = audit_of(
                 trainer, kind, options, self.monitor, main=self._main, say=self.say
             )
@@ -105,6 +111,23 @@ class TrainerWatch(Watch):
             self.warn_of_absent()
             self.announce(describe.remedy(trainer))
         _watches.add(self)
+
+    # --- what packages on top of TRL have of their own ----------------------------------------
+    def kind_of(self, trainer: Any) -> str:
+        """Which capture fits.
+
+        Raises:
+            TypeError: none does; the message names what the trainer lacks.
+        """
+        return kind_of(trainer)
+
+    def read(self, trainer: Any, kind: str) -> tuple[Objective, PenaltyRead]:
+        """The objective and its KL term, as the trainer's attributes tell them."""
+        return objective_of(trainer, kind), penalty_of(trainer, kind)
+
+    def capture_for(self, feed: TrainerFeed) -> TrainerCapture:
+        """The capture of the trainer's kind."""
+        return capture_for(self.trainer, self._kind, feed, self._options, self._reference)
 
     # --- steps -------------------------------------------------------------------------------
     def begin(self, steps: int) -> None:
@@ -123,7 +146,7 @@ class TrainerWatch(Watch):
                 bits_of(given) if isinstance(given, nn.Module) else math.inf,
             ),
         )
-        self.run.scores_when_generating = isinstance(self.capture, BatchCapture)
+        self.run.scores_when_generating = bool(self.capture and self.capture.scores_when_generating)
         for callback in trainer.callback_handler.callbacks:
             if hasattr(callback, SYNC) and callback not in self._syncing:
                 self._syncing.append(callback)

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from klmonitor.boundary import Boundary, cause, say
 from klmonitor.hooks.actions import CHECKPOINT, STOP
 from klmonitor.hooks.feed import Feed
-from klmonitor.hooks.mailbox import Letter, Mailbox, is_timeout
 from klmonitor.hooks.options import Options
-from klmonitor.hooks.text import TokenText
-from klmonitor.hooks.trackers import with_extras
-from klmonitor.hooks.watch import Watch
-from klmonitor.report import Report
-from klmonitor.sinks import select
+from klmonitor.hooks.remote import RemoteWatch, refuse, version_of
 from klmonitor_verl.capture import DriverCapture
 from klmonitor_verl.objective import objective_of, penalty_of
-from klmonitor_verl.roll import Roll
 from klmonitor_verl.runvalues import RunValues, updates_a_step
 from klmonitor_verl.settings import Config, Settings, at
 
@@ -31,13 +22,12 @@ NOT_HERE = ("reference", "reference_every", "recompute")
 """Options that are of other trainers: verl computes its own reference."""
 
 
-class Driver(Watch):
+class Driver(RemoteWatch):
     """One run of verl being watched.
 
     Attributes:
         settings: what verl's configuration says.
         trainer: verl's trainer, as soon as it is known.
-        roll: which workers have been heard of.
         run: what verl's metrics tell of the run.
     """
 
@@ -56,42 +46,31 @@ class Driver(Watch):
             ValueError: an option cannot work here.
             OSError: the run directory cannot be made.
         """
-        for name in NOT_HERE:
-            if getattr(options, name) != getattr(Options(), name):
-                raise ValueError(f"option {name} is none of verl's: it computes its own reference")
+        refuse(options, NOT_HERE, "none of verl's: it computes its own reference")
         settings = Settings.read(config, tuple(options.groups), options.group_column)
-        directory = options.directory(settings.output_dir)
         kind = type(trainer).__name__ if trainer is not None else "trainer"
         self.settings, self.trainer = settings, trainer
-        self._options = options
         self._closed_step: int | None = None
         self._save_freq: int | None = None
         self._checkpoint: Path | None = None
-        self._box: Mailbox | None = None
         super().__init__(
-            f"{kind} (verl {_version()})",
+            f"{kind} (verl {version_of('verl')})",
             options,
-            active=True,
-            run_dir=directory,
-            pairs=None,
+            output_dir=settings.output_dir,
             objective=objective_of(config),
             penalty=penalty_of(config),
-            text=_text(trainer, options),
-            main=True,
-            sinks=with_extras(options.sinks, directory, tokens=options.log_tokens == "local"),
-            process_group=False,
+            tokenizer=getattr(trainer, "tokenizer", None),
+            begins=int(at(config, "trainer.critic_warmup", 0) or 0),
             notes=settings.notes,
             meta={
                 "trainer": kind,
-                "verl": _version(),
+                "verl": version_of("verl"),
                 "experiment": at(config, "trainer.experiment_name"),
             },
         )
-        self.roll = Roll(self.monitor.log, int(at(config, "trainer.critic_warmup", 0) or 0))
         self.run: RunValues = RunValues(updates_a_step(config))
         self.capture = DriverCapture(Feed(self.monitor, self.guards, self.text), settings, absent)
-        self.guards["mailbox"] = Boundary("the mailbox", self.monitor.log, vital=True)
-        self._open_mailbox()
+        self.open_mailbox({"groups": settings.groups, "bypass": settings.bypass})
         if settings.bypass:
             self.monitor.note(next(iter(settings.notes.values())))
         self.warn_of_absent()
@@ -124,33 +103,10 @@ class Driver(Watch):
             return
         self._closed_step, self.capture.observed = step, False
         self.run.read(step, metrics)
-        if self._box is not None:
-            letters, lost = self.guards["mailbox"](self._drain) or ([], 0)
-            for letter in letters:
-                self.monitor.add_part(letter.part)
-            if letters:
-                seen = self.capture.feed.seen
-                seen["policy"] = seen.get("policy", 0) + len(letters)
-            gone = self._box is None
-            for line in () if gone else self.roll.call(letters, lost, step):
-                self.monitor.note(line)
-                self.say(line)
+        self.collect(step)
         self.finish_step(step)
         self.act()
         self._write_state()
-
-    def joined(self, data: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """A row of verl's with ours in it, if it is this step's."""
-        report = self.report
-        if report is None or report.step != step:
-            return dict(data)
-        mine = {name: x for name, x in self.row(report).items() if name not in data}
-        return {**data, **mine}
-
-    def row(self, report: Report) -> dict[str, float]:
-        """What trackers get of a report."""
-        active = report.run_values["klmonitor/active"]
-        return {**select(self._options.metrics, report), "klmonitor/active": active}
 
     def act(self) -> None:
         """Do what alerts ask for, as verl's loop allows.
@@ -172,11 +128,6 @@ class Driver(Watch):
         if self._save_freq is None:
             self._save_freq = int(table.save_freq)
         table.save_freq = every
-
-    def finish(self) -> None:
-        """The run is over."""
-        self.conclude()
-        self.monitor.close()
 
     # --- checkpoints -------------------------------------------------------------------------
     def saved(self, trainer: Any) -> None:
@@ -202,30 +153,6 @@ class Driver(Watch):
         self.resume(json.loads((folder / STATE).read_text(encoding="utf-8")))
         self.say(f"continues from {folder / STATE}")
 
-    # --- the mailbox -------------------------------------------------------------------------
-    def _open_mailbox(self) -> None:
-        wanted = {
-            "watch": True,
-            "groups": self.settings.groups,
-            "bypass": self.settings.bypass,
-        }
-        self._box = self.guards["mailbox"](Mailbox.open, wanted)
-
-    def _drain(self) -> tuple[list[Letter], int]:
-        assert self._box is not None  # the only caller has it
-        try:
-            return self._box.drain()
-        except Exception as error:
-            if is_timeout(error):  # what came in waits there for the next step
-                raise
-            self._box = None
-            self.monitor.log.stop("mailbox", f"it is gone ({cause(error)})")
-            self.say(
-                f"the mailbox is gone ({cause(error)}): workers are watched no more, the driver's "
-                "own pairs and training go on"
-            )
-            return [], 0
-
 
 def folder_of(trainer: Any) -> Path:
     """The checkpoint folder of the trainer's present step."""
@@ -239,22 +166,3 @@ def folder_of(trainer: Any) -> Path:
 
 def _is_v1(trainer: Any) -> bool:
     return any(base.__module__.startswith("verl.trainer.ppo.v1") for base in type(trainer).__mro__)
-
-
-def _version() -> str:
-    try:
-        return version("verl")
-    except PackageNotFoundError:  # run from its sources
-        return str(getattr(sys.modules.get("verl"), "__version__", "of unknown version"))
-
-
-def _text(trainer: Any, options: Options) -> TokenText | None:
-    """What decodes extreme tokens, if it may."""
-    tokenizer = getattr(trainer, "tokenizer", None)
-    if options.log_tokens is False or not hasattr(tokenizer, "decode"):
-        return None
-    try:
-        return TokenText(tokenizer, rank=0)
-    except Exception as error:  # noqa: BLE001  # whatever a tokenizer does when it is copied
-        say("tokens are recorded without text: no copy of the tokenizer (%s)", cause(error))
-        return None

@@ -10,29 +10,13 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
-from klmonitor.boundary import Boundary, HealthLog
-from klmonitor.hooks.imports import Bindings
-
-
-class Hook(NamedTuple):
-    """A function of verl that is replaced.
-
-    Attributes:
-        module: where it is defined.
-        name: ``function`` or ``Class.method``.
-        handler: ``driver.*``, ``capture.*`` or ``worker.*``: what goes around it, of this process.
-        without: what is done where this verl lacks it; empty: nothing is missing.
-    """
-
-    module: str
-    name: str
-    handler: str
-    without: str
-
+from klmonitor.hooks.process import Hook
+from klmonitor.hooks.process import Process as HookedProcess
 
 V0, V1 = "verl.trainer.ppo.ray_trainer", "verl.trainer.ppo.v1.trainer_base"
+WORKER = "klmonitor_verl.worker"
 HOOKS = (
     Hook("verl.utils.tracking", "Tracking.__init__", "start", "klmonitor is off"),
     Hook("verl.utils.tracking", "Tracking.log", "log", "trackers get no numbers of ours"),
@@ -71,57 +55,14 @@ DEPTH = 8
 """Frames above `Tracking` in which its trainer is looked for."""
 
 
-class Process:
-    """What this process is to verl: a driver, a worker, or neither so far.
-
-    Attributes:
-        bindings: what was replaced.
-        driver: the run's `Driver`; None: there is none (yet).
-        worker: the process's `Worker`; None: no loss was computed here.
-    """
+class Process(HookedProcess):
+    """What this process is to verl: a driver, a worker, or neither so far."""
 
     def __init__(self) -> None:
         """Nothing replaced."""
-        self.bindings = Bindings()
-        self.driver: Any = None
-        self.log = HealthLog()
-        self._worker: Any = None
-        self._guard = Boundary("klmonitor's hook", self.log, patience=None)
+        super().__init__(HOOKS, WORKER)
         self._last_trainer: Any = None
         self._tracking = 0
-
-    @property
-    def worker(self) -> Any:
-        """The process's worker, made at its first use; None where that fails."""
-        if self._worker is None:
-            self._worker = self._guard(lambda: import_module("klmonitor_verl.worker").Worker())
-        return self._worker
-
-    def install(self) -> None:
-        """Replace verl's functions as soon as verl has them."""
-        for hook in HOOKS:
-            self.bindings.add(hook.module, hook.name, self._around(hook))
-
-    def _around(self, hook: Hook) -> Callable[..., Any]:
-        of, _, name = hook.handler.rpartition(".")
-        if not of:
-            return getattr(self, f"_{name}")  # type: ignore[no-any-return]  # a method below
-
-        def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            owner = self.worker if of == "worker" else getattr(self.driver, "capture", None)
-            if owner is None:
-                return original(*args, **kwargs)
-            return getattr(owner, name)(original, *args, **kwargs)
-
-        return around
-
-    def absent(self) -> dict[str, str]:
-        """Function that this verl lacks -> what is done without it."""
-        without = {f"{hook.module}.{hook.name}": hook.without for hook in HOOKS}
-        found = self.bindings.absent
-        return {
-            name: f"{without[name]} ({why})" for name, why in found.items() if without.get(name)
-        }
 
     # --- around verl's functions, on the driver ----------------------------------------------
     def _start(self, original: Callable[..., Any], tracking: Any, *args: Any, **kw: Any) -> Any:
@@ -207,9 +148,6 @@ class Process:
         else:
             self._outermost(self.driver.loaded, trainer)
         return result
-
-    def _outermost(self, call: Callable[..., Any], *args: Any) -> Any:
-        return self.driver.guards["callback"](call, *args)
 
 
 def _caller() -> Any:

@@ -3,8 +3,7 @@
 verl asks a registry for the policy loss of every micro-batch (`get_policy_loss_fn`): there, in all
 versions and engines, the old and the new log-probs meet the mask. Around it `ppo_loss` (0.7 on)
 knows the reference, the tokens, the prompts; before, the KL term of the loss (`kl_penalty`) is
-given the reference. At the end of an update the ranks that hold outputs send their sums to the
-job's mailbox; what an update that failed has summed is thrown away, and counted.
+given the reference. At the end of an update the ranks that hold outputs send their sums.
 """
 
 from __future__ import annotations
@@ -17,32 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klmonitor.boundary import Boundary, HealthLog, cause, say
-from klmonitor.collector import Collector
 from klmonitor.hooks.feed import argument
-from klmonitor.hooks.mailbox import Letter, Mailbox, is_timeout
+from klmonitor.hooks.worker import RemoteWorker, warm
 from klmonitor_verl.names import identities, keys_of
 
-GUARDED = ("loss", "update", "mailbox")
-WARM_SHAPE = (4, 64)
-"""Sequences and tokens that a GPU's kernel is compiled with before training."""
 
-
-class Worker:
+class Worker(RemoteWorker):
     """What one process sums between two letters to its driver."""
 
     def __init__(self) -> None:
         """Nothing seen; Ray and the mailbox are looked for when an update begins."""
-        self.log = HealthLog()
-        self.guards = {name: Boundary(f"{name}'s hook", self.log, vital=True) for name in GUARDED}
-        self.collector: Collector | None = None
-        self.over = False
-        self._box: Mailbox | None = None
-        self._bypass = False
+        super().__init__()
         self._data: Any = None
         self._output: Mapping[str, Any] = {}
         self._pending: dict[str, Tensor] = {}
-        self._observed = 0
         self._inside = threading.local()
 
     # --- around verl's functions -------------------------------------------------------------
@@ -78,7 +65,7 @@ class Worker:
     def initialized(self, original: Callable[..., Any], owner: Any, *args: Any, **kw: Any) -> Any:
         """Around the engine's start: a GPU's kernel is compiled here and not in an update."""
         result = original(owner, *args, **kw)
-        self.guards["update"](_warm, owner)
+        self.guards["update"](warm, getattr(owner, "device_name", "cpu"))
         return result
 
     # --- a micro-batch -----------------------------------------------------------------------
@@ -124,10 +111,9 @@ class Worker:
         if not given or self.collector is None:
             return
         known = self._known(given["policy"])
-        if self._bypass:
+        if self.settings.get("bypass"):
             given["rollout"] = given.pop("old")
-        self.collector.observe(**{**known, **given})
-        self._observed += 1
+        self.observe(**{**known, **given})
 
     def _known(self, like: Tensor) -> dict[str, Any]:
         """What the loss was given beside the two policies, as far as it fits them."""
@@ -148,52 +134,12 @@ class Worker:
 
     # --- an update ---------------------------------------------------------------------------
     def _begin(self) -> None:
-        if self._observed and self.collector is not None:
-            self.collector.take()  # of an update that failed: its driver has given that step up
-            self.log.lost()
-        self._observed, self._pending = 0, {}
-        if self.collector is None and not self.over:
-            self.guards["mailbox"](self._introduce)
-
-    def _introduce(self) -> None:
-        """Ask the driver's mailbox what is wanted."""
-        try:
-            self._box = Mailbox.find()
-        except ValueError:  # the driver is switched off, or has said what is wrong
-            self.over = True
-            say("this job has no mailbox of klmonitor's: its workers are not watched")
-            return
-        settings = self._box.settings()
-        self._bypass = bool(settings.get("bypass"))
-        if not settings.get("watch"):
-            self.over = True
-            return
-        self.collector = Collector(groups=settings.get("groups", ()), log=self.log)
+        self._pending = {}
+        self.begin()
 
     def _end(self, owner: Any) -> None:
         self._flush()
-        observed, self._observed = self._observed, 0
-        if self.collector is None or self._box is None or not observed:
-            return
-        rank, ranks, speaks = place_of(owner)
-        self.collector.name = f"actor-{rank}"
-        part = self.collector.take()
-        if speaks:  # else a tensor-parallel copy of the same tokens
-            self.guards["mailbox"](self._send, Letter(self.collector.name, ranks, part))
-
-    def _send(self, letter: Letter) -> None:
-        assert self._box is not None  # the only caller has it
-        try:
-            self._box.put(letter)
-        except Exception as error:
-            if is_timeout(error):  # it may be busy: this part alone is lost
-                raise
-            self.over, self.collector = True, None
-            say(
-                "the mailbox is gone (%s): workers are watched no more, training goes on",
-                cause(error),
-            )
-            self.log.stop("mailbox", cause(error))
+        self.end(*place_of(owner))
 
 
 def place_of(owner: Any) -> tuple[int, int, bool]:
@@ -214,16 +160,3 @@ def place_of(owner: Any) -> tuple[int, int, bool]:
     copies = max(int(getattr(owner, "ulysses_sequence_parallel_size", 1) or 1), 1)
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     return rank // copies, ranks // copies, rank % copies == 0
-
-
-def _warm(owner: Any) -> None:
-    """Compile what a GPU needs with made-up tokens."""
-    if getattr(owner, "device_name", "cpu") != "cuda" or not torch.cuda.is_available():
-        return
-    made = -torch.rand(WARM_SHAPE, device="cuda", generator=torch.Generator("cuda"))
-    ids = torch.zeros(WARM_SHAPE, dtype=torch.int64, device="cuda")
-    throwaway = Collector()
-    throwaway.observe(
-        policy=made, old=made, ref=made, mask=ids == 0, token_ids=ids, prompt_ids=ids[:, 0]
-    )
-    throwaway.take()

@@ -92,7 +92,7 @@ def _installed() -> list[Line]:
 def _trainers() -> list[Line]:
     found = []
     for entry in sorted(entry_points(group=INTEGRATIONS), key=lambda entry: entry.name):
-        number = _version(entry.name)
+        number = _version(entry.name) or "of unknown version"
         if find_spec(entry.name) is None:
             found.append(Line("trainers", entry.name, "not installed"))
         else:

@@ -7,9 +7,11 @@ and nothing that fails here reaches the import: what is absent is noted in `Bind
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -36,13 +38,14 @@ class Bindings:
         self.bound: dict[str, Callable[..., Any]] = {}
         self.absent: dict[str, str] = {}
         self._owners: dict[str, tuple[Any, str, Any]] = {}
+        self._over = False
 
     def add(self, module: str, name: str, around: Around) -> None:
         """Replace ``module.name`` (``function`` or ``Class.method``) as soon as it is there."""
         when_imported(module, functools.partial(self._bind, f"{module}.{name}", name, around))
 
     def _bind(self, where: str, name: str, around: Around, module: ModuleType) -> None:
-        if where in self.bound:
+        if where in self.bound or self._over:
             return
         try:
             owner: Any = module
@@ -64,7 +67,8 @@ class Bindings:
         self._owners[where] = (owner, last, wrapper)
 
     def undo(self) -> None:
-        """Put back what was there, unless somebody has replaced our replacement."""
+        """Put back what was there, unless somebody has replaced our replacement; for good."""
+        self._over = True
         for where, (owner, last, wrapper) in self._owners.items():
             if getattr(owner, last, None) is wrapper:
                 setattr(owner, last, self.bound[where])
@@ -85,15 +89,37 @@ def when_imported(name: str, call: Called) -> None:
     if module is not None and not getattr(
         getattr(module, "__spec__", None), "_initializing", False
     ):
-        _call(name, module)
+        _call(module, [call])
+
+
+def exists(module: str) -> bool:
+    """Whether a module can be found; its packages are imported for it."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def imported(modules: Iterable[str]) -> str:
+    """Import those that exist, without their warnings; why that fails, or nothing."""
+    logging.disable(logging.WARNING)  # what a trainer's imports warn of is no fault of ours
+    try:
+        for module in dict.fromkeys(modules):
+            if exists(module):
+                import_module(module)
+    except Exception as error:  # noqa: BLE001  # a package that it needs is missing
+        return f"cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        logging.disable(logging.NOTSET)
+    return ""
 
 
 _wanted: dict[str, list[Called]] = {}
 _lock = threading.RLock()
 
 
-def _call(name: str, module: ModuleType) -> None:
-    for call in tuple(_wanted.get(name, ())):
+def _call(module: ModuleType, calls: Iterable[Called]) -> None:
+    for call in calls:
         try:
             call(module)
         except Exception:  # noqa: BLE001, PERF203  # another package's import must not fail for us
@@ -114,7 +140,7 @@ class _Loader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        _call(self._name, module)
+        _call(module, tuple(_wanted.get(self._name, ())))
 
 
 class _Finder(MetaPathFinder):

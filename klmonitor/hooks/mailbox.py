@@ -48,6 +48,10 @@ class Box:
         """What the workers shall know."""
         return self._settings
 
+    def tell(self, settings: Mapping[str, Any]) -> None:
+        """Something more that the workers shall know."""
+        self._settings |= settings
+
     def put(self, letter: tuple[str, int, bytes]) -> None:
         """Take a worker's part."""
         self._letters.append(Letter(*letter))
@@ -101,6 +105,10 @@ class Mailbox:
     def settings(self) -> dict[str, Any]:
         """What the driver wants the workers to know."""
         return self._ask("settings")  # type: ignore[no-any-return]  # Box.settings, far away
+
+    def tell(self, settings: Mapping[str, Any]) -> None:
+        """Say something more to whoever asks for the settings."""
+        self._ask("tell", dict(settings))
 
     def put(self, letter: Letter) -> None:
         """Leave a part, and wait until it is there: the driver comes when the update is over."""

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 
 from klmonitor.numbers.buckets import coarse_histogram
-from klmonitor.numbers.clusters import Array, Clustered
+from klmonitor.numbers.clusters import Array, Clustered, divided
 from klmonitor.numbers.metrics import COMPUTED
 from klmonitor.numbers.receipt import receipt
 from klmonitor.numbers.receiptrows import RowSums, of_audit
@@ -41,7 +41,7 @@ def pair_reports(
     if not step.pairs:
         return {}
     with np.errstate(all="ignore"):
-        table = np.array([of(step) for _, of in COMPUTED])
+        table = divided([of(step) for _, of in COMPUTED], len(step.pairs))
         groups = list(_group_values(step))
     names = [name for name, _ in COMPUTED]
     found = {}

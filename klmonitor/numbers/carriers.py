@@ -20,6 +20,8 @@ from klmonitor.summary.fields import SEQUENCE_FIELDS
 HALF = 0.5
 APART, PULL = 2.5, 6.0
 """Smallest sqrt(j) ln(w_j / w_(j+1)), and smallest pull in standard errors of the rest."""
+OWN = 0.85
+"""Of what few sequences hold: if few tokens hold as much, it is these tokens, not the sequences."""
 MOST_SHARE = 4
 """At most one in so many sequences, or prompts, is few."""
 SMALLEST = 1e-3
@@ -94,6 +96,8 @@ def few(t: Array, s: Array, totals: Totals, name: str) -> Few | None:
     whole = totals.about(mean) if name == "k1" else totals.s
     order = np.argsort(-weights)
     held = weights[order].cumsum() / whole if whole > 0 else np.zeros(len(t))
+    if not held[most - 1] >= HALF:
+        return None
     best, found = APART, None
     for j in range(1, most + 1):
         chosen, last, following = order[:j], weights[order[j - 1]], weights[order[j]]
@@ -125,26 +129,26 @@ def carriers(step: StepSums, i: int) -> Carriers:
     """What carries pair i of a step."""
     if not step.k3[i] > SMALLEST * step.n[i]:
         return Carriers()
-    known = step.sequences[i][step.sequences[i][:, KEY] > 0]
+    known, prompts = step.sequences[i][step.sequences[i][:, KEY] > 0], _buckets(step, i)
     for name in ("k3", "k1"):
         by_tokens = _by_tokens(step, i, name)
         found = few(known[:, _FIELD["t"]], known[:, _FIELD[name]], _totals(step, i, name), name)
-        if found is not None and not (by_tokens and len(found.places) == 1):
+        if found is not None and not by_tokens >= OWN * found.share:
             return _said(step, i, name, found, known[list(found.places)])
-        of_prompts = _prompts(step, i, name)
-        if of_prompts is not None and not by_tokens:
+        of_prompts = _prompts(prompts, name)
+        if of_prompts is not None and not by_tokens >= HALF:
             count, some = step.clustered.prompts[i], len(of_prompts.places)
             text = f"{some} of {count:.0f} prompts hold {of_prompts.share:.0%} of {_WHOLE[name]}"
-            tokens = _buckets(step, i)[list(of_prompts.places), 0].sum()
+            tokens = prompts[list(of_prompts.places), 0].sum()
             return Carriers(text, float(tokens))
     return Carriers()
 
 
-def _by_tokens(step: StepSums, i: int, name: str) -> bool:
-    """Whether a few tokens carry it already."""
+def _by_tokens(step: StepSums, i: int, name: str) -> float:
+    """The share that a few tokens hold already; 0 where they do not carry it."""
     found = step.dominance[name]
     share = found.v if name == "k1" else found.top_share
-    return bool(found.level[i] >= 1 and share[i] >= HALF)
+    return float(share[i]) if found.level[i] >= 1 and share[i] >= HALF else 0.0
 
 
 _WHOLE = {"k1": "the spread of k1", "k3": "sum k3"}
@@ -165,9 +169,8 @@ def _buckets(step: StepSums, i: int) -> Array:
     return found
 
 
-def _prompts(step: StepSums, i: int, name: str) -> Few | None:
-    rows = _buckets(step, i)
-    if not len(rows):
+def _prompts(rows: Array, name: str) -> Few | None:
+    if len(rows) < MOST_SHARE:
         return None
     t, s = rows[:, 0], rows[:, _SUMS[name]]
     products = (float((t * t).sum()), float((t * s).sum()), float((s * s).sum()))

@@ -19,26 +19,31 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from klmonitor.numbers.buckets import MIDDLES
 from klmonitor.numbers.carriers import carriers
 from klmonitor.numbers.causewords import (
     says,
+    says_coarse,
     says_context,
     says_cut,
     says_end,
     says_lone,
+    says_scaled,
     says_sequences,
     says_shift,
     says_stale,
     says_surprise,
     says_temperature,
+    says_turned,
+    says_unnormalised,
 )
 from klmonitor.numbers.clusters import Array
-from klmonitor.numbers.evidence import Evidence, Z, evidence_of, oldest
-from klmonitor.numbers.impossible import FILLER, impossible
+from klmonitor.numbers.evidence import Evidence, Z, oldest, signs_of
+from klmonitor.numbers.impossible import impossible, suspects
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.sums import StepSums
 from klmonitor.report import Cause, PairReport
-from klmonitor.summary.fields import ASIDE, SIGNATURE
+from klmonitor.summary.fields import ASIDE, CLAMP
 
 STEPS = 5
 """Steps whose signatures are judged together."""
@@ -82,36 +87,39 @@ class Causes:
         if advance:
             self._steps.append(mine)
         steps = list(self._steps) if advance else [mine]
+        if not pairs:
+            return {}
+        sums = [sum(one[name] for one in steps if name in one) for name in mine]
+        signs = signs_of(Signatures(np.array(sums)))
+        suspect = suspects(step).tolist()
         found = {}
         for i, (name, pair) in enumerate(pairs.items()):
-            why = impossible(step, i, pair.extremes) if _suspect(step, i) else Cause()
-            if not why.name:
-                pooled = np.sum([one[name] for one in steps if name in one], axis=0)
-                carried = carriers(step, i)
-                evidence = evidence_of(Signatures(pooled[None]), name, pair.values, carried)
-                why = cause(evidence)
-            found[name] = replace(pair, cause=why)
+            why = impossible(step, i, pair.extremes) if suspect[i] else NO_CAUSE
+            if not why.name and signs[i]["tokens"] >= FEWEST_TOKENS:
+                q, p = name.split("_")
+                turned = _turned(step, i) if pair["gap_z"] > 2 else math.nan
+                why = cause(Evidence(q, p, signs[i], pair.values, carriers(step, i), turned))
+            found[name] = pair if why == pair.cause else replace(pair, cause=why)
         return found
 
 
-def _suspect(step: StepSums, i: int) -> bool:
-    """Whether any count of what cannot be is not 0 (the extreme tokens are looked at then)."""
-    counts = [step.signatures[i, SIGNATURE[name]] for name in _IMPOSSIBLE]
-    far = step.maxima[i].max() > -FILLER
-    return bool(np.any(counts) or far) or step.policy_count("positive")[i] > 0
+NO_CAUSE = Cause()
 
 
-_IMPOSSIBLE = ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")
+def _turned(step: StepSums, i: int) -> float:
+    """Mean(e^-d) - 1, whose expectation is 0 where p drew the tokens; from the histogram."""
+    d = np.clip(MIDDLES, -np.minimum(step.maxima[i, 1], CLAMP), step.maxima[i, 0])
+    return float(step.histogram[i] @ np.expm1(-d) / step.n[i])
 
 
 def cause(evidence: Evidence) -> Cause:
     """The first cause of the table that holds."""
     if not evidence["tokens"] >= FEWEST_TOKENS:
-        return Cause()
+        return NO_CAUSE
     for rule in RULES:
         if rule.holds(evidence):
             return Cause(rule.name, rule.text(evidence))
-    return Cause()
+    return NO_CAUSE
 
 
 # --- what holds --------------------------------------------------------------------------------
@@ -149,6 +157,28 @@ def _garbled(e: Evidence) -> bool:
     n, far = (e.numbers.get(name, math.nan) for name in ("tokens", "log_ratio/le_-2"))
     lost = e["gap"] < -0.1 and e["gap_z"] < -5 and far > 0.1 * n and e["d_z"] < -5
     return e.mismatch and apart and (e["qp"] < UNLIKE or (lost and e["qp"] < ALIKE))
+
+
+def _scaled(e: Evidence) -> bool:
+    """One is the other times a number: d on one side, larger where the token is less likely."""
+    one_side = min(e["up"], e["down"]) <= 0.02 * max(e["up"], e["down"])
+    share = math.log1p(e["gap"]) if e["gap"] > -1 else math.nan  # of a cut vocabulary this is d
+    cut = share < 0 and e["d"] > 1.4 * share
+    many = e["up"] + e["down"] > 0.5
+    return one_side and many and e["qp"] > 0.9 and e.significant("slope", 0.1) and not cut
+
+
+def _unnormalised(e: Evidence) -> bool:
+    """The mirror of a cut: p above q nearly everywhere, by about the same."""
+    above = e["up"] > 3 * e["down"] and e["gap"] - e["d"] < 0.5 * e["gap"]
+    flat = not e.significant("slope", 0.025)
+    return e.mismatch and e["gap"] > 0.01 and e["gap_z"] > Z and above and flat
+
+
+def _turned_round(e: Evidence) -> bool:
+    """The tokens fit draws from p: mean(e^-d) is 1, and mean(e^d) is not; k1 is below 0."""
+    below = e["d_z"] > Z and e["gap_z"] > Z and e["d"] > NEGATIVE
+    return below and abs(e.turned) < 0.25 * e["gap"]
 
 
 def _argmax(e: Evidence) -> bool:
@@ -193,6 +223,11 @@ def _stale(e: Evidence) -> bool:
     return e.mismatch and bool(old) and e[old] > 2 * fresh and e[old] - fresh > 5 * error
 
 
+def _apart(e: Evidence) -> bool:
+    """Further apart than rounding or some updates make."""
+    return _coarse_or_stale(e) and e["gap"] - e["d"] > FAR
+
+
 def _coarse_or_stale(e: Evidence) -> bool:
     """Of the tokens at large: over the last steps, and now without those that dominate."""
     dominated = e.numbers.get("dominance/k3/level", 0.0) >= 1
@@ -207,6 +242,10 @@ SURE = 100.0
 COARSE = 0.01
 """Nats of k3 that noise of .1 on an engine's logits, more than 16 bits make, does not reach; the
 norm of the pair (`rollout_info` of the alert limit)."""
+NEGATIVE = 1e-3
+"""Nats by which k1 is below 0 for more than rounding."""
+FAR = 1.0
+"""Nats of k3 that neither coarse arithmetic nor some updates make."""
 
 
 def _not_q(e: Evidence) -> bool:
@@ -225,6 +264,7 @@ RULES: tuple[CauseRule, ...] = (
     CauseRule("empty sequences", _end_off("lone", 3.0), says_lone),
     CauseRule("first token", _end_off("first"), says_end("first")),
     CauseRule("last token", _end_off("last"), says_end("last")),
+    CauseRule("scaled", _scaled, says_scaled),
     CauseRule(
         "argmax",
         _argmax,
@@ -242,7 +282,7 @@ RULES: tuple[CauseRule, ...] = (
         _garbled,
         says("the engine and the trainer do not score the same tokens: {p}'s log-probs do not go "
               "with those of {q}, their correlation is {qp:.2f} (tokenised again, ids replaced, "
-              "rows of another batch)"),
+              "rows of another batch, or more than one position off)"),
     ),
     CauseRule("stale", _stale, says_stale),
     CauseRule("sequences", lambda e: bool(e.carriers.text), says_sequences),
@@ -251,11 +291,13 @@ RULES: tuple[CauseRule, ...] = (
         _reference,
         lambda e: (
             f"{e.q} serves the reference, or a policy near it: its log-probs are nearer to ref's "
-            f"than to {e.p}'s ({e['who_z']:.0f} errors): weights never arrive, or an adapter is off"
+            f"than to {e.p}'s ({e['who_z']:.0f} errors): weights never arrive, or an adapter is "
+            f"off; or {e.p} alone is scored otherwise (dropout, another mask): score {e.p} twice"
         ),
     ),
     CauseRule("cut", _cut, says_cut),
     CauseRule("temperature", _temperature, says_temperature),
+    CauseRule("unnormalised", _unnormalised, says_unnormalised),
     CauseRule(
         "other sampler",
         lambda e: not e.mismatch and _surprised(e),
@@ -284,12 +326,14 @@ RULES: tuple[CauseRule, ...] = (
         _surprised,
         says_surprise("sampled at a higher temperature than scored"),
     ),
+    CauseRule("turned round", _turned_round, says_turned),
     CauseRule(
-        "coarse or stale",
-        _coarse_or_stale,
-        says("a coarse engine or stale weights (k3 {k3:.2g} nats): pass version= to tell them "
-              "apart"),
+        "unknown",
+        _apart,
+        says("unknown: {k3:.2g} nats of k3 are more than a coarse engine or stale weights make, "
+              "and no known cause fits (other weights, other tokens, another prompt?)"),
     ),
+    CauseRule("coarse or stale", _coarse_or_stale, says_coarse),
     CauseRule(
         "unknown",
         _not_q,

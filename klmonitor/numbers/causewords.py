@@ -79,6 +79,47 @@ def _temperature_at(slope: float) -> float:
     return (1 - slope) / (1 + slope)
 
 
+def says_scaled(e: Evidence) -> str:
+    """How many times the other."""
+    times = (2 - e["slope"]) / (2 + e["slope"])  # the slope of d on the mean of both
+    return (
+        f"{e.q}'s log-probs are about {times:.2g} times those of {e.p} at every token, which no "
+        "temperature makes: another base of the logarithm (log2 1.44, log10 0.43), a mean over the "
+        "sequence's length, or another factor"
+    )
+
+
+def says_unnormalised(e: Evidence) -> str:
+    """By how much p is above q, and the mass that q has left."""
+    return (
+        f"{e.p}'s log-probs are above {e.q}'s nearly everywhere, by {e['d']:.2g} nats on average: "
+        f"{e.q} spreads its mass over more tokens than {e.p} (padded rows of the vocabulary, or "
+        f"{e.p} is scored over a cut one, renormalised); {e.p}'s tokens have "
+        f"{1 / (1 + e['gap']):.2g} of {e.q}'s mass"
+    )
+
+
+def says_turned(e: Evidence) -> str:
+    """Which way the tokens fit."""
+    gap = e.numbers.get("gap", math.nan)
+    return (
+        f"the tokens fit draws from {e.p}, not from {e.q} (mean(e^-d) - 1 = {e.turned:.2g}, "
+        f"mean(e^d) - 1 = {gap:.2g}): the two are passed the wrong way round, or {e.p}, or a "
+        "policy near it, sampled"
+    )
+
+
+def says_coarse(e: Evidence) -> str:
+    """What would tell a coarse engine from stale weights, as far as versions are known."""
+    k3, old = e["gap"] - e["d"], oldest(e)
+    both = f"a coarse engine, stale weights or logits that one side processes (k3 {k3:.2g} nats)"
+    if old and math.isnan(e["lag0"]):
+        return f"{both}: no sequence is of lag 0, whose k3 alone is the engine's floor"
+    if old:
+        return f"{both}: k3 does not grow with the lag, so hardly stale weights"
+    return f"{both}: pass version= to tell stale weights apart"
+
+
 def says_cut(e: Evidence) -> str:
     """The kept mass with its error."""
     kept = 1 + e["gap"]

@@ -7,13 +7,14 @@ S1_i, S2_i, S3_i are the tokens of cluster i and its sums of k1, k2, k3, B the n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from klmonitor.numbers.student import normal_deviate
-from klmonitor.summary.fields import COLUMN, GRAM, PER_SEQUENCE
+from klmonitor.summary.fields import COLUMN, GRAM, MOMENTS, PER_SEQUENCE
 
 Array = NDArray[np.float64]
 
@@ -35,6 +36,28 @@ MIN_PROMPTS = 2
 _ORDER = [[GRAM.index(f"{min(a, b)[1]}.{max(a, b)[1]}") for b in enumerate(PER_SEQUENCE)]
           for a in enumerate(PER_SEQUENCE)]  # fmt: skip
 _PRODUCTS = COLUMN[GRAM[0]] + np.array(_ORDER)
+TOKEN_SUMS = {name: i for i, name in enumerate(("n", *(moment.name for moment in MOMENTS)))}
+"""Place of each sum over tokens among them: those of the core come first, then those beyond it."""
+_CORE, _TAIL = COLUMN["core/n"], COLUMN["tail/n"]
+_TOTALS = [TOKEN_SUMS[name] for name in ("n", "d", "d2", "k3")]
+_SCALES = np.array([1.0, -1.0, 0.5, 1.0])
+
+
+class Quotient(NamedTuple):
+    """A ratio that is still to be taken, nan where the denominator is not positive.
+
+    The table of metrics divides all that it has at once: a step of a small model costs its calls.
+    """
+
+    numerator: Array
+    denominator: Array | NDArray[np.bool_]
+
+
+def divided(found: Sequence[Array | Quotient], pairs: int) -> Array:
+    """[M, P] of M quotients, or values, [P] each; call it within ``np.errstate``."""
+    one = np.ones(pairs)
+    whole = [x if isinstance(x, Quotient) else Quotient(x, one) for x in found]
+    return ratio(np.array([x.numerator for x in whole]), np.array([x.denominator for x in whole]))
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:
@@ -60,6 +83,13 @@ def token_sum(sums: Array, name: str) -> Array:
     return found
 
 
+def token_sums(sums: Array) -> Array:
+    """[..., `TOKEN_SUMS`] of [..., COLUMNS]: as `token_sum`, all at once."""
+    size = len(TOKEN_SUMS)
+    found: Array = sums[..., _CORE : _CORE + size] + sums[..., _TAIL : _TAIL + size]
+    return found
+
+
 class Clustered:
     """Ratios of sums over clusters, with their standard errors.
 
@@ -75,15 +105,7 @@ class Clustered:
     """
 
     def __init__(self, sums: Array, prompts: Array) -> None:
-        self.totals: Array = np.stack(
-            (
-                token_sum(sums, "n"),
-                -token_sum(sums, "d"),
-                0.5 * token_sum(sums, "d2"),
-                token_sum(sums, "k3"),
-            ),
-            axis=-1,
-        )
+        self.totals: Array = token_sums(sums)[..., _TOTALS] * _SCALES
         sequences, prompted = sums[..., COLUMN["sequences"]], sums[..., COLUMN["prompted"]]
         whole = (prompted > 0) & (prompted == sequences)
         self.prompts: Array = np.where(whole, np.count_nonzero(prompts[..., 0], axis=-1), 0.0)
@@ -98,9 +120,9 @@ class Clustered:
         tokens = self.totals[..., :1]
         self._means = ratio(self.totals @ _WEIGHTS.T, tokens)
         self._products = products
-        self._errors = _errors(_WEIGHTS, self._means, tokens, self.count[..., None], products)
-        self._by_sequence = _errors(
-            _WEIGHTS, self._means, tokens, sequences[..., None], by_sequence
+        both = np.array((self.count, sequences))[..., None]
+        self._errors, self._by_sequence = _errors(
+            _WEIGHTS, self._means, tokens, both, np.array((products, by_sequence))
         )
 
     def mean(self, name: str) -> Array:
@@ -134,16 +156,17 @@ class Clustered:
         errors = _errors(weights[..., None, :], mean, tokens, count, self._products)
         return mean[..., 0], errors[..., 0]
 
-    def z(self, name: str, magnitude: Array) -> Array:
-        """[...] the mean over its error as a normal deviate; 0 where the mean is rounding noise.
+    def z(self, names: Sequence[str], magnitudes: Array) -> Array:
+        """[..., n] means over their errors as normal deviates; 0 where a mean is rounding noise.
 
         Args:
-            name: one of `WEIGHTS`.
-            magnitude: mean of the absolute terms of the mean, nats.
+            names: n of `WEIGHTS`.
+            magnitudes: [..., n] mean of the absolute terms of each mean, nats.
         """
-        mean = self.mean(name)
-        z = normal_deviate(ratio(mean, self.se(name)), self.count - 1)
-        found: Array = np.where(np.abs(mean) <= ROUNDING * magnitude, 0.0, z)
+        places = [_NAMES.index(name) for name in names]
+        means = self._means[..., places]
+        z = normal_deviate(ratio(means, self._errors[..., places]), self.count[..., None] - 1)
+        found: Array = np.where(np.abs(means) <= ROUNDING * magnitudes, 0.0, z)
         return found
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from klmonitor.numbers.carriers import Carriers
+from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.student import normal_deviate
 from klmonitor.summary.fields import LAGS, SIGNATURE_RATIOS
@@ -17,6 +18,7 @@ Z = 8.0
 """Errors from which a signature is not chance: it is judged at every step of a run."""
 FEW = 1.6
 """Z errors of sixteen sequences are Z / 1.6 = 5 normal deviates: fewer need more errors."""
+CORRELATIONS, SHARES = ("qp", "before", "after"), ("up", "down")
 COUNTS = ("tokens", "sequences", "sure", "sure_other", "first_off", "last_off", "lone_off")
 
 
@@ -29,6 +31,7 @@ class Evidence:
         signs: signatures by name; means also as ``{name}_z`` and ``{name}_se``.
         numbers: the step's metrics.
         carriers: the sequences or prompts that carry the estimate.
+        turned: mean(e^-d) - 1 of the step; nan: not asked for.
     """
 
     q: str
@@ -36,6 +39,7 @@ class Evidence:
     signs: Mapping[str, float]
     numbers: Mapping[str, float]
     carriers: Carriers
+    turned: float = math.nan
 
     def __getitem__(self, name: str) -> float:
         return self.signs.get(name, math.nan)
@@ -50,42 +54,35 @@ class Evidence:
         return self.q == "rollout"
 
 
-def evidence_of(
-    signatures: Signatures, pair: str, numbers: Mapping[str, float], carriers: Carriers
-) -> Evidence:
-    """The evidence on one pair.
+def signs_of(signatures: Signatures) -> list[dict[str, float]]:
+    """What `Evidence` has of signatures, pair by pair.
 
     Args:
-        signatures: of this pair alone, over the last steps.
-        pair: its name.
-        numbers: its metrics.
-        carriers: what carries its estimate.
+        signatures: of all pairs, over the last steps.
     """
-    signs: dict[str, float] = {}
     with np.errstate(all="ignore"):
         value, se = signatures.means()
-        table = zip(SIGNATURE_RATIOS, value[0].tolist(), se[0].tolist(), strict=True)
-        sequences = float(signatures.sum("sequences")[0])
-        for name, mean, error in table:
-            signs |= {name: mean, f"{name}_se": error, f"{name}_z": _z(mean, error, sequences)}
-        for name in ("qp", "before", "after"):
-            signs[name] = float(signatures.correlation(name)[0])
-        for name in ("up", "down"):
-            signs[name] = float(signatures.share(name)[0])
-        signs["entropy"] = float(signatures.entropy[0])
-    for name in COUNTS:
-        signs[name] = float(signatures.sum(name)[0])
-    q, p = pair.split("_")
-    return Evidence(q, p, signs, numbers, carriers)
+        z = _z(value, se, signatures.sum("sequences")[:, None])
+        means = np.concatenate((value, se, z), axis=1)
+        correlations = [signatures.correlation(name) for name in CORRELATIONS]
+        shares = [*(signatures.share(name) for name in SHARES), signatures.entropy]
+    counts = [signatures.sum(name) for name in COUNTS]
+    others = np.array((*correlations, *shares, *counts)).T
+    return [dict(zip(_NAMES, row, strict=True)) for row in np.hstack((means, others)).tolist()]
 
 
-def _z(mean: float, error: float, sequences: float) -> float:
+_NAMES = (
+    *(f"{ratio}{what}" for what in ("", "_se", "_z") for ratio in SIGNATURE_RATIOS),
+    *(*CORRELATIONS, *SHARES, "entropy", *COUNTS),
+)
+
+
+def _z(mean: Array, error: Array, sequences: Array) -> Array:
     """Errors from 0; of few sequences `FEW` times the normal deviate, where that is less."""
-    if not error > 0:
-        return math.nan
-    z = mean / error
-    deviate = FEW * float(normal_deviate(z, sequences - 1))
-    return min(z, deviate, key=abs)
+    z = np.where(error > 0, mean / error, np.nan)
+    deviate = FEW * normal_deviate(z, sequences - 1)
+    found: Array = np.where(np.abs(deviate) < np.abs(z), deviate, z)
+    return found
 
 
 def oldest(e: Evidence) -> str:

@@ -6,8 +6,9 @@ Every sentence names its numbers and where the reasoning is written down.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from klmonitor.numbers.receiptwords import audit_line, told
 from klmonitor.numbers.student import interval
@@ -23,6 +24,7 @@ BIAS_FLOOR = 1e-6
 FAR = 1.0
 """Nats per token: two policies that are a factor of e apart at every token."""
 MOST = 4
+NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 def with_verdict(pair: PairReport, open_kinds: Collection[str] = ()) -> PairReport:
@@ -40,10 +42,18 @@ def with_verdict(pair: PairReport, open_kinds: Collection[str] = ()) -> PairRepo
     )
 
 
-def judged(pair: PairReport, open_kinds: Collection[str] = ()) -> PairReport:
-    """As `with_verdict`, and the verdict as the metric ``best``."""
-    found = with_verdict(pair, open_kinds)
-    return found.with_value("best", found.verdict.best)
+def judged(
+    pair: PairReport, open_kinds: Collection[str] = (), more: Mapping[str, float] = NOTHING
+) -> PairReport:
+    """As `with_verdict`, with more values, and the verdict as the metric ``best``."""
+    found = verdict(pair.values, open_kinds, pair.cause)
+    return replace(
+        pair,
+        values={**pair.values, **more, "best": found.best},
+        verdict=found,
+        open_kinds=tuple(sorted(open_kinds)),
+        words=findings,
+    )
 
 
 def findings(pair: PairReport) -> list[str]:

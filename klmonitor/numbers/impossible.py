@@ -9,10 +9,12 @@ such numbers are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from klmonitor.numbers.sums import StepSums
+import numpy as np
+
+from klmonitor.numbers.sums import QUANTILES, Bools, StepSums
 from klmonitor.report import Cause, ExtremeToken
 from klmonitor.summary.fields import (
     PLACEHOLDER,
@@ -20,6 +22,7 @@ from klmonitor.summary.fields import (
     POSITIVE_TOLERANCE,
     SENTINEL,
     SIGNATURE,
+    TOKEN_FIELDS,
 )
 
 FEWEST = 3
@@ -29,7 +32,35 @@ FILLER = -30.0
 MANY = 0.1
 """Share of values above 0 that is no noise on log-probs near 0 any more; of such as are far above
 0, `FEWEST` are enough."""
-_POSITIVE, _N = POLICY_COUNTS.index("positive"), POLICY_COUNTS.index("n")
+_POSITIVE, _N, _NONZERO = (POLICY_COUNTS.index(name) for name in ("positive", "n", "nonzero"))
+_COUNTED = [SIGNATURE[name] for name in ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")]
+_SQUARES = [SIGNATURE[name] for name in ("qq", "pp")]
+_LOG_Q = TOKEN_FIELDS.index("log_q")
+ALIKE, VARIED = 1e-6, 1e-3
+"""Variance within sequences, as a share of the other policy's, from which a value is one and the
+same; and that of the other, nats^2, from which its tokens are not all as certain."""
+MEDIAN = QUANTILES.index(0.5)
+MANY_LISTED = 8
+"""Extreme tokens from which what they have in common is no accident."""
+NO_TOKEN = -25.0
+"""Nats: a vocabulary of 260,000 tokens, all as likely, has -12.5."""
+FAR_APART = 15.0
+"""Nats at the median token: a policy that knows nothing is 12.5 from one that is certain."""
+
+
+def suspects(step: StepSums) -> Bools:
+    """[P] whether anything may be what cannot be (the extreme tokens are looked at then)."""
+    counted = step.signatures[:, _COUNTED].any(axis=1)
+    far = step.maxima.max(axis=1) > FAR_APART
+    qq, pp = step.signatures[:, _SQUARES].T
+    smaller, larger = np.minimum(qq, pp), np.maximum(qq, pp)
+    alike = (smaller <= ALIKE * larger) & (larger > 0)
+    listed = step.tokens[:, :, :MANY_LISTED, _LOG_Q]
+    with np.errstate(invalid="ignore"):  # of two infinities
+        one_value = (np.ptp(listed, axis=-1) == 0).any(axis=1)
+    odd = far | alike | one_value | (listed[:, :, 0].min(axis=1) < NO_TOKEN)
+    found: Bools = counted | odd | (step.policy_count("nonzero") == 0)
+    return found | (step.policy_count("positive") > 0)
 
 
 def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
@@ -83,6 +114,51 @@ def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
             f"{count('padded'):,.0f} tokens at the ends of {count('padded_rows'):,.0f} of "
             f"{count('rows'):,.0f} sequences have one and the same value under all policies: "
             "padding is being counted; forgot the mask?"
+        )
+    return _no_tokens(step, i, tokens)
+
+
+def _no_tokens(step: StepSums, i: int, tokens: Sequence[ExtremeToken]) -> Cause:
+    """Numbers that are no token's: nothing but zeros, one value a sequence, sums over sequences."""
+    q, p = step.pairs[i].split("_")
+    n = step.n[i]
+    counts = (step.q[i], step.p[i])
+    if n >= FEWEST and all(c[_N] > 0 and c[_NONZERO] == 0 for c in counts):
+        return _cause(
+            f"{q}'s and {p}'s log-probs are exactly 0 for all {_tokens(n)}: nothing was scored "
+            "there; padding, or a mask that is inverted?"
+        )
+    signs = {name: step.signatures[i, SIGNATURE[name]] for name in ("tokens", "sequences")}
+    qq, pp = (step.signatures[i, SIGNATURE[name]] for name in ("qq", "pp"))
+    many = signs["tokens"] >= 2 * signs["sequences"] > 0 and q == "rollout"
+    if many and max(qq, pp) > VARIED * signs["tokens"]:
+        alike = q if qq <= ALIKE * pp else p if pp <= ALIKE * qq else ""
+        if alike:
+            return _cause(
+                f"{alike}'s log-probs have one and the same value at every token of a sequence: a "
+                "constant or a mean over the sequence, no scores of tokens"
+            )
+    values = {(token.log_q, token.log_p) for token in tokens}
+    if (
+        len(tokens) >= MANY_LISTED
+        and len(values) == 1
+        and max(tokens[0].log_q, tokens[0].log_p) < PLACEHOLDER
+    ):
+        return _cause(
+            f"{q}'s and {p}'s log-probs have one and the same value at all of the extreme tokens: "
+            "padding that was scored, or a mask that is inverted?"
+        )
+    low = [max(token.log_q, token.log_p) for token in tokens]
+    if len(low) >= MANY_LISTED and max(low) < NO_TOKEN:
+        return _cause(
+            f"{q}'s and {p}'s log-probs are below {NO_TOKEN:.0f} at all of the extreme tokens: "
+            "sums over sequences, no log-probs of tokens?"
+        )
+    typical = float(step.quantiles[MEDIAN, i]) if step.maxima[i].max() >= FAR_APART else 0.0
+    if n >= MANY_LISTED and abs(typical) >= FAR_APART:
+        return _cause(
+            f"{q}'s and {p}'s log-probs are {abs(typical):.3g} nats apart at the typical token, "
+            "which no two policies are: sums over sequences, or another quantity, on one side"
         )
     return Cause()
 

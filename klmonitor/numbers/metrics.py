@@ -18,22 +18,18 @@ from operator import attrgetter
 
 import numpy as np
 
-from klmonitor.numbers.clusters import Array, positive, ratio
+from klmonitor.numbers.clusters import Array, Quotient, ratio
 from klmonitor.numbers.receiptmetrics import DRAWN, RECEIPT, SENT
 from klmonitor.numbers.signatures import BINS
-from klmonitor.numbers.sums import StepSums
+from klmonitor.numbers.sums import QUANTILES, StepSums
 from klmonitor.report import KNOWN
 from klmonitor.summary.fields import CORE_RADIUS, PROBABILITIES
 
-Of = Callable[[StepSums], Array]
+Of = Callable[[StepSums], Array | Quotient]
 """[P] the metric of each pair, from the sums of a step; called within ``np.errstate``."""
 
 COUNT_THRESHOLDS = (1, 2, 5, 10)
 """Nats: ratios of 2.7, 7.4, 148 and 22,026."""
-QUANTILES = (
-    (0.001, "p0.1"), (0.01, "p1"), (0.25, "p25"), (0.5, "p50"), (0.75, "p75"), (0.99, "p99"),
-    (0.999, "p99.9"),
-)  # fmt: skip
 VARIANCE, OUTLIERS = "Variance, and running variance", "Outlier tokens"
 """Panels of several metrics."""
 OUTLIER = 2.0
@@ -71,20 +67,11 @@ def _se(name: str, t: StepSums) -> Array:
     return t.clustered.se(name)
 
 
-def _running_mean(estimator: int, t: StepSums) -> Array:
-    return ratio(t.running[:, estimator], t.running[:, 0])
+def _running_mean(estimator: int, t: StepSums) -> Quotient:
+    return Quotient(t.running[:, estimator], t.running[:, 0])
 
 
-def _running_var(estimator: int, t: StepSums) -> Array:
-    mean = _running_mean(estimator, t)
-    return positive(ratio(t.running[:, 3 + estimator], t.running[:, 0]) - mean * mean)
-
-
-def _var_k2(t: StepSums) -> Array:
-    return t.variance(0.5 * t.d2, 0.25 * (t.column("core/d4") + t.column("tail/d4")))
-
-
-def _estimator(number: int, formula: str, text: str, var: Of) -> list[Metric]:
+def _estimator(number: int, formula: str, text: str) -> list[Metric]:
     """Mean, error, variance and running numbers of one estimator."""
     name = f"k{number}"
     return [
@@ -95,13 +82,14 @@ def _estimator(number: int, formula: str, text: str, var: Of) -> list[Metric]:
                "else sequences",
                partial(_se, name), core=name != "k2", panel="Standard errors"),
         Metric(f"{name}/var", "nats^2", f"sum ({name} - mean)^2 / (N - 1)",
-               f"sample variance of {name} over this step's tokens", var, panel=VARIANCE),
+               f"sample variance of {name} over this step's tokens",
+               lambda t: t.variances[number - 1], panel=VARIANCE),
         Metric(f"{name}/running_mean", "nats", "S1 / n, decayed by 2^(-1/h) a step",
                f"{name} over recent steps (half-life h = 100 steps), pooled over tokens",
                partial(_running_mean, number)),
         Metric(f"{name}/running_var", "nats^2", "S2 / n - (S1 / n)^2, decayed by 2^(-1/h) a step",
                f"variance of {name} over recent steps' tokens, drift between steps included",
-               partial(_running_var, number), core=True, panel=VARIANCE),
+               lambda t: t.running_variances[number - 1], core=True, panel=VARIANCE),
     ]  # fmt: skip
 
 
@@ -117,9 +105,10 @@ def _count(threshold: int) -> list[Metric]:
     ]  # fmt: skip
 
 
-def _quantile(probability: float, label: str) -> Metric:
-    return Metric(f"log_ratio/{label}", "nats", f"{probability:.1%} quantile of d", "to 0.8 %",
-                  lambda t: t.quantile(probability), panel="Quantiles of d = -k1")  # fmt: skip
+def _quantile(number: int) -> Metric:
+    percent = 100 * QUANTILES[number]
+    return Metric(f"log_ratio/p{percent:g}", "nats", f"{percent:.1f}% quantile of d", "to 0.8 %",
+                  lambda t: t.quantiles[number], panel="Quantiles of d = -k1")  # fmt: skip
 
 
 def _dominance(name: str) -> list[Metric]:
@@ -144,25 +133,18 @@ def _dominance(name: str) -> list[Metric]:
     ]  # fmt: skip
 
 
-def _k2_bias_z(t: StepSums) -> Array:
-    return t.clustered.z("k2_bias", ratio(t.absolute + 0.5 * t.d2, t.n))
+def _off_policy(numerator: Array, denominator: Array, t: StepSums) -> Quotient:
+    return Quotient(numerator, denominator * ~t.on_policy)
 
 
-def _off_policy(numerator: Array, denominator: Array, t: StepSums) -> Array:
-    return t.where(~t.on_policy, ratio(numerator, denominator))
+def _share(name: str, of: str, t: StepSums) -> Quotient:
+    """A signature as a share of another."""
+    return Quotient(t.signs.sum(name), t.signs.sum(of))
 
 
-def _sequence_ess(t: StepSums) -> Array:
+def _sequence_ess(t: StepSums) -> Quotient:
     of = t.signs.sum
-    return ratio(of("ratio") ** 2, of("sequences") * of("ratio2"))
-
-
-def _unclipped(name: str, t: StepSums) -> Array:
-    return t.where(t.signs.sum("weighed") > 0, t.signs.sum(name))
-
-
-def _unclipped_of(name: str, of: str, t: StepSums) -> Array:
-    return ratio(_unclipped(name, t), _unclipped(of, t))
+    return Quotient(of("ratio") ** 2, of("sequences") * of("ratio2"))
 
 
 def _by_probability(number: int) -> list[Metric]:
@@ -172,53 +154,54 @@ def _by_probability(number: int) -> list[Metric]:
     return [
         Metric(f"{name}/abs", "nats", f"mean |d| where {inside}",
                "grows as 1 - q(x) where numeric noise makes it; of rollout's pair, else the first",
-               lambda t: t.signs.share(f"abs_{number}", f"n_{number}")),
+               partial(_share, f"abs_{number}", f"n_{number}")),
         Metric(f"{name}/left", "probability", f"mean 1 - q(x) where {inside}", "beside it",
-               lambda t: t.signs.share(f"left_{number}", f"n_{number}")),
+               partial(_share, f"left_{number}", f"n_{number}")),
     ]  # fmt: skip
 
 
 # fmt: off
 METRICS: tuple[Metric, ...] = (
-    *_estimator(1, "-d", "unbiased, heavy-tailed, of both signs", lambda t: t.var_k1),
-    *_estimator(2, "d^2 / 2", "biased, never negative", _var_k2),
-    *_estimator(3, "expm1(d) - d", "unbiased, never negative, explodes when p >> q",
-                lambda t: t.var_k3),
+    *_estimator(1, "-d", "unbiased, heavy-tailed, of both signs"),
+    *_estimator(2, "d^2 / 2", "biased, never negative"),
+    *_estimator(3, "expm1(d) - d", "unbiased, never negative, explodes when p >> q"),
     Metric("k1/negative_share", "share", "#(d > 0) / N", "tokens with negative k1",
-           lambda t: ratio(t.positive_d, t.n)),
+           lambda t: Quotient(t.positive_d, t.n)),
     Metric("k1/cancellation", "share", "1 - |sum d| / sum |d|",
            "how much of k1 cancels between tokens of both signs: near 1 the mean is mostly noise",
-           lambda t: 1 - ratio(np.abs(t.d), t.absolute)),
+           lambda t: Quotient(t.absolute - np.abs(t.d), t.absolute)),
     Metric("k2/bias", "nats", "mean(k2 - k1)", "measured difference of k2 and the unbiased k1",
            partial(_mean, "k2_bias")),
     Metric("k2/bias_z", "standard errors", "z of mean(k2 - k1) / SE, paired, clustered",
            "a t with B - 1 degrees of freedom as a normal deviate: beyond +-3, k2 is biased here",
-           _k2_bias_z),
+           lambda t: t.k2_bias_z),
     Metric("gap", "nats", "mean(k3) - mean(k1) = mean(r) - 1",
            "0 in expectation if q drew the tokens; only where it did",
-           lambda t: t.where(t.on_policy, t.clustered.mean("gap"))),
+           lambda t: Quotient(t.clustered.mean("gap"), t.on_policy)),
     Metric("gap_z", "standard errors", "z of gap / SE, clustered",
            "a t with B - 1 degrees of freedom as a normal deviate: beyond +-5 the tokens were "
            "hardly drawn from q (collapse, top-p, a stale sampler)", lambda t: t.gap_z,
            core=True, panel="Gap of k3 and k1"),
     Metric("gap_se", "nats", "sqrt(n/(n-1) sum (G_i - gap T_i)^2) / N, over n sequences",
            "error of the gap by sequence: its expectation is 0 for every prompt, so few prompts "
-           "are no reason to wait", lambda t: t.where(t.on_policy, t.clustered.sequence_se("gap"))),
+           "are no reason to wait",
+           lambda t: Quotient(t.clustered.sequence_se("gap"), t.on_policy)),
     Metric("k1/sequence_se", "nats", "sqrt(n/(n-1) sum (S_i - mean T_i)^2) / N, over n sequences",
            "error of k1/mean by sequence: no prompt's KL is below 0",
            lambda t: t.clustered.sequence_se("k1")),
-    Metric("cv/lambda", "share", "-Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1]",
+    Metric("cv/lambda", "share",
+           "-Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1], times (ess - .15) / .15 likewise",
            "best weight of r - 1 in -d + lambda (r - 1): 0 is k1, 1 is k3; below 1/2 k1 is "
            "the less noisy one", lambda t: t.weight),
-    Metric("cv/mean", "nats", "sum(-d + lambda (r - 1)) / N",
+    Metric("cv/mean", "nats", "sum(-d + lambda' (r - 1)) / N, lambda' without the token itself",
            "the estimate at lambda, which is 0 where the gap test fails or q is not the sampler",
            lambda t: t.at_lambda[0]),
     Metric("cv/se", "nats", "cluster standard error of cv/mean, lambda taken as given",
            "clusters as of k1/se", lambda t: t.at_lambda[1]),
     Metric("cv/corr", "correlation", "Corr(-d, r - 1)", "how well r - 1 cancels k1's noise",
-           lambda t: ratio(t.cov_ratio, np.sqrt(t.var_k1 * t.var_ratio))),
+           lambda t: Quotient(t.cov_ratio, np.sqrt(t.var_k1 * t.var_ratio))),
     Metric("cv/variance_ratio", "ratio", "Var(k3) / Var(k1)", "above 1, k3 is noisier than k1",
-           lambda t: ratio(t.var_k3, t.var_k1)),
+           lambda t: Quotient(t.var_k3, t.var_k1)),
     Metric("best", "1, 3 or 0", "the verdict's (docs/estimators.md)",
            "what to believe here: k1, k3, or 0 for cv/mean; nan: none, or it is not judged"),
     Metric("tokens", "tokens", "N", "tokens counted", lambda t: t.n),
@@ -228,13 +211,13 @@ METRICS: tuple[Metric, ...] = (
            "what the standard errors count as independent: prompts if at least 2 are known, "
            "else sequences", lambda t: t.clustered.count),
     Metric("prompts", "prompts", "#(prompts with tokens)", "where every sequence has a prompt id",
-           lambda t: t.where(t.clustered.prompts > 0, t.clustered.prompts)),
+           lambda t: Quotient(t.clustered.prompts, t.clustered.prompts > 0)),
     Metric("on_policy", "0 or 1", "whether q is the sampler",
            "0: tokens were drawn from another policy; read iw/*",
            lambda t: t.on_policy.astype(np.float64)),
     Metric("ess", "share", "(sum r)^2 / (N sum r^2)",
            "effective share of tokens if they were reweighted to p, unclamped",
-           lambda t: ratio(t.sum_r * t.sum_r, t.n * t.sum_r2)),
+           lambda t: Quotient(t.sum_r * t.sum_r, t.n * t.sum_r2)),
     Metric("iw/k1/mean", "nats", "sum w k1 / sum w, w = q(x) / sampler(x)",
            "k1 corrected for the token draw (not for the prefixes); only off-policy",
            lambda t: _off_policy(-t.column("wd"), t.column("w"), t)),
@@ -251,7 +234,7 @@ METRICS: tuple[Metric, ...] = (
            "many: a placeholder instead of log-probs",
            lambda t: t.policy_count("n") - t.policy_count("nonzero")),
     Metric("identical", "share", "#(d = 0) / N", "1: both policies gave the very same numbers",
-           lambda t: ratio(t.column("zero"), t.n)),
+           lambda t: Quotient(t.column("zero"), t.n)),
     Metric("clamped", "tokens", "#(d > 350)", "e^d was evaluated at 350",
            lambda t: t.column("clamped")),
     Metric("low_precision", "0 or 1", ">= 99 % of log-probs below -1/64 are bf16 or fp16 values",
@@ -261,13 +244,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("outliers/k3", "tokens", "#(d >= 2)", "tokens on k3's heavy side",
            lambda t: t.at_least(OUTLIER), core=True, panel=OUTLIERS),
     Metric("outliers/rate", "per 10,000 tokens", "10^4 #(|d| >= 2) / N", "both sides together",
-           lambda t: 1e4 * ratio(t.at_most(OUTLIER) + t.at_least(OUTLIER), t.n), panel=OUTLIERS),
+           lambda t: Quotient(1e4 * (t.at_most(OUTLIER) + t.at_least(OUTLIER)), t.n),
+           panel=OUTLIERS),
     *(metric for threshold in COUNT_THRESHOLDS for metric in _count(threshold)),
-    *(_quantile(probability, label) for probability, label in QUANTILES),
+    *(_quantile(number) for number in range(len(QUANTILES))),
     Metric("log_ratio/min", "nats", "min d", "exact",
-           lambda t: t.where(t.n > 0, -t.maxima[:, 1])),
+           lambda t: Quotient(-t.maxima[:, 1], t.n > 0)),
     Metric("log_ratio/max", "nats", "max d", "exact",
-           lambda t: t.where(t.n > 0, t.maxima[:, 0])),
+           lambda t: Quotient(t.maxima[:, 0], t.n > 0)),
     Metric("log_ratio/excluded", "tokens", f"#(|d| > {CORE_RADIUS:g})",
            "left out of the running numbers, which one of them would swamp",
            lambda t: t.column("tail/n")),
@@ -281,25 +265,25 @@ METRICS: tuple[Metric, ...] = (
            lambda t: t.top_sequence_share),
     Metric("sequence/k1", "nats per sequence", "sum of token k1 / sequences",
            "mean over sequences of the sums of token values",
-           lambda t: ratio(-t.d, t.column("sequences"))),
+           lambda t: Quotient(-t.d, t.column("sequences"))),
     Metric("sequence/k3", "nats per sequence", "sum of token k3 / sequences", "likewise",
-           lambda t: ratio(t.k3, t.column("sequences"))),
+           lambda t: Quotient(t.k3, t.column("sequences"))),
     Metric("sequence/ratio_beyond_3", "share", "#(exp(sum_t d) > 3) / sequences",
            "sequences whose whole ratio is beyond 3; of the rows that signatures are taken of",
-           lambda t: t.signs.share("ratio_above", "sequences"), core=True,
+           partial(_share, "ratio_above", "sequences"), core=True,
            panel="Sequences beyond a ratio of 3"),
     Metric("sequence/ratio_below_third", "share", "#(exp(sum_t d) < 1/3) / sequences",
-           "and below 1/3", lambda t: t.signs.share("ratio_below", "sequences")),
+           "and below 1/3", partial(_share, "ratio_below", "sequences")),
     Metric("sequence/ess", "share", "(sum R)^2 / (n sum R^2), R = exp(sum_t d), |sum_t d| <= 300",
            "effective share of sequences if they were reweighted to p", _sequence_ess),
     Metric("sequence/largest_k3", "nats", "mean over sequences of max_t k3",
            "how large the largest token KL of a sequence is",
-           lambda t: t.signs.share("largest", "sequences")),
+           partial(_share, "largest", "sequences")),
     *(metric for number in range(BINS) for metric in _by_probability(number)),
     Metric("entropy", "nats", "mean H", "of the trainer's policy, where observe(entropy=) gave it",
-           lambda t: t.signs.entropy),
+           partial(_share, "entropy", "entropic")),
     Metric("entropy/k3_share", "ratio", "k3/mean / mean H", "how large KL is beside the entropy",
-           lambda t: ratio(ratio(t.k3, t.n), t.signs.entropy)),
+           lambda t: Quotient(ratio(t.k3, t.n), t.signs.entropy)),
     Metric("spike/z", "scales", "(log k3 - level) / scale, docs/alerts.md",
            "how far above its recent level k3 is, without the current step",
            panel="Spike score"),
@@ -314,12 +298,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("clip/high", "share", "#(r > 1 + epsilon) / N", "above it, likewise"),
     Metric("unclipped/tokens", "tokens", "#(A < 0, r >= 10)",
            "tokens of old_policy whose ratio no clipping of PPO's kind bounds, where "
-           "observe(advantages=) gave A", partial(_unclipped, "unclipped")),
+           "observe(advantages=) gave A",
+           lambda t: Quotient(t.signs.sum("unclipped"), t.signs.sum("weighed") > 0)),
     Metric("unclipped/share", "share", "sum of their |A| r / sum |A| r",
            "how much of the loss's weight they hold; r is 10 at most where A > 0",
-           partial(_unclipped_of, "unclipped_loss", "loss")),
+           partial(_share, "unclipped_loss", "loss")),
     Metric("unclipped/ratio", "ratio", "exp(mean d) of these", "how far they are from old",
-           lambda t: np.exp(_unclipped_of("unclipped_d", "unclipped", t))),
+           lambda t: np.exp(t.signs.share("unclipped_d", "unclipped"))),
 )
 # fmt: on
 

@@ -116,19 +116,19 @@ def _of_tokens(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
     with np.errstate(all="ignore"):
         tokens = spectrum(step, pair, _WITHIN if clamped(penalty) else MIDDLES[:, None])
         c = penalty.coefficient(tokens.d)
+        sums, size = _sums(penalty, step, pair, tokens, c), np.abs(c)
         if on_policy or penalty.ratio is not None:
             slope = straight(penalty)
             error = 0.0 * slope
             if on_policy and math.isnan(slope):
-                slope, error = _effective(penalty, step, pair, tokens, c)
+                slope, error = _effective(step, pair, tokens, c, sums)
             if not math.isnan(slope):
                 found["penalty/effective_beta"] = penalty.beta * slope
                 found["penalty/effective_beta_se"] = abs(penalty.beta) * error
         if on_policy or penalty.ratio is None:
-            mean = _sums(penalty, step, pair, tokens, c)[0] / n
-            found["penalty/pull"] = penalty.beta * mean
-            found["penalty/top_d"] = float(tokens.d[np.argmax(np.abs(c))])
-            found["penalty/top_share"] = _top_share(np.abs(c), tokens.weight, most_tokens_k1(n))
+            found["penalty/pull"] = penalty.beta * (sums[0] / n)
+            found["penalty/top_d"] = float(tokens.d[np.argmax(size)])
+            found["penalty/top_share"] = _top_share(size, tokens.weight, most_tokens_k1(n))
         dead, far = (c == 0) & (tokens.d != 0), tokens.weight * np.abs(tokens.d)
         found["penalty/dead_share"] = _share(tokens, dead)
         found["penalty/dead_pull"] = float(far[dead].sum() / far.sum()) if far.any() else math.nan
@@ -174,8 +174,8 @@ def spectrum(step: StepSums, pair: int, within: Array = MIDDLES[:, None]) -> Spe
     if np.isnan(keys).any():  # a part came without its tokens: none is known to be the furthest
         keys = np.empty((2, 0))
     left, right = (tail[tail > 0] for tail in keys)
-    np.subtract.at(counts, CENTRE - 1 - _bucket(left), 1.0)
-    np.subtract.at(counts, CENTRE + _bucket(right), 1.0)
+    for place in (*(CENTRE - 1 - _bucket(left)).tolist(), *(CENTRE + _bucket(right)).tolist()):
+        counts[place] -= 1.0
     kept = np.flatnonzero(counts > 0)
     least, most = (
         tail.min() if len(tail) else reach
@@ -203,6 +203,8 @@ def _sums(
         exact = (math.nan, math.nan)
     else:
         exact = exact_sums(penalty, step, pair)
+    if not any(map(math.isnan, exact)):
+        return exact
     rough = (float(tokens.weight @ c), float(tokens.weight @ (c * tokens.d)))
     first, second = (b if math.isnan(a) else a for a, b in zip(exact, rough, strict=True))
     return first, second
@@ -235,11 +237,11 @@ def exact_sums(penalty: Penalty, step: StepSums, pair: int) -> tuple[float, floa
 
 
 def _effective(
-    penalty: Penalty, step: StepSums, pair: int, tokens: Spectrum, c: Array
+    step: StepSums, pair: int, tokens: Spectrum, c: Array, sums: tuple[float, float]
 ) -> tuple[float, float]:
-    """cov(c, t) / var(t) and its standard error."""
+    """cov(c, t) / var(t) and its standard error, from the sums of c and of c d."""
     n, d, d2 = (float(x[pair]) for x in (step.n, step.d, step.d2))
-    sum_c, sum_cd = _sums(penalty, step, pair, tokens, c)
+    sum_c, sum_cd = sums
     squares = d2 - d * d / n
     if not squares > 0:
         return math.nan, math.nan

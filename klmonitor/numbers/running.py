@@ -18,8 +18,9 @@ from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.stored import numbers_of
 from klmonitor.numbers.sums import N_RUNNING, StepSums
 from klmonitor.pairs import PAIR_INDEX
+from klmonitor.summary.fields import COLUMN
 
-_COLUMNS = ("n", "d", "d2", "k3", "d2", "d4", "k3k3")
+_COLUMNS = [COLUMN[f"core/{name}"] for name in ("n", "d", "d2", "k3", "d2", "d4", "k3k3")]
 _SCALES = np.array([1.0, -1.0, 0.5, 1.0, 1.0, 0.25, 1.0])
 """n, S1 of k1, k2, k3 and S2 of them: these sums of the core, times these."""
 
@@ -46,10 +47,14 @@ class Running:
         for i, pair in enumerate(step.pairs):
             step.running[i] = self._sums.get(pair, 0.0)
 
+    def fresh(self) -> Running:
+        """An empty one of the same half-life."""
+        return Running(self.half_life)
+
     def advance(self, step: StepSums) -> None:
         """Add a step's tokens up to `CORE_RADIUS`, and give its sums the running ones."""
         decay = math.pow(2.0, -1.0 / self.half_life)
-        added = _SCALES * np.stack([step.column(f"core/{name}") for name in _COLUMNS], axis=-1)
+        added = _SCALES * step.sums[:, _COLUMNS]
         for i, pair in enumerate(step.pairs):
             kept = self._sums.setdefault(pair, np.zeros(N_RUNNING))
             if added[i, 0] > 0:

@@ -15,8 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klmonitor.numbers.buckets import MIDDLES, edge_index
-from klmonitor.numbers.clusters import Array, Clustered, positive, ratio, token_sum
+from klmonitor.numbers.clusters import (
+    TOKEN_SUMS,
+    Array,
+    Clustered,
+    positive,
+    ratio,
+    token_sums,
+)
 from klmonitor.numbers.dominance import MOST, dominance_k1, dominance_k3
+from klmonitor.numbers.mixture import best_weight, leaving_one_out
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.without import Dominance
 from klmonitor.pairs import PAIRS, POLICY_INDEX
@@ -38,6 +46,9 @@ N_RUNNING = 7
 """Of running sums: n, then S1 and S2 of k1, k2, k3."""
 KEY = TOKEN_FIELDS.index("key")
 """The field that orders tokens and sequences; -inf: there is none."""
+QUANTILES = (0.001, 0.01, 0.25, 0.5, 0.75, 0.99, 0.999)
+_CHECKED = POLICY_COUNTS.index("checked")
+_FORMATS = [POLICY_COUNTS.index(name) for name in ("bf16", "fp16")]
 _T, _K1 = SEQUENCE_FIELDS.index("t"), SEQUENCE_FIELDS.index("k1")
 
 
@@ -90,39 +101,47 @@ class StepSums:
 
     # --- sums over tokens --------------------------------------------------------------------
     @cached_property
+    def _token_sums(self) -> Array:
+        return token_sums(self.sums)
+
+    def _token_sum(self, name: str) -> Array:
+        found: Array = self._token_sums[:, TOKEN_SUMS[name]]
+        return found
+
+    @cached_property
     def n(self) -> Array:
         """[P] tokens counted."""
-        return token_sum(self.sums, "n")
+        return self._token_sum("n")
 
     @cached_property
     def d(self) -> Array:
         """[P] sum of d."""
-        return token_sum(self.sums, "d")
+        return self._token_sum("d")
 
     @cached_property
     def absolute(self) -> Array:
         """[P] sum of |d|."""
-        return token_sum(self.sums, "abs")
+        return self._token_sum("abs")
 
     @cached_property
     def d2(self) -> Array:
         """[P] sum of d^2."""
-        return token_sum(self.sums, "d2")
+        return self._token_sum("d2")
 
     @cached_property
     def k3(self) -> Array:
         """[P] sum of k3."""
-        return token_sum(self.sums, "k3")
+        return self._token_sum("k3")
 
     @cached_property
     def k3k3(self) -> Array:
         """[P] sum of k3^2."""
-        return token_sum(self.sums, "k3k3")
+        return self._token_sum("k3k3")
 
     @cached_property
     def dk3(self) -> Array:
         """[P] sum of d k3."""
-        return token_sum(self.sums, "dk3")
+        return self._token_sum("dk3")
 
     # --- means, errors, variances ------------------------------------------------------------
     @cached_property
@@ -131,20 +150,32 @@ class StepSums:
         pairs, groups, buckets, size = self.prompts.shape
         return Clustered(self.sums, self.prompts.reshape(pairs, groups * buckets, size))
 
-    def variance(self, first: Array, second: Array) -> Array:
-        """[P] sample variance over tokens, from the sum of values and that of their squares."""
-        mean = ratio(first, self.n)
-        return positive(ratio(second - self.n * mean * mean, self.n - 1))
-
     @cached_property
+    def variances(self) -> Array:
+        """[3, P] sample variances of k1, k2 and k3 over tokens, nats^2."""
+        first = np.array((self.d, 0.5 * self.d2, self.k3))
+        squares = np.array((self.d2, 0.25 * self._token_sum("d4"), self.k3k3))
+        mean = ratio(first, self.n)
+        return positive(ratio(squares - self.n * mean * mean, self.n - 1))
+
+    @property
     def var_k1(self) -> Array:
         """[P] nats^2."""
-        return self.variance(self.d, self.d2)
+        found: Array = self.variances[0]
+        return found
 
-    @cached_property
+    @property
     def var_k3(self) -> Array:
         """[P] nats^2."""
-        return self.variance(self.k3, self.k3k3)
+        found: Array = self.variances[2]
+        return found
+
+    @cached_property
+    def running_variances(self) -> Array:
+        """[3, P] of k1, k2 and k3 over recent steps' tokens, nats^2."""
+        n, first, squares = self.running[:, 0], self.running[:, 1:4].T, self.running[:, 4:].T
+        mean = ratio(first, n)
+        return positive(ratio(squares, n) - mean * mean)
 
     @cached_property
     def _cov_d_k3(self) -> Array:
@@ -163,23 +194,38 @@ class StepSums:
 
     @cached_property
     def weight(self) -> Array:
-        """[P] lambda = -Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1]."""
-        found: Array = np.clip(ratio(-self.cov_ratio, self.var_ratio), 0.0, 1.0)
-        return found
+        """[P] lambda, the weight of r - 1 in the mixture (`numbers.mixture`)."""
+        g, gg = self.d + self.k3, self.d2 + self.k3k3 + 2 * self.dk3
+        return best_weight(self.n, self.d, g, gg, self.d2 + self.dk3)
 
     @cached_property
     def gap_z(self) -> Array:
         """[P] gap over its error, as a normal deviate; nan where q did not draw the tokens."""
-        z = self.clustered.z("gap", ratio(self.absolute + self.k3, self.n))
-        return self.where(self.on_policy, z)
+        return self.where(self.on_policy, self._z[:, 0])
+
+    @property
+    def k2_bias_z(self) -> Array:
+        """[P] bias of k2 over its error, likewise, whoever drew the tokens."""
+        found: Array = self._z[:, 1]
+        return found
+
+    @cached_property
+    def _z(self) -> Array:
+        sizes = np.array((self.absolute + self.k3, self.absolute + 0.5 * self.d2))
+        return self.clustered.z(("gap", "k2_bias"), ratio(sizes, self.n).T)
 
     @cached_property
     def at_lambda(self) -> tuple[Array, Array]:
-        """[P] mean of -d + lambda (r - 1), and its error; lambda 0 where the gap test fails."""
+        """[P] the mixture at lambda, each token at that of the others, and its error.
+
+        Lambda is 0 where the gap test fails or q is not the sampler.
+        """
         gap = np.abs(self.clustered.mean("gap"))
         missed = (np.abs(self.gap_z) > GAP_Z) & (gap > GAP_SHARE * self.clustered.mean("k3"))
-        weight = np.where(missed | ~self.on_policy | np.isnan(self.weight), 0.0, self.weight)
-        return self.clustered.combined({"k1": 1 - weight, "k3": weight})
+        mixed = ~missed & self.on_policy & (self.weight > 0)
+        weight = np.where(mixed, self.weight, 0.0)
+        mean, se = self.clustered.combined({"k1": 1 - weight, "k3": weight})
+        return mean + np.where(mixed, leaving_one_out(self.histogram, self.maxima), 0.0), se
 
     @cached_property
     def signs(self) -> Signatures:
@@ -232,13 +278,16 @@ class StepSums:
         found: Array = self.cumulative[:, -1] - self.cumulative[:, CENTRE + edge_index(edge) - 1]
         return found
 
-    def quantile(self, probability: float) -> Array:
-        """[P] d at rank ceil(probability x N), to 0.8 % (numpy's ``inverted_cdf``)."""
-        ranks = np.maximum(np.ceil(probability * self.n), 1) - 0.5
-        places = [row.searchsorted(rank) for row, rank in zip(self.cumulative, ranks, strict=True)]
+    @cached_property
+    def quantiles(self) -> Array:
+        """[`QUANTILES`, P] d at rank ceil(probability x N), to 0.8 % (numpy's ``inverted_cdf``)."""
+        ranks = np.maximum(np.ceil(np.multiply.outer(self.n, QUANTILES)), 1) - 0.5
+        pairs = zip(self.cumulative, ranks, strict=True)
+        places = np.array([row.searchsorted(some) for row, some in pairs])
         middles = MIDDLES[np.minimum(places, len(MIDDLES) - 1)]
         known = (self.n > 0) & ~np.isnan(self.cumulative[:, -1])
-        return self.where(known, np.clip(middles, -self.maxima[:, 1], self.maxima[:, 0]))
+        inside = np.clip(middles, -self.maxima[:, 1:], self.maxima[:, :1])
+        return self.where(known, inside.T)
 
     # --- the rest ----------------------------------------------------------------------------
     def policy_count(self, name: str) -> Array:
@@ -250,13 +299,10 @@ class StepSums:
     @cached_property
     def low_precision(self) -> Array:
         """[P] whether a policy's log-probs are bfloat16 or float16 numbers."""
-        checked = POLICY_COUNTS.index("checked")
-        formats = [POLICY_COUNTS.index(name) for name in ("bf16", "fp16")]
-        found = np.zeros(len(self.pairs), dtype=bool)
-        for counts in (self.q, self.p):
-            least = LOW_PRECISION * counts[:, checked, None]
-            found |= (counts[:, checked] > 0) & (counts[:, formats] >= least).any(axis=1)
-        return found.astype(np.float64)
+        counts = np.array((self.q, self.p))
+        checked, formats = counts[..., _CHECKED, None], counts[..., _FORMATS]
+        found = (checked > 0) & (formats >= LOW_PRECISION * checked)
+        return np.asarray(found.any(axis=(0, 2)), dtype=np.float64)
 
     @cached_property
     def dominance(self) -> Mapping[str, Dominances]:

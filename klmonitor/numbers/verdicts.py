@@ -27,6 +27,9 @@ EITHER = 0.1
 """At a weight of r - 1 (``cv/lambda``) within this of 0 or 1 the mixture is k1 or k3."""
 HEAVY = 0.5
 """At a smaller effective share of r a few tokens make k3's spread: its interval cannot hold."""
+NEARLY_ALL, LITTLE = 0.98, 0.05
+"""Effective share of importance-weighted tokens from which, and relative difference up to which,
+tokens of another policy are as good as q's own."""
 
 
 NO_CAUSE = Cause()
@@ -35,6 +38,9 @@ VOID: Mapping[str, str] = {
     "shift": "neither: the tensors are shifted by one position",
     "other tokens": "neither: the engine and the trainer do not score the same tokens",
     "argmax": "neither: q's log-probs are not those of these tokens",
+    "scaled": "neither: one policy's log-probs are a multiple of the other's",
+    "unnormalised": "neither: q's and p's probabilities are not over the same tokens",
+    "turned round": "neither: the tokens fit draws from p, not from q",
     "other sampler": _NOT_DRAWN,
     **{f"{how}, scored raw": _NOT_DRAWN for how in ("cut", "colder", "narrower", "warmer")},
 }
@@ -114,13 +120,18 @@ def _unknown(numbers: Numbers) -> str:
 
 def _not_drawn(numbers: Numbers, open_kinds: Collection[str], cause: Cause) -> str:
     """Why neither estimator holds for tokens that q did not draw, or hardly."""
-    if get(numbers, "on_policy") == 0:
+    if get(numbers, "on_policy") == 0 and not _as_if_drawn(numbers, _less_noisy(numbers)):
         k1, k3, ess = (get(numbers, f"iw/{name}") for name in ("k1/mean", "k3/mean", "ess"))
         return (
             f"neither: q did not draw these tokens; importance-weighted k1 = {k1:.4g}, k3 = "
             f"{k3:.4g} nats (effective share of tokens {ess:.0%})"
         )
     if get(numbers, "gap") > 0 and (gap_fails(numbers) or "gap" in open_kinds):
+        if not gap_fails(numbers) and dominated(numbers, "k3"):
+            return (
+                "neither: the gap of the last steps is more than draws from q leave, and a few "
+                "tokens make this step's"
+            )
         why = ": another temperature" if cause.name == "temperature" else ""
         return f"neither: the sampler draws tokens that q hardly would{why}"
     if "k1_negative" in open_kinds:
@@ -129,6 +140,21 @@ def _not_drawn(numbers: Numbers, open_kinds: Collection[str], cause: Cause) -> s
             "and k3 hides it by never being negative"
         )
     return ""
+
+
+def _less_noisy(numbers: Numbers) -> str:
+    """Of k1 and k3."""
+    weight = get(numbers, "cv/lambda")
+    quiet = (
+        weight >= 0.5 if not math.isnan(weight) else get(numbers, "k3/se") <= get(numbers, "k1/se")
+    )
+    return "k3" if quiet else "k1"
+
+
+def _as_if_drawn(numbers: Numbers, name: str) -> bool:
+    """Whether another policy's tokens say of an estimator what q's own would."""
+    value, weighted = get(numbers, f"{name}/mean"), get(numbers, f"iw/{name}/mean")
+    return get(numbers, "iw/ess") >= NEARLY_ALL and abs(weighted - value) <= LITTLE * abs(value)
 
 
 def _without_k3(numbers: Numbers, k1_carried: bool) -> Verdict:
@@ -176,6 +202,14 @@ def _both_carried(numbers: Numbers, open_kinds: Collection[str]) -> Verdict:
 
 def _quieter(numbers: Numbers) -> Verdict:
     """Where nothing speaks against either: the less noisy one."""
+    if get(numbers, "on_policy") == 0:
+        name = _less_noisy(numbers)
+        weighted, ess = get(numbers, f"iw/{name}/mean"), get(numbers, "iw/ess")
+        return Verdict(
+            name,
+            f"{name}: it is the less noisy here; another policy drew the tokens, which changes "
+            f"little (importance-weighted {weighted:.3g} nats, effective share {ess:.0%})",
+        )
     weight, cv = get(numbers, "cv/lambda"), get(numbers, "cv/mean")
     if weight <= EITHER:
         heavy = get(numbers, "ess") < HEAVY

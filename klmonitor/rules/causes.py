@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from klmonitor.rules.rule import CRITICAL, WARN, Finding, Rule, Thresholds
+from klmonitor.rules.rule import Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
 
-QUIET = ("identical", "coarse or stale", "unknown")
+OF_ANY_PAIR = ("shift", "scaled", "other sampler")
+"""Causes that are told of any pair, not of trainer and engine alone."""
+QUIET = ("identical", "coarse or stale", "turned round", "unknown")
 """Causes that open no alert of their own: they are told with those of others."""
 
 
@@ -17,7 +19,7 @@ def impossible(reading: Reading, limits: Thresholds) -> Finding | None:
     cause, pair = reading.pair.cause, reading.pair
     if not cause.impossible or pair.tokens < limits["tokens"]:
         return None
-    return Finding(level=CRITICAL, severity="critical", message=cause.text)
+    return Finding(message=cause.text).critical_if(True)
 
 
 def known_cause(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -26,16 +28,15 @@ def known_cause(reading: Reading, limits: Thresholds) -> Finding | None:
     Thresholds: `tokens`, the fewest that count.
     """
     cause, pair = reading.pair.cause, reading.pair
-    mismatch = pair.name.startswith("rollout_") or cause.name in ("shift", "other sampler")
+    mismatch = pair.name.startswith("rollout_") or cause.name in OF_ANY_PAIR
     if not cause.name or cause.impossible or cause.name in QUIET or not mismatch:
         return None
     if pair.tokens < limits["tokens"]:
         return None
-    return Finding(level=WARN, message=cause.text)
+    return Finding(message=cause.text)
 
 
 IMPOSSIBLE = Rule(
-    kind="impossible",
     judge=impossible,
     thresholds={"tokens": 1},
     means="a tensor that is not what it is called, a placeholder or padding that the mask lets in",

@@ -79,7 +79,6 @@ def dominance_k3(reading: Reading, limits: Thresholds) -> Finding | None:
 
 
 DOMINANCE_K1 = Rule(
-    kind="dominance_k1",
     judge=dominance_k1,
     thresholds={"level": 2, "j": 4.0, "own": 1.5},
     means=LEFT_TAIL,
@@ -89,7 +88,6 @@ DOMINANCE_K1 = Rule(
     joins_story=True,
 )
 DOMINANCE_K3 = Rule(
-    kind="dominance_k3",
     judge=dominance_k3,
     thresholds={"level": 2, "j": 20.0, "own": 4.0},
     means=RIGHT_TAIL,

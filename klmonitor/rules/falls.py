@@ -6,7 +6,7 @@ import math
 
 from klmonitor.rules.flat import FlatScore
 from klmonitor.rules.norm import STEPS, last_three
-from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
+from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import START, Reading
 from klmonitor.rules.window import median
 from klmonitor.rules.words import nats
@@ -35,7 +35,6 @@ def fall(reading: Reading, limits: Thresholds) -> Finding | None:
     amount = "exactly 0" if now == 0 else f"{nats(now)} per token, {now / usual:.2g}x"
     link = ", from" if now == 0 else " of"
     return Finding(
-        level=WARN,
         message=(
             f"k3 has fallen to {amount}{link} the {nats(usual)} that were usual (medians of three "
             f"steps and of the {before.size} before)"
@@ -60,7 +59,7 @@ def token_drop(reading: Reading, limits: Thresholds) -> Finding | None:
             values[name.replace(" ", "_")] = math.exp(score.value)
     if not parts:
         return SIMMERING if simmering else None
-    return Finding(level=WARN, message="; ".join(parts), values=values)
+    return Finding(message="; ".join(parts), values=values)
 
 
 def _fallen(name: str, score: FlatScore) -> str:
@@ -68,7 +67,6 @@ def _fallen(name: str, score: FlatScore) -> str:
 
 
 FALL = Rule(
-    kind="fall",
     judge=fall,
     thresholds={"share": 0.01},
     means=(
@@ -81,7 +79,6 @@ FALL = Rule(
     withholds=(START,),
 )
 TOKEN_DROP = Rule(
-    kind="token_drop",
     judge=token_drop,
     thresholds={"share": 0.1, "z": 4.7, "rearm": 0.5},
     means=(

@@ -10,14 +10,7 @@ from __future__ import annotations
 import math
 
 from klmonitor.rules.rounding import beyond_rounding
-from klmonitor.rules.rule import (
-    CRITICAL,
-    SIMMERING,
-    WARN,
-    Finding,
-    Rule,
-    Thresholds,
-)
+from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
 from klmonitor.rules.window import median
 from klmonitor.rules.words import LOOK_FIRST, nats
@@ -65,8 +58,6 @@ def drift(reading: Reading, limits: Thresholds) -> Finding | None:
     critical = rise >= math.log(limits["critical_ratio"]) and k3 >= limits["critical_nats"]
     oldest, youngest = history.size, history.size - PAST_EIGHTHS * eighth + 1
     return Finding(
-        level=CRITICAL if critical else WARN,
-        severity="critical" if critical else "warn",
         message=(
             f"k3 has drifted up to {nats(k3)} per token (median of {eighth} steps), "
             f"{math.exp(rise):.3g}x the {nats(math.exp(before))} of {youngest} to {oldest} steps "
@@ -80,7 +71,7 @@ def drift(reading: Reading, limits: Thresholds) -> Finding | None:
             "within": math.exp(high - low),
             "z": z,
         },
-    )
+    ).critical_if(critical)
 
 
 def runaway(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -115,8 +106,6 @@ def runaway(reading: Reading, limits: Thresholds) -> Finding | None:
     critical = k3 >= limits["critical_nats"]
     doubling = 2 * BLOCK * math.log(2) / (first + second)
     return Finding(
-        level=CRITICAL if critical else WARN,
-        severity="critical" if critical else "warn",
         message=(
             f"k3 runs away: {nats(math.exp(old))} per token, {nats(math.exp(middle))} and "
             f"{nats(k3)} at {BLOCK} steps' distance, doubling every {doubling:.0f} steps"
@@ -129,7 +118,7 @@ def runaway(reading: Reading, limits: Thresholds) -> Finding | None:
             "ratio": math.exp(now - old),
             "doubling_steps": doubling,
         },
-    )
+    ).critical_if(critical)
 
 
 def _middle(values: list[float]) -> float:
@@ -138,7 +127,6 @@ def _middle(values: list[float]) -> float:
 
 
 DRIFT = Rule(
-    kind="drift",
     judge=drift,
     thresholds={
         "z": 6.0,
@@ -163,7 +151,6 @@ DRIFT = Rule(
     lasting=True,
 )
 RUNAWAY = Rule(
-    kind="runaway",
     judge=runaway,
     thresholds={
         "gain": math.log(2),

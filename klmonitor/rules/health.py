@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from klmonitor.report import Report
-from klmonitor.rules.rule import WARN, Finding, Rule
+from klmonitor.rules.rule import Finding, Rule
 
 RECORD = "the record: "
 """How it begins where rows cannot be written."""
@@ -15,13 +15,12 @@ def inactive(report: Report) -> Finding | None:
         return None
     why = report.health.why or "on another rank, whose log says why"
     if why.startswith(RECORD):
-        return Finding(level=WARN, message=f"klmonitor cannot write what it finds: {why}")
-    return Finding(level=WARN, message=f"klmonitor misses log-probs: {why}")
+        return Finding(message=f"klmonitor cannot write what it finds: {why}")
+    return Finding(message=f"klmonitor misses log-probs: {why}")
 
 
 INACTIVE = Rule(
     kind="inactive",
-    judge=None,
     thresholds={},
     means="a policy's log-probs come in another shape than the others', a hook failed, or the disk "
     "of the record is full or gone",

@@ -6,7 +6,7 @@ import math
 
 from klmonitor.numbers.sums import GAP_SHARE, GAP_Z
 from klmonitor.numbers.verdicts import UNRESOLVED, gap_floor
-from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
+from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import LARGE, Reading, gap_error
 from klmonitor.rules.words import dropout, heaviest, name_tokens, nats, plain
 
@@ -34,11 +34,9 @@ def nonfinite(reading: Reading, limits: Thresholds) -> Finding | None:
     if bad > 0 and seen > 0:
         parts.append("the means are over the others")
     return Finding(
-        level=CRITICAL if critical else WARN,
-        severity="critical" if critical else "warn",
         message="; ".join(parts),
         values={"nonfinite": bad, "share": share},
-    )
+    ).critical_if(critical)
 
 
 def gap(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -65,8 +63,6 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
     critical = share > limits["critical_share"]
     together = "" if steps == 1 else f" over {steps} steps"
     return Finding(
-        level=CRITICAL if critical else WARN,
-        severity="critical" if critical else "warn",
         message=(
             f"k3 - k1 = {nats(mean)} per token{together} is {z:+.1f} standard errors from 0, "
             f"{100 * share:.3g} % of k3: "
@@ -83,7 +79,7 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
             if (noise := dropout(reading))
             else ""
         ),
-    )
+    ).critical_if(critical)
 
 
 def low_precision(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -128,7 +124,6 @@ def outlier_rate(reading: Reading, limits: Thresholds) -> Finding | None:
     if tokens:
         message += f"; {name_tokens(tokens)}"
     return Finding(
-        level=WARN,
         message=message,
         values={"rate": rate, "usual": usual, "outliers": outliers, "z": score.z},
         tokens=tokens,
@@ -136,7 +131,6 @@ def outlier_rate(reading: Reading, limits: Thresholds) -> Finding | None:
 
 
 NONFINITE = Rule(
-    kind="nonfinite",
     judge=nonfinite,
     thresholds={"critical_share": 0.01},
     means=(
@@ -152,7 +146,6 @@ NONFINITE = Rule(
     calm_for=5,
 )
 GAP = Rule(
-    kind="gap",
     judge=gap,
     thresholds={"z": GAP_Z, "share": GAP_SHARE, "critical_share": 1.0, "rearm": 3.0},
     means=(
@@ -168,7 +161,6 @@ GAP = Rule(
     calm_for=5,
 )
 LOW_PRECISION = Rule(
-    kind="low_precision",
     judge=low_precision,
     thresholds={"nats": UNRESOLVED},
     means="the log-softmax was computed or stored in 16 bits",
@@ -178,7 +170,6 @@ LOW_PRECISION = Rule(
     calm_for=20,
 )
 OUTLIER_RATE = Rule(
-    kind="outlier_rate",
     judge=outlier_rate,
     thresholds={"z": 6.0, "ratio": 3.0, "tokens": 10, "rearm": 3.0},
     means=(

@@ -18,6 +18,7 @@ from klmonitor.rules.table import RULES
 
 NOT_MUTED = -math.inf
 KEYS = [(rule.kind, pair) for rule in RULES for pair in (None, *PAIR_INDEX)]
+_NONE = [NOT_MUTED] * len(KEYS)
 
 
 def marked(alerts: Iterable[Alert], mutes: Sequence[Mute]) -> tuple[Alert, ...]:
@@ -32,10 +33,12 @@ def marked(alerts: Iterable[Alert], mutes: Sequence[Mute]) -> tuple[Alert, ...]:
 def encode(mutes: Iterable[Mute]) -> list[float]:
     """Mutes as one number for each of `KEYS`: the last muted step."""
     until = {(mute.kind, mute.pair): mute.until_step for mute in mutes}
-    return [until.get(key, NOT_MUTED) for key in KEYS]
+    return [until.get(key, NOT_MUTED) for key in KEYS] if until else [*_NONE]
 
 
 def decode(numbers: Sequence[float]) -> list[Mute]:
     """The mutes that numbers stand for."""
+    if max(numbers, default=NOT_MUTED) == NOT_MUTED:
+        return []
     both = zip(KEYS, numbers, strict=True)
     return [Mute(*key, until) for key, until in both if until != NOT_MUTED]

@@ -11,14 +11,7 @@ from __future__ import annotations
 import math
 
 from klmonitor.report import PairReport
-from klmonitor.rules.rule import (
-    CRITICAL,
-    SIMMERING,
-    WARN,
-    Finding,
-    Rule,
-    Thresholds,
-)
+from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading, finite, to_reference
 from klmonitor.rules.words import LOOK_FIRST, nats
 
@@ -52,11 +45,9 @@ def _above_own(reading: Reading, most: float) -> Finding | None:
     if not k3 > most:
         return SIMMERING if k3 > REARM * most else None
     return Finding(
-        level=CRITICAL,
-        severity="critical",
         message=f"k3 = {nats(k3)} per token is above the limit of {nats(most)}",
         values={"k3": k3, "limit": most},
-    )
+    ).critical_if(True)
 
 
 def _from_reference(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -76,7 +67,6 @@ def _from_reference(reading: Reading, limits: Thresholds) -> Finding | None:
             {"k3": three[-1], "least": least, "norm": limits["critical"]},
         )
     return Finding(
-        level=WARN,
         message=(
             f"k3 is {nats(middle)} per token (median of three steps), above the norm of "
             f"{nats(limits['warn'])}"
@@ -110,7 +100,7 @@ def _at_once(reading: Reading, limits: Thresholds) -> Finding | None:
 
 
 def _critical(message: str, values: dict[str, float]) -> Finding:
-    return Finding(level=CRITICAL, severity="critical", message=message, values=values)
+    return Finding(message=message, values=values).critical_if(True)
 
 
 def without_tokens(pair: PairReport, estimator: str) -> tuple[float, bool]:
@@ -162,7 +152,6 @@ def _from_engine(reading: Reading, limits: Thresholds) -> Finding | None:
 
 
 LIMIT = Rule(
-    kind="limit",
     judge=limit,
     thresholds={
         "warn": 0.5,

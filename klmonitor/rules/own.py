@@ -28,7 +28,6 @@ def own_rule(name: str, function: OwnRule) -> tuple[Rule, OwnRule]:
     return (
         Rule(
             kind=name,
-            judge=None,
             thresholds={},
             means="",
             action="",
@@ -44,7 +43,6 @@ def judge_own(function: OwnRule, report: Report) -> Finding | None:
         said = function(report)
     except Exception as error:  # noqa: BLE001  # a user's code must not stop the other rules
         return Finding(
-            level=WARN,
             message=f"this rule raised {type(error).__name__}: {error}",
             action="correct the function, or take it out of the rules",
         )
@@ -62,4 +60,4 @@ def judge_own(function: OwnRule, report: Report) -> Finding | None:
             action=said.action,
             means=said.means,
         )
-    return Finding(level=WARN, message=str(said))
+    return Finding(message=str(said))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from klmonitor.numbers.dominance import most_tokens_k1
 from klmonitor.numbers.receiptwords import heavy
 from klmonitor.report import ExtremeToken, PairReport
-from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
+from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
 from klmonitor.rules.words import count, name_tokens, nats
 
@@ -28,7 +28,6 @@ def pull_dead(reading: Reading, limits: Thresholds) -> Finding | None:
     if lost < limits["share"]:
         return SIMMERING
     return Finding(
-        level=WARN,
         message=(
             f"the KL term pulls {count(dead, 'token')} of {pair.tokens:.0f} not at all, those that "
             f"strayed furthest: {lost:.0%} of what the reverse KL would pull; the term is "
@@ -60,7 +59,6 @@ def pull_dominated(reading: Reading, limits: Thresholds) -> Finding | None:
     if tokens:
         message += f"; {name_tokens(tokens)}"
     return Finding(
-        level=WARN,
         message=f"{message}; the term is {pair.penalty}",
         values={"top_share": share},
         tokens=tokens,
@@ -89,7 +87,6 @@ def pull_reversed(reading: Reading, limits: Thresholds) -> Finding | None:
     if not (below and pair["k3/mean"] >= limits["nats"]):
         return None
     return Finding(
-        level=WARN,
         message=(
             f"the KL term pushes away from the reference: its effective beta is {effective:.2g} +- "
             f"{pair['penalty/effective_beta_se']:.1g} at k3 = {nats(pair['k3/mean'])}, beta is "
@@ -100,7 +97,6 @@ def pull_reversed(reading: Reading, limits: Thresholds) -> Finding | None:
 
 
 PULL_DEAD = Rule(
-    kind="pull_dead",
     judge=pull_dead,
     thresholds={"share": 0.1, "tokens": 5},
     means="a clamp in the loss has no derivative beyond its limit: it lets go of the worst tokens",
@@ -113,7 +109,6 @@ PULL_DEAD = Rule(
     calm_for=5,
 )
 PULL_DOMINATED = Rule(
-    kind="pull_dominated",
     judge=pull_dominated,
     thresholds={"share": 0.5, "nats": 1e-3, "tokens": 1000},
     means="k3's coefficient grows as e^d: where the policy gave a token up it outweighs all others",
@@ -125,7 +120,6 @@ PULL_DOMINATED = Rule(
     lasting=True,
 )
 PULL_REVERSED = Rule(
-    kind="pull_reversed",
     judge=pull_reversed,
     thresholds={"z": 4.0, "share": 0.1, "nats": 1e-3},
     means="k3 or k2 in the reward: their gradient is not the KL's, and may have the other sign",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from klmonitor.report import ExtremeToken
 from klmonitor.rules.track import Reading
@@ -24,10 +24,10 @@ class Finding:
     """What one rule sees at one step.
 
     Attributes:
+        message: one line: what happened, with numbers and units, without the pair's name.
         level: 0 if it would not open an alert but is not calm either (hysteresis), 1 for a
             warning, 2 for worse. A higher level than the open episode's is announced again.
         severity: ``"info"``, ``"warn"`` or ``"critical"``.
-        message: one line: what happened, with numbers and units, without the pair's name.
         believe: which estimator to believe, from a user's own rule; else the verdict says it.
         values: the numbers behind the message.
         aside: the message where another finding of the same story tells it; empty: the message.
@@ -38,9 +38,9 @@ class Finding:
         means: what it usually means, likewise.
     """
 
-    level: int
-    severity: str = "warn"
     message: str = ""
+    level: int = WARN
+    severity: str = "warn"
     believe: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
     aside: str = ""
@@ -49,6 +49,10 @@ class Finding:
     pair: str | None = None
     action: str = ""
     means: str = ""
+
+    def critical_if(self, worse: bool) -> Finding:
+        """The same finding, critical where that holds."""
+        return replace(self, level=CRITICAL, severity="critical") if worse else self
 
 
 SIMMERING = Finding(level=0)
@@ -60,9 +64,6 @@ class Rule:
     """One kind of alert.
 
     Attributes:
-        kind: its name in alerts and in settings.
-        judge: a reading and the thresholds -> a finding, or None if all is calm; None for a kind
-            that is not found pair by pair in what a step measured.
         thresholds: name -> default value; the unit is in the rule's own docstring.
         cooldown: steps after an opening in which the kind does not open again, unless at a higher
             level.
@@ -70,6 +71,9 @@ class Rule:
         means: what it usually means.
         action: what to do first.
         source: where the rule and its thresholds come from.
+        judge: a reading and the thresholds -> a finding, or None if all is calm; None for a kind
+            that is not found pair by pair in what a step measured.
+        kind: its name in alerts and in settings; empty: the judge's.
         on: whether the presets switch it on.
         per_pair: its thresholds are named by pair instead.
         withholds: what a track does not learn from a step at which it finds something, or what it
@@ -81,12 +85,12 @@ class Rule:
         of_one: whether a single token is enough for a critical alert.
     """
 
-    kind: str
-    judge: Callable[[Reading, Thresholds], Finding | None] | None
     thresholds: Thresholds
     means: str
     action: str
     source: str
+    judge: Callable[[Reading, Thresholds], Finding | None] | None = None
+    kind: str = ""
     cooldown: int = 50
     calm_for: int = 1
     on: bool = True
@@ -96,3 +100,7 @@ class Rule:
     lasting: bool = False
     explains: bool = False
     of_one: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.kind and self.judge is not None:
+            object.__setattr__(self, "kind", self.judge.__name__)

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from klmonitor.numbers.student import normal_deviate
-from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
+from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import SIGNED, Reading, sign_error
 from klmonitor.rules.words import dominating, heaviest, name_tokens, nats
 
@@ -38,7 +38,6 @@ def k1_excursion(reading: Reading, limits: Thresholds) -> Finding | None:
     if tokens:
         message += f"; largest |d|: {name_tokens(tokens[:1])}"
     return Finding(
-        level=WARN,
         message=message,
         values={
             "k1": score.value,
@@ -73,7 +72,6 @@ def k1_negative(reading: Reading, limits: Thresholds) -> Finding | None:
         return SIMMERING if z < -limits["rearm"] else None
     negative = int(np.count_nonzero(means < 0))
     return Finding(
-        level=WARN,
         message=(
             f"k1 averages {nats(mean)} per token over {SIGNED} steps, {z:.1f} standard errors "
             f"from 0 ({negative} of them negative); a KL divergence is never negative"
@@ -95,7 +93,6 @@ def _negative_at_once(reading: Reading, limits: Thresholds) -> Finding | None:
         if z < -limits["at_once"] and k1 < -limits["nats"]:
             together = "" if steps == 1 else f" over {steps} steps"
             return Finding(
-                level=WARN,
                 message=(
                     f"k1 = {nats(k1)} per token{together} is {-k1 / spread:.0f} standard errors "
                     "below 0, which no KL is: the tokens are not draws from q as it is scored"
@@ -106,7 +103,6 @@ def _negative_at_once(reading: Reading, limits: Thresholds) -> Finding | None:
 
 
 K1_EXCURSION = Rule(
-    kind="k1_excursion",
     judge=k1_excursion,
     thresholds={"z": 8.0, "rearm": 4.0, "sequences": 30},
     means=("a group of tokens that p and q see very differently, or a batch unlike the others"),
@@ -115,7 +111,6 @@ K1_EXCURSION = Rule(
     joins_story=True,
 )
 K1_NEGATIVE = Rule(
-    kind="k1_negative",
     judge=k1_negative,
     thresholds={"z": 4.0, "rearm": 2.0, "at_once": 6.0, "nats": 1e-3},
     means=(

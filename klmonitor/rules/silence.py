@@ -57,7 +57,6 @@ class Silence:
 
 NO_DATA = Rule(
     kind="no_data",
-    judge=None,
     thresholds={"steps": 50, "gaps": 3},
     means=("a hook was lost, the reference is no longer evaluated, or every token is masked"),
     action="see what `attach` said it bound, and whether both log-probs of the pair still exist",

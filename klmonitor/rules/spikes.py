@@ -9,14 +9,7 @@ from __future__ import annotations
 import math
 
 from klmonitor.report import PairReport
-from klmonitor.rules.rule import (
-    CRITICAL,
-    SIMMERING,
-    WARN,
-    Finding,
-    Rule,
-    Thresholds,
-)
+from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import JUMP, PAST, Reading, finite
 from klmonitor.rules.words import (
     LOOK_FIRST,
@@ -68,8 +61,6 @@ def _risen(reading: Reading, limits: Thresholds) -> Finding:
     elif tokens:
         message += f"; heaviest in k3: {name_tokens(tokens[:1])}"
     return Finding(
-        level=CRITICAL if critical else WARN,
-        severity="critical" if critical else "warn",
         message=message,
         base=expected,
         values={
@@ -82,7 +73,7 @@ def _risen(reading: Reading, limits: Thresholds) -> Finding:
         tokens=tokens,
         action=READ_TOKENS if by_tokens else "",
         means=odd_tokens(tokens) if by_tokens else "",
-    )
+    ).critical_if(critical)
 
 
 def shift(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -98,8 +89,6 @@ def shift(reading: Reading, limits: Thresholds) -> Finding | None:
     now, before = math.exp(score.now), math.exp(score.before)
     critical = score.moved >= limits["critical_ratio"] and now >= limits["critical_nats"]
     return Finding(
-        level=CRITICAL if critical else WARN,
-        severity="critical" if critical else "warn",
         message=(
             f"the level of k3 has moved to {nats(now)} per token (median of seven steps), "
             f"{score.moved:.3g}x the {nats(before)} of the 25 steps before them "
@@ -112,7 +101,7 @@ def shift(reading: Reading, limits: Thresholds) -> Finding | None:
             "ratio": score.moved,
             "z_moved": score.z_moved,
         },
-    )
+    ).critical_if(critical)
 
 
 def surge(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -150,8 +139,6 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
     much = k3 > limits["ratio"] * last or k3 >= limits["critical_nats"]
     critical = much and not by_tokens
     return Finding(
-        level=CRITICAL if critical else WARN,
-        severity="critical" if critical else "warn",
         message=message,
         aside=aside,
         base=last,
@@ -164,20 +151,18 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
         tokens=tokens,
         action=READ_TOKENS if by_tokens else "",
         means=odd_tokens(tokens) if by_tokens else "",
-    )
+    ).critical_if(critical)
 
 
 def _from_nothing(reading: Reading, k3: float) -> Finding:
     """The first KL of a run whose policies had been equal to the last bit."""
     return Finding(
-        level=CRITICAL,
-        severity="critical",
         message=(
             f"k3 surged to {nats(k3)} per token from exactly 0 in all {reading.steps} steps before"
         ),
         values={"k3": k3, "largest_before": 0.0},
         tokens=heaviest(reading.pair, "k3", dominating(reading.pair, "k3")),
-    )
+    ).critical_if(True)
 
 
 def _carried(pair: PairReport, threshold: float) -> bool:
@@ -186,7 +171,6 @@ def _carried(pair: PairReport, threshold: float) -> bool:
 
 
 SPIKE = Rule(
-    kind="spike",
     judge=spike,
     thresholds={
         "z": 4.4,
@@ -203,7 +187,6 @@ SPIKE = Rule(
     cooldown=3,
 )
 SHIFT = Rule(
-    kind="shift",
     judge=shift,
     thresholds={
         "z": 4.5,
@@ -222,7 +205,6 @@ SHIFT = Rule(
     joins_story=True,
 )
 SURGE = Rule(
-    kind="surge",
     judge=surge,
     thresholds={"ratio": 10.0, "latest": 3.0, "nats": 0.05, "critical_nats": 0.5, "rearm": 0.5},
     means=(

@@ -49,9 +49,8 @@ def nonzero_start(reading: Reading, limits: Thresholds) -> Finding | None:
     aside = "this is before the first update, where it is 0"
     values = {"k3": pair["k3/mean"], "se": se, "floor": floor}
     if (noise := dropout(reading)) is None:
-        return Finding(level=WARN, message=message, aside=aside, values=values)
+        return Finding(message=message, aside=aside, values=values)
     return Finding(
-        level=WARN,
         message=f"{message}; {noise}",
         aside=f"{aside}; {noise}",
         values={**values, "dropout": reading.of_run("dropout")},
@@ -93,7 +92,6 @@ def identical(reading: Reading, limits: Thresholds) -> Finding | None:
     if not (to_reference(reading.pair.name) and reading.alike >= limits["updates"]):
         return None
     return Finding(
-        level=WARN,
         message=(
             f"both sides gave the very same log-probs over {reading.alike:.0f} updates: every KL "
             "between them is 0"
@@ -119,12 +117,11 @@ def negative_penalty(reading: Reading, limits: Thresholds) -> Finding | None:
             message += f"; it pays {nats(paid)} per token"
         if pair.penalty:
             message += f"; it is {told(pair)}"
-        return Finding(level=WARN, message=message, values={"beta": beta, "penalty": paid})
+        return Finding(message=message, values={"beta": beta, "penalty": paid})
     unknown = math.isnan(beta) and paid < -limits["z"] * error and paid < 0
     if not (unknown and pair["k1/mean"] > 0 and pair["k3/mean"] > 0):
         return None
     return Finding(
-        level=WARN,
         message=(
             f"the KL penalty is {nats(paid)} per token, below 0, while k1 = "
             f"{nats(pair['k1/mean'])}: it rewards distance from the reference"
@@ -134,7 +131,6 @@ def negative_penalty(reading: Reading, limits: Thresholds) -> Finding | None:
 
 
 NONZERO_START = Rule(
-    kind="nonzero_start",
     judge=nonzero_start,
     thresholds={"nats": 1e-6, "nats_16_bits": 1e-3, "level": 0.05},
     means=(
@@ -152,7 +148,6 @@ NONZERO_START = Rule(
     explains=True,
 )
 IDENTICAL = Rule(
-    kind="identical",
     judge=identical,
     thresholds={"updates": 10},
     means=(
@@ -164,7 +159,6 @@ IDENTICAL = Rule(
     cooldown=1000,
 )
 NEGATIVE_PENALTY = Rule(
-    kind="negative_penalty",
     judge=negative_penalty,
     thresholds={"z": 3.0},
     means="a sign that is wrong in beta or in the loss: KL is maximised",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from klmonitor.report import ExtremeToken, PairReport
-from klmonitor.rules.rule import CRITICAL, WARN, Finding, Rule, Thresholds
+from klmonitor.rules.rule import Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
 from klmonitor.rules.words import count, name_tokens, plain
 from klmonitor.summary.fields import FAR_RATIO
@@ -42,8 +42,6 @@ def unclipped(reading: Reading, limits: Thresholds) -> Finding | None:
     ratios = f"a ratio of {plain(ratio)}" if tokens == 1 else f"ratios of {plain(ratio)}"
     verb = "enters" if tokens == 1 else "enter"
     return Finding(
-        level=CRITICAL if known else WARN,
-        severity="critical" if known else "warn",
         message=(
             f"{count(tokens, 'token')} with {ratios} to old and a negative advantage {verb} the "
             f"loss unclipped and hold {share:.0%} of its weight, sum |advantage| ratio"
@@ -51,7 +49,7 @@ def unclipped(reading: Reading, limits: Thresholds) -> Finding | None:
         ),
         values={"tokens": tokens, "share": share, "ratio": ratio},
         tokens=where,
-    )
+    ).critical_if(known)
 
 
 def _perhaps(pair: PairReport, limits: Thresholds) -> Finding | None:
@@ -67,7 +65,6 @@ def _perhaps(pair: PairReport, limits: Thresholds) -> Finding | None:
     where = _which(pair, 1, ratio)
     named = f": {name_tokens(where)}" if where else ""
     return Finding(
-        level=WARN,
         message=(
             f"one token has a ratio of {plain(ratio)} to old, {min(share, 1.0):.0%} of the sum of "
             "all ratios; where its advantage is negative no clipping bounds it (pass advantages= "
@@ -88,7 +85,6 @@ def _which(pair: PairReport, tokens: float, ratio: float) -> tuple[ExtremeToken,
 
 
 UNCLIPPED = Rule(
-    kind="unclipped",
     judge=unclipped,
     thresholds={"share": 0.1},
     means=(

@@ -67,7 +67,8 @@ def median(values: Floats) -> float:
     if not values.size:
         return math.nan
     middle = values.size // 2
-    ordered = np.sort(values)
+    ordered = values.copy()
+    ordered.sort()
     upper = float(ordered[middle])
     return upper if values.size % 2 else 0.5 * (upper + float(ordered[middle - 1]))
 

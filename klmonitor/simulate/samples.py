@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.random import Generator
@@ -18,10 +18,12 @@ class Tokens:
     Attributes:
         q: under q.
         p: under p.
+        kl: [sequences] the exact KL(q || p) of each sequence's context, nats; empty: it has many.
     """
 
     q: Array
     p: Array
+    kl: Array = field(default_factory=lambda: np.empty(0))
 
     @property
     def d(self) -> Array:
@@ -30,16 +32,24 @@ class Tokens:
 
 
 def sample(
-    rng: Generator, case: Case, *, sequences: int, tokens: int, vocabulary: int, chunk: int = 64
+    rng: Generator,
+    case: Case,
+    *,
+    sequences: int,
+    tokens: int,
+    vocabulary: int,
+    chunk: int = 64,
+    exact: bool = False,
 ) -> Tokens:
     """Tokens of a case: every sequence is one context, from which its tokens are drawn.
 
     Sequences are therefore as different as contexts are; shuffle the tokens over the whole array
-    for independent ones.
+    for independent ones. With `exact` the sequences' exact KL is summed too.
     """
     shares = [share for share, _ in case.parts]
     part = np.sort(rng.choice(len(shares), sequences, p=shares))
     pieces: list[Array] = []
+    kl: list[Array] = [np.empty(0)]
     for i, (_, change) in enumerate(case.parts):
         left = int((part == i).sum())
         while left:
@@ -47,9 +57,13 @@ def sample(
             given = change(rng, zipf_logits(rng, size, vocabulary))
             drawn = draw(rng, given.sampler, tokens)
             pieces.append(np.stack([np.take_along_axis(x, drawn, -1) for x in (given.q, given.p)]))
+            if exact:
+                d = given.p - given.q
+                kl.append((np.exp(given.q) * (np.expm1(d) - d)).sum(-1))
             left -= size
-    together = np.concatenate(pieces, axis=1)[:, rng.permutation(sequences)]
-    return Tokens(q=together[0], p=together[1])
+    order = rng.permutation(sequences)
+    together = np.concatenate(pieces, axis=1)[:, order]
+    return Tokens(q=together[0], p=together[1], kl=np.concatenate(kl)[order[: exact * sequences]])
 
 
 def draw(rng: Generator, log_probs: Array, tokens: int) -> NDArray[np.int64]:

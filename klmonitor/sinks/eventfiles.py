@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from klmonitor.record.fresh import replaced
 from klmonitor.record.jsonl import write_whole
@@ -29,6 +29,24 @@ HEAD, TAIL = 12, 4
 
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
 _file_number = itertools.count()
+
+
+class Event(NamedTuple):
+    """What is written of a step.
+
+    Attributes:
+        scalars: tag -> value.
+        step: of the report.
+        wall_time: seconds since 1970.
+        shown: the report that the KL tab draws.
+        layout: of the scalars, for the tab Custom Scalars.
+    """
+
+    scalars: dict[str, float]
+    step: int
+    wall_time: float
+    shown: Report | None = None
+    layout: Any = None
 
 
 class EventFile:
@@ -63,21 +81,15 @@ class EventFile:
         self.path = self._fresh_path()
         self.name = f"event file {self.path}"
 
-    def add(
-        self,
-        scalars: dict[str, float],
-        step: int,
-        wall_time: float,
-        shown: Report | None = None,
-        layout: Any = None,
-    ) -> None:
-        """Write one event: scalars, the report that the KL tab draws, a layout of the scalars.
+    def add(self, told: Event) -> None:
+        """Write one event.
 
         Raises:
             OSError: it was not written.
         """
         event_type, _, _ = protocol()
-        event = event_type(wall_time=wall_time, step=step, summary=summary(scalars, shown, layout))
+        found = summary(told.scalars, told.shown, told.layout)
+        event = event_type(wall_time=told.wall_time, step=told.step, summary=found)
         if self._size > self._max_bytes / FILES:
             self.close()
             self.path, self._size = self._fresh_path(), 0

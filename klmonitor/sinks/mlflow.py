@@ -14,6 +14,7 @@ from typing import Any
 
 from klmonitor.report import Alert
 from klmonitor.sinks.media import Heat
+from klmonitor.sinks.queued import library
 
 TAG_LENGTH = 5000
 """Characters of a tag's value that every store takes."""
@@ -40,12 +41,7 @@ class MlflowRun:
     name = "MLflow"
 
     def __init__(self, run_id: str | None = None) -> None:
-        try:
-            import mlflow
-        except ImportError as error:
-            raise ImportError(
-                'the sink "mlflow" needs mlflow: pip install "klmonitor[mlflow]"'
-            ) from error
+        mlflow = library("mlflow")
         run_id = run_id or open_run()
         self._owned = run_id is None
         self._client = mlflow.MlflowClient()

@@ -12,6 +12,7 @@ from typing import Any
 from klmonitor.report import Alert
 from klmonitor.sinks.media import Heat
 from klmonitor.sinks.panels import REPORT, TOKENS
+from klmonitor.sinks.queued import library
 
 ALERTS = "klmonitor/alerts"
 
@@ -32,12 +33,7 @@ class SwanlabRun:
     name = "SwanLab"
 
     def __init__(self, run: Any = None) -> None:
-        try:
-            import swanlab
-        except ImportError as error:
-            raise ImportError(
-                'the sink "swanlab" needs swanlab: pip install "klmonitor[swanlab]"'
-            ) from error
+        swanlab = library("swanlab")
         run = run or open_run()
         if run is None:
             offline = not _has_key()

@@ -7,17 +7,14 @@ import time
 from functools import partial
 from typing import Any
 
-from klmonitor.background import Worker
 from klmonitor.report import Report
 from klmonitor.sinks.customscalars import layout_value
-from klmonitor.sinks.eventfiles import MAX_BYTES, EventFile, summary
+from klmonitor.sinks.eventfiles import MAX_BYTES, Event, EventFile, summary
+from klmonitor.sinks.queued import QueuedSink
 from klmonitor.sinks.selection import Metrics, check_metrics, select
 
-CAPACITY = 256
-"""Reports that may wait for a slow disk."""
 
-
-class TensorBoardSink:
+class TensorBoardSink(QueuedSink):
     """Writes the chosen metrics as plain scalars, tagged with their names, and what the tab shows.
 
     All scalars of a report are one event. Into a directory of our own goes a layout for the tab
@@ -46,21 +43,10 @@ class TensorBoardSink:
     ) -> None:
         if (log_dir is None) == (writer is None):
             raise ValueError("TensorBoardSink needs a log_dir= of its own or a writer= to share")
-        check_metrics(metrics)
-        self._metrics = metrics
-        self._laid_out: tuple[str, ...] = ()
+        check_metrics(metrics)  # before a file is made
         self._target = _SharedWriter(writer) if log_dir is None else EventFile(log_dir, max_bytes)
-        self._worker = Worker(f"TensorBoard's {self._target.name}", CAPACITY)
-
-    @property
-    def dropped(self) -> int:
-        """Reports not tried, because too many were waiting."""
-        return self._worker.dropped
-
-    @property
-    def errors(self) -> int:
-        """Reports lost to errors."""
-        return self._worker.errors
+        super().__init__(f"TensorBoard's {self._target.name}", metrics)
+        self._laid_out: tuple[str, ...] = ()
 
     def __call__(self, report: Report) -> None:
         """Queue the report."""
@@ -80,7 +66,7 @@ class TensorBoardSink:
             if isinstance(self._target, EventFile) and pairs != self._laid_out:
                 layout = layout_value(pairs, self._metrics)
             wall_time = report.time or time.time()
-            self._target.add(scalars, report.step, wall_time, shown, layout)
+            self._target.add(Event(scalars, report.step, wall_time, shown, layout))
             self._laid_out = pairs
 
 
@@ -93,20 +79,13 @@ class _SharedWriter:
         self._writer = writer
         self._is_torch = type(writer).__module__.startswith("torch.utils.tensorboard")
 
-    def add(
-        self,
-        scalars: dict[str, float],
-        step: int,
-        wall_time: float,
-        shown: Report | None = None,
-        layout: Any = None,
-    ) -> None:
+    def add(self, event: Event) -> None:
         if self._is_torch:
-            found = summary(scalars, shown)
-            self._writer._get_file_writer().add_summary(found, step, wall_time)
+            found = summary(event.scalars, event.shown)
+            self._writer._get_file_writer().add_summary(found, event.step, event.wall_time)
         else:  # the protocol buffers of other packages are types of their own
-            for tag, value in scalars.items():
-                self._writer.add_scalar(tag, value, step, wall_time)
+            for tag, value in event.scalars.items():
+                self._writer.add_scalar(tag, value, event.step, event.wall_time)
 
     def close(self) -> None:
         """It is not ours to close."""

@@ -12,20 +12,13 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
-from klmonitor.background import Worker
-from klmonitor.record.rows import shown_tokens
-from klmonitor.report import Alert, ExtremeToken, Later, Report
+from klmonitor.report import Alert, ExtremeToken, Report
 from klmonitor.sinks.media import Heat, heat_of, page_of
-from klmonitor.sinks.selection import Metrics, check_metrics, select
+from klmonitor.sinks.queued import MediaSink
+from klmonitor.sinks.selection import Metrics, select
 from klmonitor.sinks.tokentable import COLUMNS, Annotate, token_rows, without_text
-
-CAPACITY = 256
-"""Reports that may wait once a tracker has stalled."""
-MEDIA_EVERY = 50
-"""Steps between two histograms, and two tables, where nothing alerts."""
 
 logger = logging.getLogger("klmonitor")
 
@@ -57,15 +50,12 @@ class Tracker(Protocol):
         """End the run, if it is ours."""
 
 
-class TrackerSink:
+class TrackerSink(MediaSink):
     """Sends the chosen metrics, the alerts and the media of each report to a tracker.
 
     Args:
         tracker: whose run.
-        metrics: ``"core"``, ``"full"`` or a list of globs.
-        run_dir: of the record whose page is sent at the end; None: no page.
-        tokens: whether there is a table of extreme tokens.
-        annotate: gives those tokens their text; None: the table has none.
+        metrics, run_dir, tokens, annotate: as of `MediaSink`.
 
     Raises:
         ValueError: `metrics` is wrong.
@@ -79,26 +69,8 @@ class TrackerSink:
         tokens: bool = True,
         annotate: Annotate | None = None,
     ) -> None:
-        check_metrics(metrics)
+        super().__init__(tracker.name, metrics, run_dir, tokens, annotate)
         self.tracker, self.name = tracker, tracker.name
-        self._metrics = metrics
-        self._run_dir = None if run_dir is None else Path(run_dir)
-        self._tokens = tokens
-        self._annotate = annotate
-        self._media_step: int | None = None
-        self._last: int | None = None
-        self._closed = False
-        self._worker = Worker(tracker.name, CAPACITY)
-
-    @property
-    def dropped(self) -> int:
-        """Reports not tried, because the tracker hung."""
-        return self._worker.dropped
-
-    @property
-    def errors(self) -> int:
-        """Reports lost to errors."""
-        return self._worker.errors
 
     def __call__(self, report: Report) -> None:
         """Queue a report."""
@@ -117,18 +89,6 @@ class TrackerSink:
             self._worker.submit(self.tracker.finish)
         self._closed = True
         self._worker.close(timeout)
-
-    def _media_due(self, report: Report) -> bool:
-        last = self._media_step
-        due = last is None or report.alerts or not 0 <= report.step - last < MEDIA_EVERY
-        return report.phase == "train" and bool(due)
-
-    def _table_of(self, report: Report) -> Sequence[ExtremeToken]:
-        """The tokens of the table, with their text if they may have it."""
-        if not self._tokens:
-            return ()
-        tokens = Later(partial(shown_tokens, report))
-        return tokens if self._annotate is None else self._annotate(tokens, report.phase)
 
     # --- on the worker's thread ------------------------------------------------------------
     def _log(self, report: Report) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from klmonitor.report import Alert
 from klmonitor.sinks.media import Heat
 from klmonitor.sinks.panels import REPORT, TOKENS
+from klmonitor.sinks.queued import library
 
 LEVELS = {"info": "INFO", "warn": "WARN", "critical": "ERROR"}
 
@@ -32,12 +33,7 @@ class TrackioRun:
     name = "trackio"
 
     def __init__(self, run: Any = None) -> None:
-        try:
-            import trackio
-        except ImportError as error:
-            raise ImportError(
-                'the sink "trackio" needs trackio: pip install "klmonitor[trackio]"'
-            ) from error
+        trackio = library("trackio")
         run = run or open_run()
         self._owned = run is None
         project = os.environ.get("TRACKIO_PROJECT", "klmonitor")

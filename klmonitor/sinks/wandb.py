@@ -36,28 +36,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from klmonitor.background import Worker, flush_all
+from klmonitor.background import flush_all
 from klmonitor.boundary import say
-from klmonitor.record.rows import shown_tokens
-from klmonitor.report import Alert, ExtremeToken, Later, Report
-from klmonitor.sinks.selection import Metrics, check_metrics, select
+from klmonitor.report import Alert, ExtremeToken, Report
+from klmonitor.sinks.queued import CAPACITY, MediaSink
+from klmonitor.sinks.selection import Metrics, select
 from klmonitor.sinks.tokentable import Annotate
 from klmonitor.sinks.wandbmedia import histograms, page, table, warm_up
 
 RECORD_SECONDS = 0.5
 """What an exit waits for the rows that the page is made of."""
-CAPACITY = 256
-"""Reports that may wait once wandb has stalled."""
 FINISH_SECONDS = 5.0
 """What ``wandb.finish()`` waits for rows that are on their way."""
-MEDIA_EVERY = 50
-"""Steps between two histograms, and two tables, where nothing alerts."""
 LEVELS = {"info": "INFO", "warn": "WARN", "critical": "ERROR"}
 
 logger = logging.getLogger("klmonitor")
 
 
-class WandbSink:
+class WandbSink(MediaSink):
     """Logs the chosen metrics, the alerts and, now and then, the media of each report.
 
     Make it after the trainer's own ``wandb.init``, in the process that logs (rank 0). A call
@@ -91,13 +87,12 @@ class WandbSink:
         tokens: bool = True,
         annotate: Annotate | None = None,
     ) -> None:
-        check_metrics(metrics)
+        super().__init__("wandb", metrics, run_dir, tokens, annotate)
         self._owns_run = False
         self._follows = run is None
         if run is None:
             run, self._owns_run = _find_run()
         self.run = run
-        self._metrics = metrics
         self._step_key = step_key
         self._alert_seconds = alert_seconds
         self._defined: set[str] = set()
@@ -106,28 +101,16 @@ class WandbSink:
         self._moves = 0  # of the run's step, by us
         self._too_late = 0
         self._alerted: dict[str, float] = {}
-        self._run_dir = None if run_dir is None else Path(run_dir)
-        self._tokens = tokens
-        self._annotate = annotate
-        self._media_step: int | None = None
-        self._last: int | None = None
-        self._closed = False
         self._waiting: dict[int, tuple[dict[str, Any], int]] = {}  # by step: a row, when it was due
         self._may_move = False
         self._hooked: Any = None
         self._logged = run
-        self._worker = Worker("wandb", CAPACITY)
         self._worker.submit(warm_up)
 
     @property
     def dropped(self) -> int:
         """Reports not tried, because wandb hung, or no run was active any more."""
-        return self._worker.dropped + self._too_late
-
-    @property
-    def errors(self) -> int:
-        """Reports lost to errors."""
-        return self._worker.errors
+        return super().dropped + self._too_late
 
     def __call__(self, report: Report) -> None:
         """Log a report."""
@@ -189,24 +172,6 @@ class WandbSink:
     def _at_exit(self) -> None:
         flush_all(RECORD_SECONDS)
         self.close()
-
-    def _media_due(self, report: Report) -> bool:
-        """Whether it is time for histograms and the table, and there is what they show."""
-        last = self._media_step
-        if report.phase != "train" or not (
-            last is None or report.alerts or not 0 <= report.step - last < MEDIA_EVERY
-        ):
-            return False
-        return any(pair.histogram or pair.extremes for pair in report.pairs.values())
-
-    def _table_of(self, report: Report) -> Sequence[ExtremeToken]:
-        """The tokens of the table, with their text if they may have it."""
-        tokens = Later(partial(shown_tokens, report))
-        if not self._tokens:
-            return ()
-        if self._annotate is not None:
-            return self._annotate(tokens, report.phase)
-        return Later(lambda: [token.with_text(None) for token in tokens])
 
     # --- on the worker's thread ------------------------------------------------------------
     def _begin(self, run: Any) -> None:

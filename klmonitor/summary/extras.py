@@ -84,16 +84,11 @@ def checked_entropy(entropy: TensorLike | None, batch: TokenBatch) -> Tensor | N
     """
     if entropy is None:
         return None
-    found = as_tensor("entropy", entropy)
-    if not found.is_floating_point():
-        raise TypeError(f"entropy has dtype {found.dtype}: pass floats, nats a position")
+    found = _floats("entropy", "entropy has", entropy)
     if found.dim() == 1:
         found = found.unsqueeze(0)
     if tuple(found.shape) != batch.shape:
-        raise ValueError(
-            f"entropy has shape {list(found.shape)} but log-probs have {list(batch.shape)}: "
-            "pass the entropy of every token's position, sliced alike"
-        )
+        raise _misshapen("entropy has", found, batch, "the entropy of every token's position")
     return moved(found, batch.device)
 
 
@@ -106,21 +101,29 @@ def checked_advantages(advantages: TensorLike | None, batch: TokenBatch) -> Tens
     """
     if advantages is None:
         return None
-    found = as_tensor("advantages", advantages)
-    if not found.is_floating_point():
-        raise TypeError(f"advantages have dtype {found.dtype}: pass floats")
-    found = moved(found.detach(), batch.device)
+    found = moved(_floats("advantages", "advantages have", advantages).detach(), batch.device)
     packed = batch.segments is not None
     if packed and tuple(found.shape) == (batch.shape[1],):
         return found.unsqueeze(0)
     if tuple(found.shape) == (batch.n_sequences,):
         return found[batch.segments].unsqueeze(0) if packed else found[:, None].expand(batch.shape)
     if tuple(found.shape) != batch.shape:
-        raise ValueError(
-            f"advantages have shape {list(found.shape)} but log-probs have {list(batch.shape)}: "
-            "pass one a sequence, or one a token sliced alike"
-        )
+        raise _misshapen("advantages have", found, batch, "one a sequence, or one a token")
     return found
+
+
+def _floats(name: str, they_have: str, values: TensorLike) -> Tensor:
+    found = as_tensor(name, values)
+    if not found.is_floating_point():
+        raise TypeError(f"{they_have} dtype {found.dtype}: pass floats")
+    return found
+
+
+def _misshapen(they_have: str, found: Tensor, batch: TokenBatch, remedy: str) -> ValueError:
+    return ValueError(
+        f"{they_have} shape {list(found.shape)} but log-probs have {list(batch.shape)}: pass "
+        f"{remedy}, sliced alike"
+    )
 
 
 def checked_beta(beta: float | None, penalised: bool) -> float | None:

@@ -21,8 +21,6 @@ from klmonitor.summary.numba_kernel import add_pair
 from klmonitor.summary.state import Summary
 from klmonitor.summary.tiles import first_shape
 
-BY_PAIR = ("sums", "histogram", "prompts", "maxima", "tokens", "sequences")
-"""A pair's part of a state, in the order in which the kernel takes it."""
 LEAST_A_THREAD = 2**17
 """Tokens below which another thread costs more than it saves."""
 NONE = (0, 0)
@@ -154,7 +152,7 @@ class _Values:
         """
         counted = set[str]()
         for pair in pairs:
-            mine, both = state.by_pair[PAIR_INDEX[pair.name]], (pair.q, pair.p)
+            both = (pair.q, pair.p)
             add_pair(
                 *(self.log_probs[name] for name in (*both, self.behaviour)),
                 *(self.mask, self.columns, self.before, self.offsets),
@@ -164,7 +162,7 @@ class _Values:
                 tuple(-1 if one in counted else POLICY_INDEX[one] for one in both),
                 checked,
                 state.arrays["policies"],
-                *(mine[part] for part in BY_PAIR),
+                *state.of_pair(PAIR_INDEX[pair.name]),
             )
             counted.update(both)
 

@@ -1,7 +1,7 @@
 """A summary as bytes: what a worker sends to the driver that merges.
 
-    magic, length of the head (4 bytes), head (JSON), body (deflated: places, then values),
-    and behind it, if the sections name them, neighbours (deflated: float32, of the pairs named)
+    magic, length of the head (4 bytes), head (JSON), body (places, then values), and behind it, if
+    the head names pairs, the neighbours of their extreme tokens (float32)
 
 All numbers of a summary make one long row, in an order that its configuration decides; only those
 that tokens have changed travel, with their places. The head names the worker, its health, the
@@ -15,10 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -29,13 +28,15 @@ from torch import Tensor
 from klmonitor.pairs import PAIRS, POLICIES
 from klmonitor.report import Health
 from klmonitor.summary import around, fields
-from klmonitor.summary.fields import N_SEQUENCE_ORDER, SummaryConfig
-from klmonitor.summary.state import Summary, first_of, first_tokens
+from klmonitor.summary.around import Around
+from klmonitor.summary.fields import N_ORDER, N_SEQUENCE_ORDER, SummaryConfig
+from klmonitor.summary.partcode import coded, decoded
+from klmonitor.summary.state import Summary, first_of
 
 Floats = NDArray[np.float64]
 
 MAGIC = b"KLM\x01"
-LAYOUT = 1
+LAYOUT = 2
 """The version of what a part is made of."""
 SECTIONS = (
     "sums",
@@ -122,13 +123,9 @@ def pack(
         "n": int(places.size),
         "around": list(beside),
     }
-    steps = np.diff(places, prepend=0).astype("<u4")
-    body = _shuffled(steps) + _shuffled(row[places].astype("<f8"))
     text = json.dumps(head, separators=(",", ":")).encode()
-    data = MAGIC + len(text).to_bytes(4, "big") + text + zlib.compress(body, 6)
-    if not beside:
-        return data
-    return data + zlib.compress(_shuffled(np.stack(list(beside.values())).astype("<f4")), 1)
+    data = MAGIC + len(text).to_bytes(4, "big") + text + coded(places, row[places])
+    return data + b"".join(values.astype("<f4").tobytes() for values in beside.values())
 
 
 def _known(beside: NDArray[np.float32]) -> dict[int, NDArray[np.float32]]:
@@ -149,7 +146,7 @@ def unpack(data: bytes, config: SummaryConfig) -> Part:
     """
     try:
         return _unpack(bytes(data), config)
-    except (TypeError, KeyError, IndexError, AttributeError, zlib.error, OverflowError) as error:
+    except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(f"these bytes are no part ({type(error).__name__})") from error
 
 
@@ -172,18 +169,13 @@ def _unpack(data: bytes, config: SummaryConfig) -> Part:
     n, size = int(head["n"]), _blank(config).size
     if not 0 <= n <= size or head["phase"] not in PHASES:
         raise ValueError(f"the part holds {n} numbers of phase {head['phase']!r}")
-    inflate = zlib.decompressobj()
-    body = inflate.decompress(data[end:], 12 * n + 1)
-    if len(body) != 12 * n or not inflate.eof:
-        raise ValueError("the part is cut off")
-    steps, values = _unshuffled(body[: 4 * n], "<u4"), _unshuffled(body[4 * n :], "<f8")
-    places = steps.cumsum(dtype=np.int64)
-    if n and (places[-1] >= size or not steps[1:].all() or np.isnan(values).any()):
+    places, values, length = decoded(data[end:], n)
+    if n and (places[-1] >= size or not np.diff(places).all() or np.isnan(values).any()):
         raise ValueError("the part's numbers do not fit")
     sections = tuple(name for name in SECTIONS if name in head["sections"])
     if n and not set(NEEDED) <= set(sections):
         raise ValueError(f"the part has no {' or no '.join(NEEDED)}")
-    beside = _around(inflate.unused_data, head.get("around", []), config)
+    beside = _around(data[end + length :], head.get("around", []), config)
     if not beside:
         sections = tuple(name for name in sections if name != "around")
     health = head["health"]
@@ -213,16 +205,11 @@ def _around(
         ValueError: these are not the pairs that are named.
     """
     pairs, size = [int(pair) for pair in named], around.shape(config.top)
-    if not pairs:
-        return {}
     if len(set(pairs)) != len(pairs) or not set(pairs) <= set(range(size[0])):
         raise ValueError("the part names neighbours of pairs that there are not")
-    wanted = 4 * len(pairs) * math.prod(size[1:])
-    inflate = zlib.decompressobj()
-    body = inflate.decompress(data, wanted + 1)
-    if len(body) != wanted or not inflate.eof:
-        raise ValueError("the part is cut off")
-    found = _unshuffled(body, "<f4").reshape(len(pairs), *size[1:])
+    if len(data) != 4 * len(pairs) * math.prod(size[1:]):
+        raise ValueError("the part is cut off, or there is more behind it")
+    found = np.frombuffer(data, "<f4").reshape(len(pairs), *size[1:])
     return dict(zip(pairs, found, strict=True))
 
 
@@ -235,7 +222,7 @@ class MergedParts:
             self._summary = Summary.empty(config, "cpu")
         self._tokens: list[Floats] = []
         self._sequences: list[Floats] = []
-        self._around: list[Tensor | None] = []
+        self._around: list[Mapping[int, NDArray[np.float32]]] = []
 
     def add(self, part: Part, rank: int) -> None:
         """Merge a part.
@@ -257,18 +244,9 @@ class MergedParts:
         sequences[..., fields.SEQUENCE_FIELDS.index("rank")] = rank
         self._tokens.append(tokens)
         self._sequences.append(sequences)
-        self._around.append(self._beside(part.around))
+        self._around.append(part.around)
         if len(part.sections) < len(SECTIONS) and part.places.size:
             self._leave_unknown(part, maxima)
-
-    def _beside(self, known: Mapping[int, NDArray[np.float32]]) -> Tensor | None:
-        """Of all pairs what stood around extreme tokens; None: nothing is known."""
-        if not known:
-            return None
-        found = torch.zeros(around.shape(self._summary.config.top), dtype=torch.float32)
-        for pair, values in known.items():
-            found[pair] = torch.from_numpy(values)
-        return found
 
     def _leave_unknown(self, part: Part, maxima: Floats) -> None:
         """Mark what did not come along, of the pairs that the part has tokens of."""
@@ -292,13 +270,39 @@ class MergedParts:
     def take(self) -> Summary:
         """All of them as one summary; nothing may be added any more."""
         summary, top = self._summary, self._summary.config.top
-        tokens, summary.around = first_tokens(
-            [torch.from_numpy(rows) for rows in self._tokens], self._around, top
-        )
-        summary.tokens.copy_(tokens)
-        sequences = torch.from_numpy(np.concatenate(self._sequences, axis=-2))
-        summary.sequences.copy_(first_of(sequences, top, N_SEQUENCE_ORDER))
+        seen = np.flatnonzero(~(summary.arrays["maxima"] == -np.inf).all(axis=1))
+        at = torch.from_numpy(seen)
+        sequences = first_of(_every(self._sequences, seen), top, N_SEQUENCE_ORDER)
+        summary.sequences[at] = sequences
+        tokens = _every(self._tokens, seen)
+        origin = torch.arange(tokens.shape[-2], dtype=tokens.dtype).expand(tokens.shape[:-1])
+        found = first_of(torch.cat((tokens, origin.unsqueeze(-1)), dim=-1), top, N_ORDER)
+        summary.tokens[at] = found[..., :-1]
+        if any(self._around):
+            kept = found[..., -1].long().numpy()
+            summary.around = Around(partial(self._neighbours, seen, kept))
         return summary
+
+    def _neighbours(self, seen: NDArray[np.int64], origin: NDArray[np.int64]) -> Tensor:
+        """What stood around the tokens that were kept, as `around.shape`.
+
+        Args:
+            seen: [n] pairs with tokens.
+            origin: [n, tails, top] index of each kept token among those of all parts.
+        """
+        top = self._summary.config.top
+        found = np.zeros(around.shape(top), np.float32)
+        none = np.zeros_like(found[0])
+        tails = np.arange(found.shape[1])[:, None]
+        for pair, kept in zip(seen.tolist(), origin, strict=True):
+            every = np.stack([known.get(pair, none) for known in self._around])
+            found[pair] = every[kept // top, tails, kept % top]
+        return torch.from_numpy(found)
+
+
+def _every(rows: list[Floats], seen: NDArray[np.int64]) -> Tensor:
+    """The records of all parts behind each other, of some pairs."""
+    return torch.from_numpy(np.concatenate([some[seen] for some in rows], axis=-2))
 
 
 def _row(summary: Summary) -> Floats:
@@ -324,14 +328,3 @@ def _split(rest: Floats, like: Summary) -> tuple[Floats, Floats, Floats]:
         rest[tokens:sequences].reshape(like.tokens.shape),
         rest[sequences:].reshape(like.sequences.shape),
     )
-
-
-def _shuffled(values: NDArray[Any]) -> bytes:
-    """The first bytes of all numbers, then the second ones, ...: what deflates well."""
-    return values.view(np.uint8).reshape(-1, values.itemsize).T.tobytes()
-
-
-def _unshuffled(data: bytes, dtype: str) -> NDArray[Any]:
-    size = np.dtype(dtype).itemsize
-    flat = np.frombuffer(data, np.uint8)
-    return np.ascontiguousarray(flat.reshape(size, -1).T).view(dtype).reshape(-1)

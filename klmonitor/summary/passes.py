@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from klmonitor.boundary import Boundary, HealthLog, cause
-from klmonitor.pairs import Pair
+from klmonitor.pairs import PAIR_INDEX, Pair
 from klmonitor.summary import chunked
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extremes import Place
@@ -114,11 +114,11 @@ class Kernel:
         if (batch.device, dtypes) not in self.tried:
             self._prove(compiled.add, batch, pairs)
             self.tried.add((batch.device, dtypes))
-        before = state.clone()
+        before = state.saved(PAIR_INDEX[pair.name] for pair in pairs)
         try:
             compiled.add(state, batch, pairs, *where)
         except Exception:
-            state.become(before)  # of several pairs the first are in it already
+            state.restore(before)  # of several pairs the first are in it already
             raise
         return True
 

@@ -8,14 +8,16 @@ sequence tell its error (`numbers.receipt`).
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from klmonitor.pairs import PAIR_INDEX, Pair, sampler
 from klmonitor.penalty import Penalty
-from klmonitor.summary.batch import TokenBatch
+from klmonitor.summary.batch import TokenBatch, moved
 from klmonitor.summary.extras import Extras
-from klmonitor.summary.fields import AUDIT_SUMS, PULL_GRAM, PULL_SUMS, PULL_TERMS, PULLS
+from klmonitor.summary.fields import PULL, PULL_GRAM, PULL_TERMS, PULLS
 from klmonitor.summary.sequences import Rows
 from klmonitor.summary.state import Summary
 
@@ -43,28 +45,33 @@ def add(
         return
     columns = tokens if batch.segments is not None else batch.shape[1]
     rows = 1 if batch.segments is not None else tokens // columns
-    state.pulls[PAIR_INDEX[pair.name]] += _sums(batch, pair, penalty, extras, rows, columns)
+    with torch.inference_mode():  # a tenth less a call
+        names, sums = _sums(batch, pair, penalty, extras, rows, columns)
+        if names:
+            state.pulls.view(-1).index_add_(0, _places(names, pair.name, batch.device), sums)
 
 
 def _sums(
     batch: TokenBatch, pair: Pair, penalty: Penalty, extras: Extras, rows: int, columns: int
-) -> Tensor:
-    """[PULLS] sums over the first rows and columns."""
-    held = {name: x[:rows, :columns].double() for name, x in batch.log_probs.items()}
+) -> tuple[tuple[str, ...], Tensor]:
+    """Names of `PULLS`, with their sums over the first rows and columns."""
+    trained = "policy" if "policy" in batch.log_probs else pair.q
+    drew = "old" if "old" in batch.log_probs else sampler(batch.log_probs)
+    used = dict.fromkeys((pair.p, pair.q, trained, drew))
+    every = torch.stack([batch.log_probs[name][:rows, :columns].double() for name in used])
+    held = dict(zip(used, every.unbind(), strict=True))
     d = held[pair.p] - held[pair.q]
-    trained = "policy" if "policy" in held else pair.q
-    drew = "old" if "old" in held else sampler(held)
     log_ratio = (held[trained] - held[drew]).clamp(max=LARGEST)
     known = d.isfinite() & log_ratio.isfinite()
     if batch.mask is not None:
         known &= batch.mask[:rows, :columns] != 0
-    d, log_ratio = (torch.where(known, x, 0.0) for x in (d, log_ratio))
+    d, log_ratio = torch.where(known, torch.stack([d, log_ratio]), 0.0).unbind()
     prompts = None if batch.prompt_ids is None else batch.prompt_ids[:rows]
     if penalty.leave_one_out and prompts is None:
-        return d.new_zeros(len(PULLS))
+        return (), d.new_zeros(0)
     c = penalty.coefficient(d, log_ratio, known, prompts if penalty.leave_one_out else None)
     known &= c.isfinite()
-    c, t, w = (torch.where(known, x, 0.0) for x in (c, -d, log_ratio.exp()))
+    c, t, w = torch.where(known, torch.stack([c, -d, log_ratio.exp()]), 0.0).unbind()
     segments = None if batch.segments is None else batch.segments[:columns]
     at = Rows(
         rows if segments is None else batch.n_sequences,
@@ -72,29 +79,29 @@ def _sums(
         segments,
     )
     beta = penalty.beta if extras.beta is None else extras.beta
-    counted = known.double().sum()
-    dead = known & (c == 0) & (d != 0)
+    far, wt, ct, dead = t.abs(), w * t, c * t, known & (c == 0) & (d != 0)
     found = {
-        "tokens": counted,
-        "sequences": (at.total(known.double()) > 0).sum(),
-        "size": c.abs().sum(),
-        "dead": dead.sum(),
-        "opposite": (c * t < 0).sum(),
-        "far": t.abs().sum(),
-        "lost": torch.where(dead, t.abs(), 0.0).sum(),
+        "tokens": known,
+        "size": c.abs(),
+        "dead": dead,
+        "opposite": ct < 0,
+        "far": far,
+        "lost": far * dead,
     }
-    if extras.beta is not None:
-        found |= {"weighed": counted, "beta": beta * counted}
     if extras.advantages is not None and penalty.placed == "loss":
         advantages = extras.advantages[:rows, :columns].double()
         found |= _rewarded(beta * c, advantages, w, known & advantages.isfinite(), d)
-    terms = torch.stack([at.total(x) for x in (w, w * t, w * t * t, c, c * t)])
-    gram = dict(zip(PULL_TERMS, terms, strict=True))
-    pairs = (name.split(".") for name in PULL_GRAM)
-    products = torch.stack([(gram[a] * gram[b]).sum() for a, b in pairs])
-    zero = d.new_zeros(())
-    sums = torch.stack([found.get(name, zero).double() for name in PULL_SUMS])
-    return torch.cat([sums, terms.sum(-1), products, d.new_zeros(len(AUDIT_SUMS))])
+    terms = (w, wt, wt * t, c, ct)
+    by_sequence = at.total(torch.stack([x.double() for x in (*terms, *found.values())]))
+    own, count = by_sequence[: len(terms)], by_sequence[len(terms)]
+    whole, sequences = by_sequence.sum(-1), (count > 0).sum().unsqueeze(0)
+    products = (own @ own.T).flatten().index_select(0, _upper(d.device))
+    names = (*PULL_TERMS, *found, "sequences", *PULL_GRAM)
+    sums = [whole, sequences, products]
+    if extras.beta is not None:
+        names = (*names, "weighed", "beta")
+        sums += [whole[len(terms), None], beta * whole[len(terms), None]]
+    return names, torch.cat(sums)
 
 
 def _rewarded(
@@ -103,12 +110,27 @@ def _rewarded(
     """The penalty beside the reward: the update descends beta c - A rho."""
     reward = torch.where(known, advantages * w, 0.0)
     rewarded = reward != 0
-    pull = torch.where(rewarded, pull, 0.0)
-    overruled = rewarded & (pull * reward > 0) & (pull.abs() > reward.abs())
+    pull = pull * rewarded
+    size, paid = reward.abs(), pull.abs()
+    overruled = rewarded & (pull * reward > 0) & (paid > size)
     return {
-        "rewarded": rewarded.sum(),
-        "reward": reward.abs().sum(),
-        "paid": pull.abs().sum(),
-        "overruled": overruled.sum(),
-        "given_up": (overruled & (d > 0)).sum(),
+        "rewarded": rewarded,
+        "reward": size,
+        "paid": paid,
+        "overruled": overruled,
+        "given_up": overruled & (d > 0),
     }
+
+
+@cache
+def _upper(device: torch.device) -> Tensor:
+    """Where `PULL_GRAM` is in the products of every term with every other."""
+    size = len(PULL_TERMS)
+    return moved(torch.triu_indices(size, size).T @ torch.tensor([size, 1]), device)
+
+
+@cache
+def _places(names: tuple[str, ...], pair: str, device: torch.device) -> Tensor:
+    """Where sums of these names are in a state's pulls."""
+    first = PAIR_INDEX[pair] * len(PULLS)
+    return moved(torch.tensor([first + PULL[name] for name in names]), device)

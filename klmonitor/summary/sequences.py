@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,11 +28,17 @@ class Rows:
         """Sums over each sequence, [..., R, C] -> [..., S] float64, in an order that is fixed."""
         if self.segments is None:
             return x.sum(-1).double()
-        upto = torch.nn.functional.pad(x.double().cumsum(-1), (1, 0)).squeeze(-2)
-        edges = torch.searchsorted(
-            self.segments, torch.arange(self.count + 1, device=self.segments.device)
-        )
-        return upto[..., edges[1:]] - upto[..., edges[:-1]]
+        before, some = self.edges
+        upto = x.cumsum(-1, dtype=torch.float64).squeeze(-2)[..., before] * some
+        return upto[..., 1:] - upto[..., :-1]
+
+    @cached_property
+    def edges(self) -> tuple[Tensor, Tensor]:
+        """[S + 1] the last column before each packed sequence and before the end; if any is."""
+        assert self.segments is not None  # who asks has looked
+        numbers = torch.arange(self.count + 1, device=self.segments.device)
+        before = torch.searchsorted(self.segments, numbers) - 1
+        return before.clamp(min=0), before >= 0
 
     def most(self, x: Tensor) -> Tensor:
         """Largest of each sequence, but at least -1: [..., R, C] -> [..., S]."""
@@ -55,6 +63,49 @@ class Rows:
         back = self.most(torch.where(which, end - self.columns, -1))
         return torch.where(back >= 0, end - back, -1)
 
+    def ends(self, counts: Tensor, x: Tensor) -> Tensor:
+        """Values at the first and at the last token that counts; 0 where none does.
+
+        Args:
+            counts: float [1, R, C], 1 where a token counts, else 0.
+            x: float [1, R, C], 0 where it does not.
+
+        Returns:
+            [2, 1, S] float64.
+        """
+        if self.segments is None:
+            forth = torch.stack([counts, x])
+            both = torch.stack([forth, forth.flip(-1)])
+            places = both[:, 0].argmax(-1, keepdim=True)
+            return both[:, 1].gather(-1, places).squeeze(-1).double()
+        which = counts > 0
+        return torch.stack([self.at(x, self.first(which)), self.at(x, self.last(which))])
+
+    def extent(self, x: Tensor) -> Tensor:
+        """[2, ..., S] the smallest and the largest of each sequence's values and 0."""
+        if self.segments is None:
+            return torch.stack(x.aminmax(dim=-1))
+        x = x.squeeze(-2)
+        zero, segments = x.new_zeros((*x.shape[:-1], self.count)), self.segments.expand_as(x)
+        return torch.stack([zero.scatter_reduce(-1, segments, x, f"a{m}") for m in ("min", "max")])
+
+    def products(self, x: Tensor, which: Sequence[tuple[int, int]], lag: int = 0) -> Tensor:
+        """[S, n] sums over each sequence of x_i(t) x_j(t - lag).
+
+        Args:
+            x: float64 [M, R, C], 0 where a token does not count.
+            which: n times (i, j).
+            lag: 0 or 1.
+        """
+        now, before = x[..., lag:], x[..., : x.shape[-1] - lag]
+        if self.segments is None:
+            every = (now.transpose(0, 1) @ before.permute(1, 2, 0)).unbind(1)
+            return torch.stack([every[i][:, j] for i, j in which], 1)
+        if lag:
+            together = self.segments[1:] == self.segments[:-1]
+            now, before = x, torch.nn.functional.pad(before * together, (1, 0))
+        return self.total(torch.stack([now[i] * before[j] for i, j in which])).T
+
     def spread(self, y: Tensor) -> Tensor:
         """What each token has of its sequence: [..., S] -> [..., R, C] or what broadcasts to it."""
         if self.segments is None:
@@ -69,7 +120,3 @@ class Rows:
         else:
             found = x.squeeze(-2).gather(-1, place.clamp(min=0))
         return torch.where(place >= 0, found.double(), 0.0)
-
-    def together(self) -> Tensor | None:
-        """[C - 1] whether a token and the next are of one sequence; None: always."""
-        return None if self.segments is None else self.segments[1:] == self.segments[:-1]

@@ -8,10 +8,10 @@ the configuration alone, never on the data, so every rank can take part in a red
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,6 +33,12 @@ from klmonitor.summary.fields import (
 
 Floats = NDArray[np.float64]
 _ARRAYS = ("maxima", "tokens", "sequences")
+BY_PAIR = ("sums", "histogram", "prompts", *_ARRAYS)
+"""What a pass fills of a pair, in the order in which the compiled one takes it."""
+Saved: TypeAlias = "Sequence[tuple[Any, Any]]"
+"""Tensors or arrays, and copies of them."""
+MANY = 4
+"""Times as many records as are kept from which candidates are chosen before they are sorted."""
 
 
 @dataclass
@@ -71,8 +77,11 @@ class Summary:
     def empty(cls, config: SummaryConfig, device: torch.device | str | None = None) -> Summary:
         """A summary of no tokens: the identity of `merge`."""
         _, sizes = _sum_shapes(config)
-        flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-        return cls(config, flat, *(part.clone() for part in _no_maxima(config.top, flat.device)))
+        if device is None or torch.device(device).type != "cpu":
+            flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        else:
+            flat = torch.from_numpy(np.zeros(sum(sizes)))
+        return cls(config, flat, *(copied(part) for part in _no_maxima(config.top, flat.device)))
 
     def merge(self, other: Summary) -> Summary:
         """The summary of the tokens of both, a new object.
@@ -88,7 +97,10 @@ class Summary:
     def take_in(self, other: Summary) -> None:
         """Merge another of the same configuration and device into this one, in place."""
         top = self.config.top
-        self.flat += other.flat
+        if self.flat.is_cpu:
+            self.flat.numpy()[:] += other.flat.numpy()
+        else:
+            self.flat += other.flat
         torch.maximum(self.maxima, other.maxima, out=self.maxima)
         for name, order in (("tokens", N_ORDER), ("sequences", N_SEQUENCE_ORDER)):
             mine: Tensor = getattr(self, name)
@@ -100,15 +112,21 @@ class Summary:
         parts = (self.flat, self.maxima, self.tokens, self.sequences)
         return Summary(self.config, *(part.to(device) for part in parts), around=self.around)
 
-    def clone(self) -> Summary:
-        """An independent copy."""
-        parts = (self.flat, self.maxima, self.tokens, self.sequences)
-        return Summary(self.config, *(part.clone() for part in parts))
+    def saved(self, pairs: Iterable[int]) -> Saved:
+        """What a pass over the tokens of some pairs changes, for `restore`."""
+        if self.device.type != "cpu":
+            parts = (self.flat, self.maxima, self.tokens, self.sequences)
+            return [(part, part.clone()) for part in parts]
+        arrays = [self.arrays["policies"]]
+        for pair in pairs:
+            arrays += self.of_pair(pair)
+        return [(array, array.copy()) for array in arrays]
 
-    def become(self, other: Summary) -> None:
-        """Take the values of another of the same configuration and device, in place."""
-        for name in ("flat", *_ARRAYS):
-            getattr(self, name).copy_(getattr(other, name))
+    @staticmethod
+    def restore(saved: Saved) -> None:
+        """Take the values that they had when they were saved, in place."""
+        for part, before in saved:
+            part[...] = before
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the views, which would come back detached, and without neighbours."""
@@ -119,18 +137,23 @@ class Summary:
         """The same memory as numpy arrays, by attribute; on the CPU only."""
         return {name: getattr(self, name).numpy() for name in (*_ARRAYS, *self.config.sum_shapes())}
 
-    @cached_property
-    def by_pair(self) -> tuple[dict[str, Floats], ...]:
-        """For each pair its part of every array that has one, by attribute; on the CPU only."""
-        return tuple(
-            {name: array[pair] for name, array in self.arrays.items() if name != "policies"}
-            for pair in range(len(PAIRS))
-        )
+    def of_pair(self, pair: int) -> list[Floats]:
+        """A pair's part of the arrays `BY_PAIR`; on the CPU only."""
+        return [self.arrays[name][pair] for name in BY_PAIR]
 
     @property
     def device(self) -> torch.device:
         """Where the sums live."""
         return self.flat.device
+
+
+def copied(part: Tensor) -> Tensor:
+    """A copy; of the host's memory by one thread.
+
+    torch would share it out, and the threads that it wakes spin for milliseconds afterwards, on the
+    cores that the pass needs.
+    """
+    return torch.from_numpy(part.numpy().copy()) if part.is_cpu else part.clone()
 
 
 @cache
@@ -213,6 +236,13 @@ def first_of(records: Tensor, top: int, n_order: int) -> Tensor:
     Returns:
         [..., top, F], in order.
     """
+    if records.is_cpu and records.shape[-2] > MANY * top:
+        keys = records[..., 0].topk(top + 1, dim=-1)
+        if bool((keys.values[..., -2] > keys.values[..., -1]).all()):  # no tie at the threshold
+            chosen = keys.indices[..., :top].sort(dim=-1).values
+            records = records.gather(
+                -2, chosen.unsqueeze(-1).expand(*chosen.shape, records.shape[-1])
+            )
     for column in range(n_order - 1, -1, -1):
         order = records[..., column].argsort(dim=-1, descending=column == 0, stable=True)
         records = records.gather(-2, order.unsqueeze(-1).expand_as(records))

@@ -19,6 +19,8 @@ from klmonitor.summary.fields import FAR_RATIO, SIGNATURE
 from klmonitor.summary.state import Summary
 
 PAIR = "old_policy"
+NAMES = ("weighed", "loss", "unclipped", "unclipped_loss", "unclipped_d")
+"""Of `fields.SIGNATURE_SUMS`, one behind the other."""
 LARGEST = 300.0
 """Nats: a token's log-ratio is clamped to it, so that the sums stay finite."""
 
@@ -39,19 +41,13 @@ def add(
     d = (batch.log_probs["policy"] - batch.log_probs["old"]).double()
     known = d.isfinite() & advantages.isfinite()
     if batch.mask is not None:
-        known &= batch.mask.bool()
-    advantage = torch.where(known, advantages, 0.0).double()
+        known &= batch.mask
+    advantage = torch.where(known, advantages, 0.0)
     d = torch.where(known, d, 0.0).clamp(max=LARGEST)
     far = (advantage < 0) & (d >= math.log(FAR_RATIO))
     bounded = torch.where(advantage > 0, d.clamp(max=math.log(FAR_RATIO)), d)
     enters = advantage.abs() * bounded.exp()
-    found = {
-        "weighed": known.sum(),
-        "loss": enters.sum(),
-        "unclipped": far.sum(),
-        "unclipped_loss": torch.where(far, enters, 0.0).sum(),
-        "unclipped_d": torch.where(far, d, 0.0).sum(),
-    }
+    terms = torch.stack([known.double(), enters, far.double(), enters * far, d * far])
+    sums = terms.sum((-2, -1))
     row = state.signatures[PAIR_INDEX[PAIR]]
-    for name, value in found.items():
-        row[SIGNATURE[name]] += value
+    row[SIGNATURE[NAMES[0]] : SIGNATURE[NAMES[-1]] + 1] += sums

@@ -34,22 +34,27 @@ def leaves(value, path=()):
         yield from leaves(item, (*path, key))
 
 
+def somewhere(tree, rng):
+    """A place in a tree, drawn: what holds it, and under which key."""
+    *path, key = rng.choice([place for place in leaves(tree) if place])
+    for step in path:
+        tree = tree[step]
+    return tree, key
+
+
 def mutated(seed):
     """The state with one place replaced, removed or doubled."""
     rng = random.Random(seed)
     state = copy.deepcopy(STATE)
-    path = rng.choice([place for place in leaves(STATE) if place])
-    owner = state
-    for key in path[:-1]:
-        owner = owner[key]
+    owner, key = somewhere(state, rng)
     how = rng.choice(("replace", "replace", "replace", "remove", "double"))
     if how == "remove":
-        del owner[path[-1]]
+        del owner[key]
     elif how == "double" and isinstance(owner, list):
         owner.extend(owner * 3)
     else:
-        owner[path[-1]] = rng.choice(ODD)
-    return path, how, state
+        owner[key] = rng.choice(ODD)
+    return key, how, state
 
 
 def plain(state):
@@ -98,11 +103,8 @@ TABLE = {"preset": "quiet", "spike": {"z": 7.0}, "surge": False, "limit": {"poli
 def test_a_mutated_file_of_rules_is_refused_whole_or_parsed(seed, tmp_path):
     rng = random.Random(seed)
     table = copy.deepcopy(TABLE)
-    path = rng.choice([place for place in leaves(TABLE) if place])
-    owner = table
-    for key in path[:-1]:
-        owner = owner[key]
-    owner[path[-1]] = rng.choice(ODD)
+    owner, key = somewhere(table, rng)
+    owner[key] = rng.choice(ODD)
     file = tmp_path / "rules.json"
     text = json.dumps(table)
     if rng.random() < 0.3:

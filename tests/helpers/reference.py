@@ -10,6 +10,30 @@ def deviate(t, df):
     return np.sign(t) * (8 * df + 1) / (8 * df + 3) * np.sqrt(df * np.log1p(t * t / df))
 
 
+def best_lambda(d, ess):
+    """-Cov(k1, r - 1) / Var(r - 1) in [0, 1]; less from an effective share of r below .3 on."""
+    covariance = np.cov(-d, np.expm1(d))
+    weight = np.clip(-covariance[0, 1] / covariance[1, 1], 0, 1)
+    return float(weight * np.clip((ess - 0.15) / 0.15, 0, 1))
+
+
+def plain_mixture(d):
+    """The mixture in which each token counts at the lambda of the others; and at the same lambda.
+
+    A token that has more than .98 of sum (r - 1)^2 is not left out of its lambda.
+    """
+    r, g = np.exp(d), np.expm1(d)
+
+    def at(some):
+        return best_lambda(d[some], r[some].sum() ** 2 / (some.sum() * (r[some] ** 2).sum()))
+
+    every = np.ones(len(d), bool)
+    whole = at(every)
+    others = np.array([at(np.arange(len(d)) != i) for i in range(len(d))])
+    weights = np.where(g * g > 0.98 * (g * g).sum(), whole, others)
+    return float(np.mean(-d + weights * g)), float(np.mean(-d + whole * g))
+
+
 def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
     """The metrics of finite, counted tokens.
 
@@ -40,8 +64,8 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
         out[f"{name}/se"] = error_of(x)
     r = np.exp(d)
     gap, bias = k["k3"] - k["k1"], k["k2"] - k["k1"]
-    covariance = np.cov(-d, r - 1)
-    lam = float(np.clip(-covariance[0, 1] / covariance[1, 1], 0, 1))
+    ess = r.sum() ** 2 / (n * (r * r).sum())
+    lam = best_lambda(d, ess)
     on_policy = sampler is None
     gap_z = deviate(gap.mean() / error_of(gap), n_clusters - 1)
     missed = abs(gap_z) > 5 and abs(gap.mean()) > 0.1 * k["k3"].mean()
@@ -56,7 +80,6 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
         "gap_z": gap_z if on_policy else np.nan,
         "gap_se": error_of(gap, by_sequence) if on_policy else np.nan,
         "k1/sequence_se": error_of(-d, by_sequence),
-        "cv/mean": at_lambda.mean(),
         "cv/se": error_of(at_lambda),
         "cv/lambda": lam,
         "cv/corr": np.corrcoef(-d, r - 1)[0, 1],
@@ -66,7 +89,7 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
         "clusters": len(np.unique(clusters)),
         "prompts": np.nan if prompt is None else len(np.unique(prompt)),
         "on_policy": float(on_policy),
-        "ess": r.sum() ** 2 / (n * (r * r).sum()),
+        "ess": ess,
         "iw/k1/mean": np.nan if on_policy else np.sum(w * k["k1"]) / w.sum(),
         "iw/k3/mean": np.nan if on_policy else np.sum(w * k["k3"]) / w.sum(),
         "iw/ess": np.nan if on_policy else w.sum() ** 2 / (n * (w * w).sum()),

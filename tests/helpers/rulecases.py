@@ -42,6 +42,19 @@ def judged(rules, k3, start=0, **values):
     ]
 
 
+def carried(step, k3, without, tokens, **values):
+    """A report whose k3, nats, is that of so many tokens; `without` them it is small."""
+    return report(
+        step,
+        k3__mean=k3,
+        k3__mean_without_top=without,
+        dominance__k3__level=2.0,
+        dominance__k3__j=900.0,
+        dominance__k3__tokens=tokens,
+        **values,
+    )
+
+
 def kinds(alerts):
     """All kinds that tell of something."""
     return {kind for alert in alerts for kind in alert.kinds}

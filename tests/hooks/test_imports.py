@@ -45,6 +45,16 @@ def test_a_function_is_replaced_when_its_module_is_imported_and_not_before(packa
     assert (module.double(2), module.Thing().size()) == (4, 3)
 
 
+def test_what_was_undone_stays_so_whoever_comes_after(package):
+    first, second = Bindings(), Bindings()
+    first.add(package, "double", plus_one)
+    module = __import__(package)
+    first.undo()
+    second.add(package, "double", plus_one)
+    assert module.double(2) == 5
+    assert first.bound == {}
+
+
 def test_one_that_is_imported_already_is_replaced_at_once(package):
     module = __import__(package)
     bindings = Bindings()

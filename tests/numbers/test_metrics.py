@@ -21,8 +21,8 @@ from tests.helpers.steps import choose_pass, reports_of
 COUNTS = ("tokens", "sequences", "clusters", "prompts", "outliers/k1", "outliers/k3", "clamped")
 QUANTILES = ("p0.1", "p1", "p25", "p50", "p75", "p99", "p99.9")
 ELSEWHERE = {
-    # rules, running numbers and input checks have tests of their own
-    *("spike/z", "best"),
+    # rules, running numbers, the mixture and input checks have tests of their own
+    *("spike/z", "best", "cv/mean"),
     *(name for name in NAMES if name.startswith(("penalty/", "audit/", "clip/", "unclipped/"))),
     *(f"{k}/running_{what}" for k in ("k1", "k2", "k3") for what in ("mean", "var")),
     *("nonfinite", "positive_logp", "zero_logp", "low_precision"),
@@ -93,13 +93,19 @@ def check(values, expected, skip=frozenset()):
             np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-15, err_msg=name)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_metric_equals_its_formula(case):
+def measured(case):
+    """The pair's report of a case, and its log-ratios."""
     q, p, mask = CASES[case]
     (pair,) = report_of(
         {"policy": torch.tensor(q), "ref": torch.tensor(p)}, mask=torch.tensor(mask)
     ).values()
-    d = (p.astype(np.float64) - q.astype(np.float64))[mask]
+    return pair, (p.astype(np.float64) - q.astype(np.float64))[mask]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_metric_equals_its_formula(case):
+    q, _, mask = CASES[case]
+    pair, d = measured(case)
     sequence = np.broadcast_to(np.arange(len(q))[:, None], q.shape)[mask]
     skip = {"k3/mean_without_top", "dominance/k3/top_share"}
     if case == "beyond the core":  # differences of e^30 apart cancel: checked in test_dominance
@@ -109,11 +115,7 @@ def test_every_metric_equals_its_formula(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_drawn_histogram_counts_every_token(case):
-    q, p, mask = CASES[case]
-    (pair,) = report_of(
-        {"policy": torch.tensor(q), "ref": torch.tensor(p)}, mask=torch.tensor(mask)
-    ).values()
-    d = (p.astype(np.float64) - q.astype(np.float64))[mask]
+    pair, d = measured(case)
     octaves = np.ldexp(np.array([1.0, 1.25, 1.5, 1.75]), np.arange(-20, 7)[:, None]).ravel()
     edges = np.concatenate([[0.0], octaves, [128.0, np.inf]])
     expected = []
@@ -153,10 +155,11 @@ def test_off_policy_and_prompts(completions):
 
 def test_lambda_is_numpys_covariance_on_a_small_vocabulary():
     generator = np.random.default_rng(3)
-    q, p = generator.dirichlet(np.full(30, 0.5), size=2)
+    q, p = generator.dirichlet(np.full(30, 5.0), size=2)
     x = generator.choice(30, size=(64, 128), p=q)
     log_q, log_p = np.log(q)[x], np.log(p)[x]
     (pair,) = report_of({"policy": torch.tensor(log_q), "ref": torch.tensor(log_p)}).values()
+    assert pair["ess"] > 0.3
     d = (log_p - log_q).ravel()
     covariance = np.cov(-d, np.exp(d) - 1)
     assert pair["cv/lambda"] == pytest.approx(

@@ -34,6 +34,7 @@ from klmonitor.record.rows import (
 from klmonitor.report import Alert, ExtremeToken, Report
 from tests.helpers import reports as some
 from tests.helpers.reports import make_alert, make_report, make_token, small_report
+from tests.helpers.tornwrites import forbid_cutting, real_write, torn_writes
 from tests.helpers.warnings import warnings_of
 
 LONG = 60.0
@@ -417,9 +418,6 @@ def os_write(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Write], None
         yield lambda fake: patch.setattr(jsonl.os, "write", fake)
 
 
-real_write = os.write
-
-
 def test_short_writes_are_completed(tmp_path: Path, os_write: Callable[[Write], None]) -> None:
     os_write(lambda fd, data: real_write(fd, data[:7]))
     writer = write(tmp_path, *(small_report(step) for step in range(5)))
@@ -437,26 +435,9 @@ def test_a_failed_write_loses_its_own_row_only(
     code: int,
     can_cut: bool,
 ) -> None:
-    calls = 0
-
-    def flaky(fd: int, data: bytes) -> int:
-        """The second and third rows get 10 bytes in, then the error (0: no progress)."""
-        nonlocal calls
-        calls += 1
-        if calls in (2, 4):
-            return real_write(fd, data[:10])
-        if calls in (3, 5):
-            if code:
-                raise OSError(code, os.strerror(code))
-            return 0
-        return real_write(fd, data)
-
-    def no_cut(fd: int, size: int) -> None:
-        raise OSError(errno.EINVAL, "no")
-
-    os_write(flaky)
+    os_write(torn_writes(code))
     if not can_cut:
-        monkeypatch.setattr(jsonl.os, "ftruncate", no_cut)
+        forbid_cutting(monkeypatch)
     writer = RecordWriter(tmp_path)
     for step in range(5):
         writer.step(small_report(step))

@@ -11,7 +11,7 @@ from klmonitor.record.rows import alert_from_row, alert_to_row
 from klmonitor.report import Alert, PairReport, Report
 from klmonitor.rules import RuleSet
 from klmonitor.testing import BATCHES, batch_report, kl_series, reports, spike, token_batch
-from tests.helpers.rulecases import found, judged, kinds, ordinary, report, token, wobble
+from tests.helpers.rulecases import carried, found, judged, kinds, ordinary, report, token, wobble
 
 K1_BY_ONE_TOKEN = {
     "k1__mean": 0.17,
@@ -38,17 +38,8 @@ def test_a_tenfold_spike_is_found_at_once_and_is_critical():
 def test_a_spike_that_is_one_token_is_a_warning_and_says_so():
     rules = RuleSet()
     judged(rules, ordinary(100))
-    carried = report(
-        100,
-        extremes=[token(8.0)],
-        k3__mean=11.6,
-        k1__mean=0.0,
-        k3__mean_without_top=0.011,
-        dominance__k3__level=2.0,
-        dominance__k3__j=900.0,
-        dominance__k3__tokens=1.0,
-    )
-    (alert,) = rules.judge(carried).alerts
+    one = carried(100, 11.6, without=0.011, tokens=1.0, extremes=[token(8.0)], k1__mean=0.0)
+    (alert,) = rules.judge(one).alerts
     assert alert.kind == "spike"
     assert set(alert.kinds) == {"spike", "surge", "dominance_k3"}
     assert alert.severity == "warn"

@@ -18,7 +18,7 @@ from klmonitor.monitor import Monitor
 from klmonitor.report import Cause, Health, PairReport, Report
 from klmonitor.rules import RuleSet
 from klmonitor.rules.table import RULES
-from tests.helpers.rulecases import ORDINARY, judged, ordinary, report, token, wobble
+from tests.helpers.rulecases import ORDINARY, carried, judged, ordinary, report, token, wobble
 
 NUMBER = re.compile(r"(?<![\w.^])[-+]?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 IN_TEST_STORY = {"spike", "surge", "shift", "drift", "runaway"}
@@ -442,17 +442,9 @@ def test_the_end_says_since_when_and_where_k3_is():
 def test_a_spike_that_is_a_token_says_what_is_left_without_it():
     rules = RuleSet()
     judged(rules, ordinary(100))
-    carried = report(
-        100,
-        k3__mean=0.3,
-        k1__mean=0.01,
-        k3__mean_without_top=0.0112,
-        dominance__k3__level=2.0,
-        dominance__k3__j=900.0,
-        dominance__k3__tokens=2.0,
-        dominance__k3__top_share=0.97,
-    )
-    (alert,) = rules.judge(carried).alerts
+    share = {"dominance/k3/top_share": 0.97}
+    two = carried(100, 0.3, without=0.0112, tokens=2.0, k1__mean=0.01, **share)
+    (alert,) = rules.judge(two).alerts
     assert alert.severity == "warn"
     for part in (
         "k3 rose to 0.3 nats per token",

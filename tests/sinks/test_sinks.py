@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import logging
@@ -35,6 +36,7 @@ from klmonitor.sinks import wandb as wandb_sink
 from klmonitor.sinks.panels import PANELS, panels_of
 from tests.helpers import reports as some
 from tests.helpers.reports import make_alert, make_report, small_report
+from tests.helpers.tornwrites import forbid_cutting, torn_writes
 from tests.helpers.wandb_reader import WandbFile, read_wandb
 from tests.helpers.warnings import warnings_of
 
@@ -405,9 +407,6 @@ def test_a_missing_tracker_names_the_extra(
         make(tmp_path) if make else WandbSink()
 
 
-real_write = os.write
-
-
 @pytest.mark.parametrize("can_cut", [True, False])
 def test_events_after_a_full_disk_can_be_read(
     tmp_path: Path,
@@ -416,24 +415,10 @@ def test_events_after_a_full_disk_can_be_read(
     can_cut: bool,
 ) -> None:
     """Events 1 and 2 get 10 bytes in, then ENOSPC."""
-    calls = 0
-
-    def flaky(fd: int, data: bytes) -> int:
-        nonlocal calls
-        calls += 1
-        if calls in (2, 4):
-            return real_write(fd, data[:10])
-        if calls in (3, 5):
-            raise OSError(28, "No space left on device")
-        return real_write(fd, data)
-
-    def no_cut(fd: int, size: int) -> None:
-        raise OSError(22, "no")
-
     sink = TensorBoardSink(tmp_path, metrics="full")
-    monkeypatch.setattr(jsonl.os, "write", flaky)
+    monkeypatch.setattr(jsonl.os, "write", torn_writes(errno.ENOSPC))
     if not can_cut:
-        monkeypatch.setattr(jsonl.os, "ftruncate", no_cut)
+        forbid_cutting(monkeypatch)
     for step in range(6):
         sink(small_report(step))
     sink.close(LONG)
@@ -631,8 +616,10 @@ def test_evaluations_share_the_row_of_their_step(offline: Callable[..., Any], tr
     train(run, TRAINERS[trainer], report, 1, "before")
     run.finish()
     found = read_wandb(Path(run.dir).parent)
-    assert found.column("loss") == found.column("kl/policy_ref/k1/mean") == [1, 2, 3, 4, 5, 6]
-    assert found.column("eval/kl/policy_ref/k1/mean") == [1, 2, 3, 4, 5, 6]
+    assert found.column("loss") == [1, 2, 3, 4, 5, 6]
+    for ours in ("kl/policy_ref/k1/mean", "eval/kl/policy_ref/k1/mean"):
+        # twice is allowed: where the trainer moved the step between two of our calls
+        assert list(dict.fromkeys(found.column(ours))) == [1, 2, 3, 4, 5, 6]
 
 
 def test_reports_that_lag_by_a_step_are_kept(offline: Callable[..., Any]) -> None:

@@ -22,9 +22,10 @@ import pytest
 from klmonitor.record import RecordWriter
 from klmonitor.report import Report
 from klmonitor.sinks import select
+from klmonitor.sinks.queued import MEDIA_EVERY
 from klmonitor.sinks.table import TABLE
 from klmonitor.sinks.tokentable import COLUMNS
-from klmonitor.sinks.tracker import MEDIA_EVERY, TrackerSink
+from klmonitor.sinks.tracker import TrackerSink
 from tests.helpers.reports import make_alert, make_report
 from tests.helpers.wandb_reader import records
 

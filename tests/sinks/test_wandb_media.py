@@ -17,7 +17,7 @@ from klmonitor import Monitor
 from klmonitor.cli import main
 from klmonitor.dashboard.heat import BOUNDS, ROWS, tokens_by_row
 from klmonitor.record import RecordWriter, read_run
-from klmonitor.sinks import WandbSink, wandbmedia
+from klmonitor.sinks import WandbSink, queued, wandbmedia
 from klmonitor.sinks import media as shared_media
 from klmonitor.sinks import wandb as wandb_sink
 from klmonitor.sinks.tokentable import COLUMNS
@@ -96,7 +96,7 @@ def watch_some_steps(run_dir, steps=range(7), **options):
 
 
 def test_a_run_gets_histograms_a_table_and_the_page_and_no_text(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(wandb_sink, "MEDIA_EVERY", 3)
+    monkeypatch.setattr(queued, "MEDIA_EVERY", 3)
     run_dir = tmp_path / "record"
     watch_some_steps(run_dir)
     found = finished(run)

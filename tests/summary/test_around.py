@@ -110,16 +110,33 @@ class Seen(Monitor):
     seed=st.integers(0, 10**6),
     layouts=st.lists(st.sampled_from(LAYOUTS), min_size=1, max_size=5),
     held=st.sampled_from((around.MOST_HELD, 150, 0)),
+    copied=st.sampled_from((around.MOST_COPIED, 0)),
 )
-def test_neighbours_are_those_of_the_batch_after_any_micro_batches(seed, layouts, held):
+def test_neighbours_are_those_of_the_batch_after_any_micro_batches(seed, layouts, held, copied):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(around, "MOST_HELD", held)
+        patch.setattr(around, "MOST_COPIED", copied)
         monitor, batches = Seen(strict=True), {}
         for number, layout in enumerate(layouts):
             given_, batches[0, number] = ragged(seed + number, layout)
             monitor.observe(**given_)
         report = monitor.step(0)
     assert_equal(report, monitor.beside, batches)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("layouts", [("rows",) * 4, ("packed", "rows", "rows", "list")])
+def test_neighbours_on_a_gpu_are_those_of_the_batch(layouts):
+    monitor, batches = Seen(strict=True), {}
+    for number, layout in enumerate(layouts):
+        given_, batches[0, number] = ragged(number, layout)
+        there = {
+            name: [one.cuda() for one in x] if isinstance(x, list) else x.cuda()
+            for name, x in given_.items()
+        }
+        monitor.observe(**there)
+    report = monitor.step(0)
+    assert_equal(report, monitor.beside.cpu(), batches)
 
 
 @settings(max_examples=30)

@@ -14,6 +14,18 @@ import torch
 
 LETTER = "a"
 """The letter that the toy reward counts."""
+ON_CPU: dict[str, Any] = {
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "seed": 0,
+}
+"""A trainer's options for some quick steps that leave nothing behind."""
 
 _OPENINGS = ("once", "in the beginning", "she said", "at night", "to whom", "we", "now", "so")
 _SUBJECTS = ("the fox", "a monitor", "my run", "the rain", "it", "an old song", "nobody", "he")
@@ -139,15 +151,7 @@ def make_trainer(
         "num_generations": 8,
         "max_completion_length": 16,
         "learning_rate": 3e-4,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "seed": 0,
+        **ON_CPU,
     }
     if config_class is None:
         defaults["loss_type"] = "grpo"

@@ -177,15 +177,7 @@ def pairwise(model_path, tmp_path):
             "per_device_train_batch_size": 8,
             "max_new_tokens": 16,
             "learning_rate": 3e-3,
-            "lr_scheduler_type": "constant",
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "seed": 0,
+            **tiny.ON_CPU,
         }
         return trainer_class(
             model=AutoModelForCausalLM.from_pretrained(model_path),
@@ -198,16 +190,22 @@ def pairwise(model_path, tmp_path):
     return make
 
 
+def overheard(trainer, name):
+    """What a method of the trainer returns from now on."""
+    method, returned = getattr(trainer, name), []
+
+    def keep(*args, **kwargs):
+        returned.append(method(*args, **kwargs))
+        return returned[-1]
+
+    setattr(trainer, name, keep)
+    return returned
+
+
 def test_online_dpo(experimental, pairwise, watched_class):
     names = "OnlineDPOTrainer", "OnlineDPOConfig"
     run = watched_class(pairwise(*experimental("online_dpo", *names)))
-    forward, raw = run.trainer._forward, []
-
-    def keep(*args, **kwargs):
-        raw.append(forward(*args, **kwargs))
-        return raw[-1]
-
-    run.trainer._forward = keep
+    raw = overheard(run.trainer, "_forward")
     run.trainer.train()
     assert run.handle.monitor.errors == 0
     assert sorted(step for _, step in run.batches) == [1, 2, 3]
@@ -252,13 +250,7 @@ def test_nash_md_and_xpo(kind, experimental, pairwise, watched_class):
     prefix = {"nash_md": "NashMD", "xpo": "XPO"}[kind]
     classes = experimental(kind, f"{prefix}Trainer", f"{prefix}Config")
     run = watched_class(pairwise(*classes, reward_model=True))
-    compute, raw = run.trainer._compute_logprobs, []
-
-    def keep(*args, **kwargs):
-        raw.append(compute(*args, **kwargs))
-        return raw[-1]
-
-    run.trainer._compute_logprobs = keep
+    raw = overheard(run.trainer, "_compute_logprobs")
     run.trainer.train()
     assert run.handle.monitor.errors == 0
     key = "loss/kl" if kind == "nash_md" else "objective/kl"

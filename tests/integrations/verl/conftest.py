@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.mailbox import LocalMailbox as LocalMailbox
+
 VERL = importlib.util.find_spec("verl") is not None
 NEEDS_VERL = "verl is not installed here: make test-verl-quick has an environment with it"
 
@@ -51,44 +53,6 @@ def truth(q, p, mask):
     """k1, k3 and the number of tokens of KL(q || p), from float64."""
     d = (p.double() - q.double())[mask.bool()].numpy()
     return -d.mean(), (np.expm1(d) - d).mean(), d.size
-
-
-class LocalMailbox:
-    """The mailbox without Ray: what it does is `Box`'s."""
-
-    box = None
-    dead = False
-
-    def __init__(self):
-        self.sent = 0
-
-    @classmethod
-    def open(cls, settings):
-        from klmonitor.hooks.mailbox import Box
-
-        cls.box, cls.dead = Box(settings), False
-        return cls()
-
-    @classmethod
-    def find(cls):
-        if cls.box is None or cls.dead:
-            raise ValueError("no such actor")
-        return cls()
-
-    def settings(self):
-        return self.box.settings()
-
-    def put(self, letter):
-        self._alive()
-        self.box.put(tuple(letter))
-
-    def drain(self):
-        self._alive()
-        return self.box.drain()
-
-    def _alive(self):
-        if self.dead:
-            raise RuntimeError("the actor died")
 
 
 class Engine:

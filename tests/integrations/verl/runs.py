@@ -58,6 +58,11 @@ BYPASS = (
     "algorithm.rollout_correction.bypass_mode=True",
     "algorithm.rollout_correction.loss_type=ppo_clip",
 )
+STOP = (
+    "+klmonitor.rules={limit:{warn:1e-12,critical:1e-11,alone:1e-11}}",
+    "+klmonitor.on_alert=stop",
+)
+"""Any KL at all is critical, and ends the run."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +100,8 @@ RUNS = {
     "v1-hooks-raise": Spec(fault="hooks"),
     "v1-mailbox-killed": Spec(fault="mailbox"),
     "v1-worker-killed": Spec(fault="worker"),
-    "v1-stop": Spec(
-        steps=6,
-        more=(
-            "+klmonitor.rules={limit:{warn:1e-12,critical:1e-11,alone:1e-11}}",
-            "+klmonitor.on_alert=stop",
-        ),
-    ),
+    "v1-stop": Spec(steps=6, more=STOP),
+    "v0-stop": Spec(v1=False, steps=6, more=STOP),
 }
 
 

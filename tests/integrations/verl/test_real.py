@@ -88,8 +88,15 @@ def test_a_worker_that_is_killed_leaves_a_record_that_can_be_read():
     assert "Traceback" in done.log  # verl's own
 
 
-def test_an_alert_stops_v1():
-    done = run("v1-stop")
-    assert done.rc == 0
-    assert len(done.rows) < RUNS["v1-stop"].steps
-    assert any("on_alert: stop" in line for line in done.said)
+@pytest.mark.parametrize(("name", "steps"), [("v1", [1]), ("v0", [1, 2])])
+def test_an_alert_stops_it(name, steps):
+    """V1 after the step that asks for it, V0 after one more; until then nothing is changed."""
+    done = run(f"{name}-stop")
+    assert done.rc == 0, done.log[-2000:]
+    assert [row["step"] for row in done.rows] == steps
+    assert sum("on_alert: stop, as step 1 asks for it" in line for line in done.said) == 1
+    reports = read_run(done.folder / "checkpoints/klmonitor").reports
+    assert [report.step for report in reports] == steps
+    hashes = [(run(which).folder / "weights").read_text() for which in (f"{name}-stop", name)]
+    assert len(hashes[0].splitlines()) == len(steps) + 1
+    assert hashes[1].startswith(hashes[0])

@@ -67,8 +67,8 @@ class Lab:
         self.owner = Owner(rank, ranks, True)
         self.rows = tmp_path / "rows.jsonl"
         monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(self.rows))
-        monkeypatch.setattr("klmonitor_verl.driver.Mailbox", LocalMailbox)
-        monkeypatch.setattr("klmonitor_verl.worker.Mailbox", LocalMailbox)
+        monkeypatch.setattr("klmonitor.hooks.remote.Mailbox", LocalMailbox)
+        monkeypatch.setattr("klmonitor.hooks.worker.Mailbox", LocalMailbox)
         self.tracking = None
 
     def begin(self, **options):

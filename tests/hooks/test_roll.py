@@ -1,10 +1,10 @@
-"""Who is missing is counted and named once; needs no verl."""
+"""Who is missing is counted and named once."""
 
 from __future__ import annotations
 
 from klmonitor.boundary import HealthLog
 from klmonitor.hooks.mailbox import Letter
-from klmonitor_verl.roll import Roll
+from klmonitor.hooks.roll import Roll
 
 
 def letters(*ranks, of):

@@ -14,47 +14,43 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from klmonitor.boundary import Boundary, cause, say
+from klmonitor.monitor.beside import surroundings
+from klmonitor.monitor.configuration import monitor_settings
+from klmonitor.monitor.flags import Flags
+from klmonitor.monitor.loop import LoopWatch, check_world
+from klmonitor.monitor.stepnumbers import StepNumbers
+from klmonitor.monitor.steps import Steps
 from klmonitor.notify import Notify
-from klmonitor.numbers import runvalues
-from klmonitor.numbers.assemble import ExtraValues, pair_reports
-from klmonitor.numbers.causes import Causes
-from klmonitor.numbers.cliprange import ClipRange
+from klmonitor.numbers.assemble import ExtraValues
 from klmonitor.numbers.explain import judged
-from klmonitor.numbers.neighbours import NOTHING, Surroundings, neighbours_of
-from klmonitor.numbers.places import DECILES, TURNS, by_place
+from klmonitor.numbers.neighbours import NOTHING
 from klmonitor.numbers.receipt import by_pair
-from klmonitor.numbers.running import Running
 from klmonitor.numbers.stored import check_plain, count_of
-from klmonitor.numbers.sums import StepSums
-from klmonitor.pairs import PAIR_INDEX, PAIRS
 from klmonitor.penalty import Penalty
 from klmonitor.record import Achieved, RecordWriter
 from klmonitor.record.around import AROUND, Words
 from klmonitor.record.mutes import in_force
 from klmonitor.record.notices import Notice
-from klmonitor.record.runfile import NOTES_OF_PAIRS, PENALTY, TERMS
-from klmonitor.report import Health, PairReport, Report
+from klmonitor.report import Health, Report
 from klmonitor.rules import Judgement, RuleSet, settings_to_row
 from klmonitor.rules.file import load_rules
-from klmonitor.rules.mutes import decode, encode, marked
+from klmonitor.rules.mutes import marked
 from klmonitor.rules.notices import RunNotices
 from klmonitor.sinks import Metrics, Sink
 from klmonitor.sinks.delivery import Delivery
 from klmonitor.sinks.table import EVENTS_SHARE, MAX_DISK, SinkOptions, make_sinks
 from klmonitor.sinks.tokentable import Annotate
-from klmonitor.summary.around import Around
 from klmonitor.summary.logged import LoggedSteps
 from klmonitor.summary.observer import Observer
 from klmonitor.summary.parts import unpack
@@ -73,10 +69,6 @@ logger = logging.getLogger("klmonitor")
 
 LEAST_DISK = 10**5
 """Bytes: some dozens of rows."""
-N_MUTES = len(encode(()))
-N_FLAGS = 4 + N_MUTES + len(runvalues.TABLE)
-"""Of which every rank learns the largest: errors, dropped, inactive, an adapter's offer, what is
-muted, and values of the run."""
 
 
 @dataclass(frozen=True)
@@ -167,22 +159,15 @@ class Monitor(Observer):
         super().__init__(groups, pairs, prompts, strict)
         self._rules = RuleSet(load_rules(rules), self.log)
         self._notices = RunNotices()
-        self._running = Running(half_life)
-        self._causes = Causes()
         self._group = process_group
-        self._extra_values = (
-            extra_values if clip_range is None else ClipRange(clip_range, extra_values)
-        )
         self.penalties = self._intake.penalties = by_pair(penalty)
+        self._numbers = StepNumbers(half_life, extra_values, clip_range, self.penalties, notes)
         self.offer = self.agreed = -math.inf
-        self._notes = dict(notes or {})
-        self._workers: list[str] = []
         self._health_of: dict[str, Health] = {}
         self._pending: Pending | None = None
         self._rows = LoggedSteps() if merge_rows else None
         self._reducer: Reducer | None = None
-        self._last_step: int | None = None
-        self._went_back = self._closed = self._told_closed = False
+        self._closed = self._told_closed = False
         self._always = {
             name: Boundary(name, self.log, patience=None, strict=strict)
             for name in (
@@ -196,19 +181,16 @@ class Monitor(Observer):
                 AROUND,
             )
         }
+        self._steps = Steps(self._always["step"])
+        self._made_for = self._world()
         self._delivery = Delivery(self.log)
         if self._enabled and rank_of(self._ranks()) == 0:
             record = None
             if run_dir is not None:
-                known = {
-                    PENALTY: {pair: str(term) for pair, term in self.penalties.items()},
-                    TERMS: {pair: asdict(term) for pair, term in self.penalties.items()},
-                }
-                known = known if self.penalties else {}
-                known |= {NOTES_OF_PAIRS: self._notes} if self._notes else {}
+                declared = {"groups": list(self._intake.config.groups)}
                 record = RecordWriter(
                     Path(run_dir),
-                    {"groups": list(self._intake.config.groups), **known, **(meta or {})},
+                    {**declared, **self._numbers.settings(), **(meta or {})},
                     max_bytes=int((1 - EVENTS_SHARE) * max_disk),
                     rules=settings_to_row(self._rules.settings),
                     log=self.log,
@@ -233,6 +215,22 @@ class Monitor(Observer):
                 words=words,
                 strict=strict,
             )
+
+    @classmethod
+    def from_config(cls, path: str | os.PathLike[str] | None = None, **overrides: Any) -> Monitor:
+        """A monitor set up by a file and the environment: its keys are the arguments above.
+
+        Args:
+            path: a TOML file with a table ``[klmonitor]``; None: the one that ``KLMONITOR_CONFIG``
+                names, if any.
+            overrides: go before ``KLMONITOR_<OPTION>`` of the environment, and that before the
+                file.
+
+        Raises:
+            ValueError: a key is unknown (the message has the nearest), or cannot work.
+            OSError: the run directory cannot be made.
+        """
+        return cls(**monitor_settings(cls, path, overrides))
 
     @property
     def errors(self) -> int:
@@ -265,10 +263,11 @@ class Monitor(Observer):
 
     def _add_part(self, data: bytes) -> None:
         part = unpack(data, self._intake.config)
-        if part.worker not in self._workers:
-            self._workers.append(part.worker)
+        workers = self._numbers.workers
+        if part.worker not in workers:
+            workers.append(part.worker)
         self._health_of[part.worker] = part.health
-        rank = -1 - self._workers.index(part.worker)  # not one of ours
+        rank = -1 - workers.index(part.worker)  # not one of ours
         self._intake.merge(part, rank)
 
     # --- out ---------------------------------------------------------------------------------
@@ -298,8 +297,7 @@ class Monitor(Observer):
             TypeError: at the first call: `step` is no whole number, or a value of the run none.
             ValueError: at the first call: a value of the run has an unknown name.
         """
-        known = self._known(run)
-        number = self._number(step)
+        known, number = self._steps.known(run), self._steps.number(step)
         if self._closed:
             self._after_close()
         if (not self._enabled and not self._ranks()) or self._closed or self._is_off():
@@ -327,14 +325,8 @@ class Monitor(Observer):
             nonlocal why
             health = self._health()
             why = health.why
-            fares = (
-                float(health.errors),
-                float(health.dropped),
-                float(not health.active),
-                self.offer,
-            )
-            said = *encode(self._delivery.mutes), *runvalues.encode(run)
-            return self._intake.take(phase), (*fares, *said)
+            flags = Flags.of(health, self.offer, self._delivery.mutes, run).encode()
+            return self._intake.take(phase), flags
 
         summary, flags, failure = reducer.reduce(make)
         if failure is not None:
@@ -350,7 +342,7 @@ class Monitor(Observer):
 
     def _ready(self) -> Reducer:
         if self._reducer is None:
-            self._reducer = Reducer(self._intake.config, self._ranks(), N_FLAGS)
+            self._reducer = Reducer(self._intake.config, self._ranks(), Flags.N)
         return self._reducer
 
     @contextmanager
@@ -377,40 +369,6 @@ class Monitor(Observer):
             health=health,
         )
 
-    def _known(self, run: Mapping[str, Any] | None) -> Mapping[str, float]:
-        """What is given of the run; after the first step what cannot be is left out."""
-        if run is None:
-            return {}
-        try:
-            return runvalues.checked(run)
-        except Exception as error:  # between here and the collectives nothing may be raised
-            if self._last_step is None and isinstance(error, (TypeError, ValueError)):
-                raise
-            self._always["step"].caught(error)
-            return {}
-
-    def _number(self, step: Any) -> int:
-        """The step as a whole number; what is none continues from the last one."""
-        try:
-            number = operator.index(step.item() if hasattr(step, "item") else step)
-        except (TypeError, ValueError, RuntimeError):
-            error = TypeError(
-                f"step is {step!r}: give the trainer's step, a whole number, as step(17)"
-            )
-            if self._last_step is None:
-                raise error from None
-            self._always["step"].caught(error)
-            number = self._last_step + 1
-        if self._last_step is not None and number < self._last_step and not self._went_back:
-            self._went_back = True
-            say(
-                "step %d comes after step %d: steps that come again replace",
-                number,
-                self._last_step,
-            )
-        self._last_step = number
-        return number
-
     def _after_close(self) -> None:
         if not self._told_closed:
             self._told_closed = True
@@ -432,22 +390,20 @@ class Monitor(Observer):
         return self._always["report"](self._report, pending)
 
     def _report(self, pending: Pending) -> Report:
-        summary, (errors, dropped, inactive, offered, *said, absent) = pending.copy.wait()
-        self.agreed = offered
-        muted, run = said[:N_MUTES], runvalues.decode(said[N_MUTES:])
+        summary, (*numbers, absent) = pending.copy.wait()
+        flags = Flags.decode(numbers)
+        self.agreed = flags.offer
         train = pending.phase == "train"
         why = pending.why or ("a rank sent no summary of this step" if absent else "")
-        health = Health(
-            int(max(errors, 0)), int(max(dropped, 0)), not (inactive > 0 or absent), why
-        )
-        pairs = self._numbers(summary, pending.phase, advance=train)
+        health = Health(flags.errors, flags.dropped, flags.active and not absent, why)
+        pairs = self._numbers.of(summary, pending.phase, advance=train)
         report = Report(
             step=pending.step,
             first_step=pending.step,
             phase=pending.phase,
             time=time.time(),
             pairs=pairs,
-            run_values={**health.values, **run},
+            run_values={**health.values, **flags.run},
             health=health,
         )
         beside, summary.around = summary.around, None  # nothing is held beyond its step
@@ -457,57 +413,54 @@ class Monitor(Observer):
             return report
         found = self._always["rules"](self._rules.judge, report)
         judgement = Judgement(errors=1) if found is None else found
-        mutes = in_force(self._rules.settings.mute, decode(muted))
+        mutes = in_force(self._rules.settings.mute, flags.mutes)
         judgement = replace(
             judgement, alerts=marked(judgement.alerts, mutes), ended=marked(judgement.ended, mutes)
         )
         report = _with_judgement(report, judgement)
         if self._rows is not None:
             self._rows.keep(summary, report.told)
-        around = self._always[AROUND](self._surroundings, report, beside)
-        self._delivery.send(report, judgement.ended, around or NOTHING)
+        around = NOTHING
+        if self._delivery.keeps_tokens:
+            around = self._always[AROUND](surroundings, report, beside) or NOTHING
+        self._delivery.send(report, judgement.ended, around)
         for notice in self._always["notes"](self._notices.read, report) or ():
             self._delivery.note(notice)
         return report
 
-    def _surroundings(self, report: Report, beside: Around | None) -> Surroundings:
-        """What is kept of pairs with an alert of this step alone; it may wait for the device."""
-        told = {alert.pair for alert in report.alerts}
-        names = [name for name in report.pairs if name in told]
-        if not names or beside is None or not self._delivery.keeps_tokens:
-            return NOTHING
-        sums = {name: beside.places(PAIRS[PAIR_INDEX[name]], DECILES, TURNS) for name in names}
-        found = beside.tensor
-        host = None if found is None else found.cpu().numpy()
-        return Surroundings(
-            []
-            if host is None
-            else [
-                tail
-                for name in names
-                for tail in neighbours_of(report.pairs[name].extremes, host[PAIR_INDEX[name]])
-            ],
-            {name: by_place(one.numpy()) for name, one in sums.items() if one is not None},
-        )
+    def watch(
+        self,
+        optimizer: Any = None,
+        *,
+        start: int | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> LoopWatch:
+        """Watch a plain loop: steps are counted, the monitor is closed at its end, error or not.
+
+        Args:
+            optimizer: a `torch.optim.Optimizer`, or accelerate's wrapper of one: each of its steps
+                closes one here; None: call `step()` of what is returned once per optimizer step.
+            start: number of the first step; None: the one after the last, 1 in a new run.
+            state: what `state_dict` gave at the checkpoint that the loop goes on from; None: none.
+
+        Returns:
+            For ``with``, or to be closed by its `close()`; give it the micro-batches.
+
+        Raises:
+            TypeError: `optimizer` is none whose steps can be seen, or `start` no whole number.
+            ValueError: the state is damaged, or processes have joined since this was made.
+        """
+        check_world(self._made_for, self._world(), self._group is False)
+        if state is not None:
+            self.load_state_dict(state)
+        return LoopWatch(self, optimizer, (self._steps.last or 0) + 1 if start is None else start)
 
     def note(self, text: str) -> None:
         """Put a dated notice on the run's time line, beside its alerts; needs a run directory."""
         self._always["notes"](self._note, text)
 
     def _note(self, text: str) -> None:
-        self._delivery.note(Notice(self._last_step or 0, str(text), time=time.time()))
-
-    def _numbers(self, summary: Summary, phase: str, *, advance: bool) -> dict[str, PairReport]:
-        step = StepSums(summary.arrays, summary.config.all_groups)
-        if advance:
-            self._running.advance(step)
-        elif phase == "train":  # running numbers are training's
-            self._running.read(step)
-        found = pair_reports(step, self._extra_values, self._workers, self.penalties)
-        noted = {
-            name: replace(pair, note=self._notes.get(name, "")) for name, pair in found.items()
-        }
-        return self._causes.name(step, noted, advance=advance)
+        self._delivery.note(Notice(self._steps.last or 0, str(text), time=time.time()))
 
     def take_logged(self) -> Report | None:
         """One report over all training steps since the last call, as if they were one step.
@@ -519,7 +472,7 @@ class Monitor(Observer):
     def _merged(self, summary: Summary, last: Report) -> Report:
         pairs = {
             name: judged(pair, last.pairs[name].open_kinds if name in last.pairs else ())
-            for name, pair in self._numbers(summary, last.phase, advance=False).items()
+            for name, pair in self._numbers.of(summary, last.phase, advance=False).items()
         }
         return replace(last, pairs=pairs, alerts=())
 
@@ -539,10 +492,10 @@ class Monitor(Observer):
         return {
             "version": 1,
             "run_id": self._delivery.run_id,
-            "running": self._running.state_dict(),
+            "running": self._numbers.running.state_dict(),
             "rules": self._rules.state_dict(),
             "notices": self._notices.state_dict(),
-            "step": self._last_step,
+            "step": self._steps.last,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -554,7 +507,7 @@ class Monitor(Observer):
         if not isinstance(state, Mapping) or state.get("version") != 1:
             version = state.get("version") if isinstance(state, Mapping) else None
             raise ValueError(f"state has version {version!r}, this is 1: start with a new Monitor")
-        running, rules = Running(self._running.half_life), self._rules.fresh()
+        running, rules = self._numbers.running.fresh(), self._rules.fresh()
         notices, step, run_id = RunNotices(), state.get("step"), state.get("run_id", "")
         try:
             check_plain(dict(state))
@@ -568,8 +521,8 @@ class Monitor(Observer):
             raise ValueError(
                 f"the state is damaged ({cause(error)}): start with a new Monitor"
             ) from error
-        self._running, self._rules = running, rules
-        self._notices, self._last_step = notices, last
+        self._numbers.running, self._rules = running, rules
+        self._notices, self._steps.last = notices, last
         self._always["close"](self._delivery.resumed, last, run_id)
 
     def flush(self, timeout: float = 5.0) -> Achieved:
@@ -592,7 +545,7 @@ class Monitor(Observer):
 
     def conclusion(self) -> str:
         """What came of it in a line: steps, alerts, what failed, and where to look."""
-        return self._delivery.conclusion(self._last_step, self._health())
+        return self._delivery.conclusion(self._steps.last, self._health())
 
     def close(self) -> Achieved:
         """Deliver the last report, write what is queued (at most 5 s), close the sinks.
@@ -621,8 +574,7 @@ def _with_judgement(report: Report, found: Judgement) -> Report:
     """A report with what the rules say of it, and each pair's verdict."""
     pairs = {
         name: judged(
-            pair.with_value("spike/z", found.scores.get(name, math.nan)),
-            found.open_kinds.get(name, ()),
+            pair, found.open_kinds.get(name, ()), {"spike/z": found.scores.get(name, math.nan)}
         )
         for name, pair in report.pairs.items()
     }

@@ -1,0 +1,137 @@
+"""Trainers that hand over whole batches: nothing of theirs is wrapped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from klmonitor.boundary import cause, say
+from klmonitor.hooks.feed import Around, Capture, Feed
+from klmonitor.hooks.objective import Objective, PenaltyRead
+from klmonitor.hooks.options import Options
+from klmonitor.hooks.text import TokenText
+from klmonitor.hooks.trackers import with_extras
+from klmonitor.hooks.watch import Watch
+from klmonitor.sinks import select
+
+NOT_HERE = ("reference", "reference_every", "recompute", "audit_every", "audit_positions")
+"""Options of trainers whose models are at hand."""
+
+
+class HandedCapture(Capture):
+    """What a trainer's batches hold, in words."""
+
+    def __init__(self, feed: Feed, sources: Mapping[str, str], missing: Mapping[str, str]) -> None:
+        """For one trainer; the words are of `sources` and `missing`."""
+        self.feed = feed
+        self._sources, self._missing = dict(sources), dict(missing)
+
+    def wraps(self) -> dict[str, Around]:
+        """Nothing."""
+        return {}
+
+    def sources(self) -> dict[str, str]:
+        """Policy -> where its log-probs come from."""
+        return self._sources
+
+    def missing(self) -> dict[str, str]:
+        """Policy -> why they are not to be had."""
+        return self._missing
+
+
+class HandedWatch(Watch):
+    """A run whose batches are given to `take`, one a step.
+
+    Args:
+        what: the trainer in words.
+        options: what the user asked for.
+        output_dir: where the trainer writes; None: not said.
+        sources: policy -> where its log-probs come from.
+        missing: policy -> why they are not to be had, of the others.
+        remedy: what gives the run a second policy.
+        tokenizer: decodes extreme tokens; None: nobody does.
+        settings: as `Watch`'s.
+
+    Attributes:
+        speaks: whether this process is the one that logs for all.
+
+    Raises:
+        ValueError: an option cannot work here.
+        OSError: the run directory cannot be made.
+    """
+
+    capture: HandedCapture
+
+    def __init__(
+        self,
+        what: str,
+        options: Options,
+        *,
+        output_dir: str | os.PathLike[str] | None,
+        sources: Mapping[str, str],
+        missing: Mapping[str, str],
+        remedy: str,
+        tokenizer: Any = None,
+        objective: Objective | None = None,
+        penalty: PenaltyRead | None = None,
+        main: bool = True,
+        **settings: Any,
+    ) -> None:
+        for name in NOT_HERE:
+            if getattr(options, name) != getattr(Options(), name):
+                raise ValueError(f"option {name} needs a model at hand: {what} has none")
+        directory = options.directory(output_dir)
+        self._options, self.speaks = options, main
+        super().__init__(
+            what,
+            options,
+            active=True,
+            run_dir=directory,
+            pairs=None,
+            objective=objective or Objective(),
+            penalty=penalty,
+            text=self._text(tokenizer, main),
+            main=main,
+            sinks=with_extras(options.sinks, directory, tokens=options.log_tokens == "local"),
+            **settings,
+        )
+        feed = Feed(self.monitor, self.guards, self.text, run=self.run)
+        self.capture = HandedCapture(feed, sources, missing)
+        self.announce(remedy)
+
+    def take(self, step: int, policies: Mapping[str, Tensor | Any], **layout: Any) -> None:
+        """One step's batch: look at it, and close the step; collective.
+
+        Args:
+            step: the trainer's.
+            policies: policy -> log-probs, in a layout of `Monitor.observe`.
+            layout: the rest of what `Monitor.observe` takes.
+        """
+        self.guards["log-probs"](self.capture.feed.observe, policies, phase="train", **layout)
+        self.finish_step(step)
+
+    def row(self, step: int) -> dict[str, float]:
+        """What trackers get of a step; nothing if the last report is of another."""
+        report = self.report
+        if report is None or report.step != step:
+            return {}
+        active = report.run_values["klmonitor/active"]
+        return {**select(self._options.metrics, report), "klmonitor/active": active}
+
+    def finish(self) -> None:
+        """The run is over."""
+        self.conclude()
+        self.monitor.close()
+
+    def _text(self, tokenizer: Any, main: bool) -> TokenText | None:
+        """What decodes extreme tokens, if it may."""
+        if self._options.log_tokens is False or not main or not hasattr(tokenizer, "decode"):
+            return None
+        try:
+            return TokenText(tokenizer, rank=0)
+        except Exception as error:  # noqa: BLE001  # whatever a tokenizer does when it is copied
+            say("tokens are recorded without text: no copy of the tokenizer (%s)", cause(error))
+            return None
