@@ -13,9 +13,10 @@ import threading
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from klmonitor.dashboard.server import PageServer
 from klmonitor.dashboard.source import RecordSource
@@ -33,6 +34,8 @@ SHOWN = {
     "penalty": "pull_dead",
 }
 """Scenario -> the alert at which the cursor stands, empty for the first there is."""
+ROOMS, EDGE = ("story", "around"), 6
+"""The first and the last room; pixels around them."""
 TWO = ("spike", "collapse")
 """Overlaid in a picture of their own."""
 
@@ -54,6 +57,8 @@ def main(place: str | None = None, names: Sequence[str] = ()) -> None:
         if not names:
             both = [runs / name for name in TWO]
             picture(browser, both, "", LAPTOP, IMAGES / "dashboard-two.png")
+            for view, name in ((LAPTOP, "rooms"), (PHONE, "rooms-phone")):
+                picture(browser, both[:1], "", view, IMAGES / f"dashboard-{name}.png", rooms=True)
         browser.close()
 
 
@@ -64,9 +69,13 @@ def picture(
     view: dict[str, int],
     to: Path,
     theme: str = "light",
+    rooms: bool = False,
 ) -> None:
-    """Photograph the live page of records, the cursor at its first alert of a kind."""
-    with PageServer(RecordSource(directories)) as server:
+    """Photograph the live page of records, the cursor at its first alert of a kind.
+
+    The first screen of it, or its rooms, with the text of tokens.
+    """
+    with PageServer(RecordSource(directories, tokens_text=rooms)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         page = browser.new_page(viewport=view)
@@ -77,11 +86,22 @@ def picture(
                 "kind => KLM.app.goTo(KLM.app.alerts().find((a) => a.kind === kind).step)", kind
             )
         page.wait_for_timeout(1000)  # the verdict follows the cursor
-        shot = page.screenshot()
+        shot = page.screenshot(**(_rooms_of(page) if rooms else {}))
         page.close()
         server.shutdown()
         thread.join()
     in_few_colours(Image.open(BytesIO(shot)).convert("RGB")).save(to, optimize=True)
+
+
+def _rooms_of(page: Page) -> dict[str, Any]:
+    """Where the rooms are on the whole page."""
+    first, last = (page.locator(f"#panel-{name}").bounding_box() for name in ROOMS)
+    assert first
+    assert last
+    height = last["y"] + last["height"] - first["y"] + 2 * EDGE
+    width = min(max(first["width"], last["width"]) + 2 * EDGE, 1280)
+    place = {"x": first["x"] - EDGE, "y": first["y"] - EDGE, "width": width, "height": height}
+    return {"full_page": True, "clip": place}
 
 
 def in_few_colours(image: Image.Image) -> Image.Image:

@@ -22,7 +22,7 @@ from klmonitor.record.runfile import PENALTY
 from klmonitor.record.stepevent import PLUGIN, TAG
 
 MOST_STEPS = 1_000_000
-NO_TEXT = "is in the run's own record alone: klmonitor serve RUN --token-text"
+NO_TEXT = "never in TensorBoard"
 QUESTIONS = ("runs", "data", "step")
 App = Callable[..., Iterable[bytes]]
 

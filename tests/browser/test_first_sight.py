@@ -7,6 +7,7 @@ from klmonitor.dashboard.document import document
 from klmonitor.dashboard.source import RecordSource
 from klmonitor.record import RecordWriter
 from klmonitor.report import ExtremeToken
+from tests.browser.conftest import Watched
 from tests.helpers.pages import serving, wait_until
 from tests.helpers.reports import make_alert, make_report
 
@@ -51,7 +52,9 @@ def two_runs(tmp_path):
 @pytest.fixture
 def phone(chromium):
     context = chromium.new_context(viewport=PHONE, has_touch=True)
-    yield context.new_page()
+    watched = Watched(context.new_page())
+    yield watched.page
+    watched.assert_quiet()
     context.close()
 
 
