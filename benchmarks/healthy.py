@@ -5,10 +5,10 @@
 Worlds of `klmonitor.simulate.engines` whose engine differs from the trainer by its rounding alone:
 vocabularies of 300 to 3,000, 2 to 32 prompts of 8 completions, engine noise .005 to .1 on the
 logits, with entropies and without; the policy walks away from its reference (which the pairs to
-the reference see as a start-up that flattens), and a quarter of the worlds has a heavier engine:
+the reference see as a start-up that flattens), and two of the twelve have a heavier engine:
 noise of t4. Every step's log-probs go through a `Monitor` with its default rules, which see
-rollout_old, old_policy (an update's step apart) and old_ref or policy_ref. What is counted are
-alerts of warn and critical, an event once; kinds of severity info apart.
+policy_ref, old_policy (an update's step apart) and, where there is an engine, rollout_old. Counted
+are alerts of warn and critical, an event once; those that inform apart.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def _scaled(e: Evidence) -> bool:
 def _unnormalised(e: Evidence) -> bool:
     """The mirror of a cut: p above q nearly everywhere, by about the same."""
     above = e["up"] > 3 * e["down"] and e["gap"] - e["d"] < 0.5 * e["gap"]
-    flat = not e.significant("slope", 0.025)
+    flat = abs(e["slope"]) < 0.025
     return e.mismatch and e["gap"] > 0.01 and e["gap_z"] > Z and above and flat
 
 

@@ -37,9 +37,6 @@ WARN, SEVERE = 1.0, 2.0
 
 K1_THRESHOLDS = {WARN: (0.3, 2.0), SEVERE: (0.5, 3.0)}
 """Level -> smallest V and smallest |J|."""
-MANY_TOKENS, MANY_J = 4096, 3.0
-"""Up to so many tokens |J| >= 2 warns; of four times as many and more it must be 3: a context's few
-tokens in a heavy-tailed family pull a mean by 2 errors of the rest in every fourth clean batch."""
 
 K3_THRESHOLDS = {
     #   N: (warn, severe) on the score
@@ -55,6 +52,7 @@ K3_THRESHOLDS = {
 """Tokens -> smallest score of the two levels, interpolated in ln N, constant beyond the end."""
 _LOG_SIZES = tuple(math.log(n) for n in K3_THRESHOLDS)
 _K3_WARN, _K3_SEVERE = zip(*K3_THRESHOLDS.values(), strict=True)
+_K1 = tuple(K1_THRESHOLDS.values())
 K3_SMALLEST_J = 2.0
 
 MOST = 16
@@ -100,8 +98,7 @@ def dominance_k1(
         unlisted: d of the next token of each tail, to 1 %, where there are more.
 
     Returns:
-        Level 1 at V >= .3 and |J| >= 2 (3 of many tokens), level 2 at V >= .5 and |J| >= 3, or
-        that of few tokens.
+        Level 1 at V >= .3 and |J| >= 2, level 2 at V >= .5 and |J| >= 3, or that of few tokens.
     """
     if not n > 0:
         return unknown(math.nan)
@@ -116,10 +113,9 @@ def dominance_k1(
 
     m = most_tokens_k1(n)
     found = leave(m)
-    thresholds = k1_thresholds(n)
-    level = sum(_far_k1(found, least) for least in thresholds)
+    level = sum(_far_k1(found, least) for least in K1_THRESHOLDS.values())
     if level:
-        far = [one for one in map(leave, range(1, m + 1)) if _far_k1(one, thresholds[level - 1])]
+        far = [one for one in map(leave, range(1, m + 1)) if _far_k1(one, _K1[level - 1])]
         found = max(far, key=lambda one: _apart(int(one.tokens), weights, rest))
     few = _few(n, d, weights, rest, leave, held=lambda k: leave(k).v)
     return _at_level(few if few.level >= max(level, WARN) else found._replace(level=level), n, d)
@@ -226,13 +222,6 @@ def _apart(k: int, weights: Sequence[float], rest: float) -> float:
 def _far_k1(found: Dominance, least: tuple[float, float]) -> bool:
     """Whether V and |J| of some tokens reach a level of `K1_THRESHOLDS`."""
     return found.v >= least[0] and abs(found.j) >= least[1]
-
-
-def k1_thresholds(n: float) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Smallest V and |J| of the levels warn and severe at N = n tokens."""
-    (v, j), severe = K1_THRESHOLDS.values()
-    many = min(max(math.log(n / MANY_TOKENS, 4), 0.0), 1.0)
-    return (v, j + many * (MANY_J - j)), severe
 
 
 def k3_thresholds(n: float) -> tuple[float, float]:
