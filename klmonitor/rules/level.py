@@ -14,7 +14,7 @@ With y = log k3, of the steps that had one,
     z       = (y - level) / scale
 
 H is half of the steps so far, from 20 to 100, so that the start-up is forgotten as soon as it is
-over; n is how many r of them there are, since a spread of few is itself uncertain. The median of r is the
+over; n is how many r these are, since a spread of few is itself uncertain. The median of r is the
 trend of a step, up or down: a falling series is followed like a rising one. On a start-up the r
 are large long after the ramp has ended (m lags by five steps), the changes from step to step are
 not, and of noise with an autocorrelation up to 1/2 they are no smaller than the noise. A spread is
