@@ -21,7 +21,7 @@ not, and of noise with an autocorrelation up to 1/2 they are no smaller than the
 the larger of 1.4826 MAD and the third largest value over 1.9: where tails are heavy the second is.
 
 How far a heavy tail reaches a hundred values do not tell. Of 150 r and more, the last 0.8 of the
-run's and at most 400, the value is estimated that one step in a thousand exceeds (Weissman's
+run's and at most 400, a value is estimated that one step in a thousand exceeds at most (Weissman's
 estimator: the largest tenth, extended by Hill's index less its standard error), and no smaller
 rise has a z of 4.4. Only rises count as tail: a run that dips is none that jumps.
 

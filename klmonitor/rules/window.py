@@ -87,11 +87,12 @@ def spread_of(values: Floats, centre: float) -> float:
 
 
 def far_quantile(values: Floats, centre: float) -> float:
-    """What a sample's upper tail exceeds with probability 0.001, above `centre`; cautious.
+    """What a sample's upper tail exceeds with probability 0.001 at most, above `centre`.
 
     Weissman's estimator (J. Am. Stat. Assoc. 73, 1978) from the k values of the largest tenth,
-    with Hill's index (Ann. Stat. 3, 1975) less its standard error, index / sqrt(k): a tail counts
-    as heavy as far as it is known to be.
+    with Hill's index (Ann. Stat. 3, 1975) less its standard error, index / sqrt(k). Right for a
+    power law; a tenth of a t or normal distribution reaches into its body, where the index is
+    larger, so that the quantile is up to 1.6 times too large (t3: 1.4, normal: 1.2).
     """
     k = int(LARGEST * values.size)
     if not k:
