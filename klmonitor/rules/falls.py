@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from klmonitor.rules.flat import FlatScore
 from klmonitor.rules.norm import STEPS, last_three
 from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import START, Reading
-from klmonitor.rules.window import median
+from klmonitor.rules.window import Floats, median
 from klmonitor.rules.words import nats
 
 BEFORE = 10
 """Steps that what fell must have stood."""
+LASTING = 5
+"""Low steps in a row that are a fall also where single ones are the run's habit."""
 
 
 def fall(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -20,7 +24,8 @@ def fall(reading: Reading, limits: Thresholds) -> Finding | None:
 
     A new start: what comes after is not compared with what was before. A reference that was set
     anew on purpose (``run/reference_sync``) is one as well, and is not told.
-    A series with negative numbers is no k3, and its zeros say nothing.
+    A series with negative numbers is no k3, and its zeros say nothing. Where a step was as low
+    before, once KL stood, five in a row are needed: a batch that was skipped is logged as 0.
     Thresholds: `share` of the median of the steps before.
     """
     before = reading.latest[: 1 - STEPS]
@@ -30,8 +35,11 @@ def fall(reading: Reading, limits: Thresholds) -> Finding | None:
     if min(*three, float(before.min())) < 0:
         return None
     usual, now = median(before), sorted(three)[1]
-    if not usual > 0 or now + reading.unit / 2 > limits["share"] * usual:
+    low = limits["share"] * usual - reading.unit / 2
+    if not usual > 0 or now > low:
         return None
+    if not (_never(before, low) or _all(reading, three, low)):
+        return SIMMERING
     amount = "exactly 0" if now == 0 else f"{nats(now)} per token, {now / usual:.2g}x"
     link = ", from" if now == 0 else " of"
     return Finding(
@@ -41,6 +49,18 @@ def fall(reading: Reading, limits: Thresholds) -> Finding | None:
         ),
         values={"k3": now, "usual": usual},
     )
+
+
+def _never(before: Floats, low: float) -> bool:
+    """Whether no step was as low once KL stood: a start-up begins low."""
+    stood = before[int(np.argmax(before > low)) :]
+    return bool((stood > low).all())
+
+
+def _all(reading: Reading, three: list[float], low: float) -> bool:
+    """Whether the last five steps are all as low."""
+    last = [*reading.latest[1 - LASTING : 1 - STEPS].tolist(), *three]
+    return len(last) == LASTING and max(last) <= low
 
 
 def token_drop(reading: Reading, limits: Thresholds) -> Finding | None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from klmonitor.rules.rounding import beyond_rounding
 from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
-from klmonitor.rules.window import median
+from klmonitor.rules.window import Floats, median, robust_sd
 from klmonitor.rules.words import LOOK_FIRST, nats
 
 DRIFT_FROM = 100
@@ -25,7 +27,7 @@ LEAST_RATIO = 1.2
 """Drift: a smaller rise is calm, whatever its z."""
 BLOCK = 30
 """Runaway: steps between the levels that are compared; in each of two KL must double."""
-NOW = 5
+NOW = 9
 """Runaway: steps whose median is a level."""
 GOING_ON = 10
 """Runaway: the latest steps, which must still be above as many before them."""
@@ -77,8 +79,10 @@ def drift(reading: Reading, limits: Thresholds) -> Finding | None:
 def runaway(reading: Reading, limits: Thresholds) -> Finding | None:
     """KL has doubled twice, each time within 30 steps, does not slow down and still grows.
 
-    Thresholds: `gain`, log of the growth in each block of 30 steps; `slowing`, the least that the
-    second gain must be of the first; `scales` of a single step that both together must be;
+    Growth as a power of the time since the start is none, however fast: it slows down.
+    Thresholds: `gain`, log of the growth in each block of 30 steps; `scales` of a single step's
+    noise by which each must be above it, since a median of nine errs by .4 of one; `slowing`, the
+    least that the second gain must be of the first;
     `going_on`, the share of the average growth that the latest steps must still show; `steps`, how
     many are seen before it is judged; `nats`, the smallest level now that counts; `critical_nats`,
     that is critical.
@@ -99,9 +103,9 @@ def runaway(reading: Reading, limits: Thresholds) -> Finding | None:
         _middle(levels[-GOING_ON:]) - _middle(levels[-2 * GOING_ON : -GOING_ON]), k3, reading.unit
     )
     still = lately > limits["going_on"] * second * GOING_ON / BLOCK
-    grows = first > gain and second > gain and second > limits["slowing"] * first
-    clear = first + second > limits["scales"] * reading.score.scale
-    if not (grows and clear and still and k3 > limits["nats"]):
+    doubt = limits["scales"] * _noise(np.array(levels))
+    grows = min(first, second) > gain + doubt and second > limits["slowing"] * first
+    if not (grows and still and k3 > limits["nats"]):
         return SIMMERING if second > gain else None
     critical = k3 >= limits["critical_nats"]
     doubling = 2 * BLOCK * math.log(2) / (first + second)
@@ -119,6 +123,12 @@ def runaway(reading: Reading, limits: Thresholds) -> Finding | None:
             "doubling_steps": doubling,
         },
     ).critical_if(critical)
+
+
+def _noise(levels: Floats) -> float:
+    """The scatter of log k3 about its level, from its changes, which hardly show the growth."""
+    changes = np.diff(levels)
+    return robust_sd(changes, median(changes)) / math.sqrt(2)
 
 
 def _middle(values: list[float]) -> float:
@@ -154,8 +164,8 @@ RUNAWAY = Rule(
     judge=runaway,
     thresholds={
         "gain": math.log(2),
-        "slowing": 0.7,
-        "scales": 3.0,
+        "slowing": 0.85,
+        "scales": 1.5,
         "going_on": 0.5,
         "steps": 80,
         "nats": 0.02,

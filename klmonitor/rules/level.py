@@ -14,11 +14,16 @@ With y = log k3, of the steps that had one,
     z       = (y - level) / scale
 
 H is half of the steps so far, from 20 to 100, so that the start-up is forgotten as soon as it is
-over; n is how many r there are, since a spread of few is itself uncertain. The median of r is the
+over; n is how many r these are, since a spread of few is itself uncertain. The median of r is the
 trend of a step, up or down: a falling series is followed like a rising one. On a start-up the r
 are large long after the ramp has ended (m lags by five steps), the changes from step to step are
 not, and of noise with an autocorrelation up to 1/2 they are no smaller than the noise. A spread is
 the larger of 1.4826 MAD and the third largest value over 1.9: where tails are heavy the second is.
+
+How far a heavy tail reaches a hundred values do not tell. Of 150 r and more, the last 0.8 of the
+run's and at most 400, a value is estimated that one step in a thousand exceeds at most (Weissman's
+estimator: the largest tenth, extended by Hill's index less its standard error), and no smaller
+rise has a z of 4.4. Only rises count as tail: a run that dips is none that jumps.
 
 Whether the level has moved is asked of medians of seven, against their own past:
 
@@ -39,7 +44,7 @@ import numpy as np
 
 from klmonitor.numbers.stored import count_of
 from klmonitor.rules.rounding import beyond_rounding
-from klmonitor.rules.window import Floats, Window, median, robust_sd, spread_of
+from klmonitor.rules.window import Floats, Window, far_quantile, median, robust_sd, spread_of
 
 NEAR = 9
 """Steps before this one whose median is the level."""
@@ -59,6 +64,10 @@ MOVES_SHARE, MOVES_LEAST, MOVES = 0.8, 40, 150
 """D that the scale of D is taken from."""
 MOVES_UNCERTAIN = 10.0
 """D overlap, so that n of them are few: their scale is widened by 1 + 10 / n."""
+TAIL_LEAST, TAIL = 150, 400
+"""r that the tail is estimated from."""
+TAIL_Z = 4.4
+"""z of a rise that the tail exceeds once in a thousand steps."""
 SCALES = 0.5
 """A median of seven strays by half the scale of a step at least."""
 
@@ -95,6 +104,15 @@ class Score:
         return math.exp(min(self.y - self.level, 700.0))
 
     @property
+    def risen(self) -> float:
+        """k3 as a multiple of the larger of its level and what it was before that, if known.
+
+        What fell for a few steps and comes back has not risen.
+        """
+        past = self.level if math.isnan(self.before) else max(self.level, self.before)
+        return math.exp(min(self.y - past, 700.0))
+
+    @property
     def moved(self) -> float:
         """The level now as a multiple of that before."""
         return math.exp(min(self.now - self.before, 700.0))
@@ -112,7 +130,7 @@ class Level:
     def __init__(self) -> None:
         self._values = Window(NOW + BEFORE)
         self._errors = Window(LONGEST)
-        self._misses = Window(LONGEST)
+        self._misses = Window(TAIL)
         self._changes = Window(LONGEST)
         self._moves = Window(MOVES + NOW)
         self._steps = 0
@@ -139,9 +157,15 @@ class Level:
         if length < LONGEST:
             spread = min(spread, spread_of(changes, median(changes)))
         scale = widened(spread, self._errors.last(length), se, misses.size)
-        level = near + trend
+        moved = self._move(y, scale, unit)
+        scale, level = max(scale, self._tail() / TAIL_Z), near + trend
         z = beyond_rounding(y - level, math.exp(y), unit) / scale
-        return Score(y, se, near, level, scale, z, *self._move(y, scale, unit))
+        return Score(y, se, near, level, scale, z, *moved)
+
+    def _tail(self) -> float:
+        """What r exceeds once in a thousand steps; 0 while too few are known."""
+        misses = self._misses.last(int(min(MOVES_SHARE * self._steps, TAIL)))
+        return far_quantile(misses, median(misses)) if misses.size >= TAIL_LEAST else 0.0
 
     def _move(self, y: float, scale: float, unit: float) -> tuple[float, float, float]:
         """`now`, `before` and `z_moved` of a score."""
@@ -188,7 +212,7 @@ class Level:
         """Continue from what `state_dict` gave."""
         self._values = Window(NOW + BEFORE, state["values"])
         self._errors = Window(LONGEST, state["errors"])
-        self._misses = Window(LONGEST, state["misses"])
+        self._misses = Window(TAIL, state["misses"])
         self._changes = Window(LONGEST, state["changes"])
         self._moves = Window(MOVES + NOW, state["moves"])
         self._steps = count_of(state["steps"], "steps of a level")

@@ -24,19 +24,24 @@ from klmonitor.rules.words import (
 )
 
 LOOK_BACK, LATEST = 20, 5
-"""A surge is measured against this many earlier steps, the latest few of them apart."""
+"""A surge is measured against the largest of this many earlier steps; in a critical one the latest
+few are told apart, since it may have taken two steps."""
+EARLY = 40
+"""Steps in which the level of a pair is hardly known, so that `ratio` is enough for a surge."""
 SURGE_FROM = 10
 """Earlier steps that a surge needs."""
+UNUSUAL = "the policy moved far from p in one update, or this batch holds unusual samples"
 
 
 def spike(reading: Reading, limits: Thresholds) -> Finding | None:
     """k3 of this step is above its level (R1).
 
-    Thresholds: `z` in scales of log k3, `ratio` and `critical_ratio` in multiples of the level,
-    `critical_nats` the smallest k3 that is critical, `rearm` in scales.
+    Thresholds: `z` in scales of log k3, `ratio` and `critical_ratio` in multiples of the level (or
+    of the median of the 25 steps before the last seven, if that is higher: what comes back has not
+    risen), `critical_nats` the smallest k3 that is critical, `rearm` in scales.
     """
     score = reading.score
-    if score.z > limits["z"] and score.ratio > limits["ratio"]:
+    if score.z > limits["z"] and score.risen > limits["ratio"]:
         return _risen(reading, limits)
     return SIMMERING if score.z > limits["rearm"] else None
 
@@ -47,7 +52,7 @@ def _risen(reading: Reading, limits: Thresholds) -> Finding:
     tokens = heaviest(pair, "k3", dominating(pair, "k3"))
     rest = pair["k3/mean_without_top"]
     by_tokens = _carried(pair, limits["ratio"] * expected)
-    much = score.ratio >= limits["critical_ratio"] and k3 >= limits["critical_nats"]
+    much = score.risen >= limits["critical_ratio"] and k3 >= limits["critical_nats"]
     critical = much and not by_tokens
     message = (
         f"k3 rose to {nats(k3)} per token, {plain(score.ratio)}x the "
@@ -105,24 +110,27 @@ def shift(reading: Reading, limits: Thresholds) -> Finding | None:
 
 
 def surge(reading: Reading, limits: Thresholds) -> Finding | None:
-    """k3 is many times all that came before, also where no level exists yet.
+    """k3 is several times all that came before, also where no level exists yet.
 
-    Thresholds: `ratio` in multiples of the largest of the steps before the latest five; `latest`
-    in multiples of the largest of these, which keeps an ordinary start-up out; `nats`, the smallest
-    k3 that counts; `critical_nats`, the k3 from which it is critical though it took two steps;
+    A series with negative numbers is no k3, and its logarithms say nothing.
+    Thresholds: `ratio` in multiples of the largest of the last 20 steps, which keeps an ordinary
+    start-up out; after a pair's first 40 steps, when its level is known, `critical_ratio` of those
+    before the latest five. Critical from `critical_ratio` of all 20, or from `critical_nats` on of
+    those before the latest five, as it may take two steps. `nats`, the smallest k3 that counts;
     `rearm`, a share of the threshold.
     """
     k3 = finite(reading["k3/mean"])
-    if reading.steps < SURGE_FROM or not k3 > limits["nats"]:
+    if reading.steps < SURGE_FROM or not k3 > limits["nats"] or reading.latest.min(initial=0) < 0:
         return None
     seen = reading.seen[-LOOK_BACK:]
     if not seen.size:
-        return _from_nothing(reading, k3)
+        return _from_nothing(reading, k3) if reading.latest.size >= SURGE_FROM else None
     earlier, latest = seen[:-LATEST], seen[-LATEST:]
     if not earlier.size:
         return None
     before, last = (math.exp(float(part.max())) for part in (earlier, latest))
-    threshold = max(limits["ratio"] * before, limits["latest"] * last)
+    few, many = limits["ratio"], limits["critical_ratio"]
+    threshold = max(few * last, (few if reading.steps < EARLY else many) * before)
     if not k3 > threshold:
         return SIMMERING if k3 > limits["rearm"] * threshold else None
     by_tokens = _carried(reading.pair, threshold)
@@ -136,7 +144,7 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
         rest = reading["k3/mean_without_top"]
         named = count(dominating(reading.pair, "k3"), "token")
         message += f"; without {named} it is {nats(rest)}, no surge"
-    much = k3 > limits["ratio"] * last or k3 >= limits["critical_nats"]
+    much = k3 > many * before and (k3 > many * last or k3 >= limits["critical_nats"])
     critical = much and not by_tokens
     return Finding(
         message=message,
@@ -149,8 +157,8 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
             "ratio": k3 / before,
         },
         tokens=tokens,
-        action=READ_TOKENS if by_tokens else "",
-        means=odd_tokens(tokens) if by_tokens else "",
+        action=READ_TOKENS if by_tokens else "" if critical else LOOK_FIRST,
+        means=odd_tokens(tokens) if by_tokens else "" if critical else UNUSUAL,
     ).critical_if(critical)
 
 
@@ -158,7 +166,8 @@ def _from_nothing(reading: Reading, k3: float) -> Finding:
     """The first KL of a run whose policies had been equal to the last bit."""
     return Finding(
         message=(
-            f"k3 surged to {nats(k3)} per token from exactly 0 in all {reading.steps} steps before"
+            f"k3 surged to {nats(k3)} per token from exactly 0 in the last {reading.latest.size} "
+            "steps that had one"
         ),
         values={"k3": k3, "largest_before": 0.0},
         tokens=heaviest(reading.pair, "k3", dominating(reading.pair, "k3")),
@@ -179,7 +188,7 @@ SPIKE = Rule(
         "critical_nats": 0.02,
         "rearm": 2.0,
     },
-    means="the policy moved far from p in one update, or this batch holds unusual samples",
+    means=UNUSUAL,
     action=LOOK_FIRST,
     source="docs/alerts.md#spike: robust z of log k3 against the median of the steps before",
     withholds=(JUMP,),
@@ -206,7 +215,13 @@ SHIFT = Rule(
 )
 SURGE = Rule(
     judge=surge,
-    thresholds={"ratio": 10.0, "latest": 3.0, "nats": 0.05, "critical_nats": 0.5, "rearm": 0.5},
+    thresholds={
+        "ratio": 4.0,
+        "critical_ratio": 10.0,
+        "nats": 0.05,
+        "critical_nats": 0.5,
+        "rearm": 0.5,
+    },
     means=(
         "an update broke the policy: a jump of the learning rate, an exploding "
         "gradient, a wrong checkpoint"

@@ -14,6 +14,8 @@ Floats = NDArray[np.float64]
 
 NORMAL_THIRD = 1.9
 """About the third largest of a hundred values of a standard normal sample."""
+LARGEST, ONCE = 0.1, 0.001
+"""Share of values that a tail is estimated from, and how rarely what it tells is exceeded."""
 NORMAL_MAD = 1.4826
 """The median absolute deviation of a normal sample times this is its standard deviation."""
 
@@ -83,6 +85,24 @@ def spread_of(values: Floats, centre: float) -> float:
         return math.nan
     third = float(np.sort(values)[-min(values.size, 3)]) - centre
     return max(robust_sd(values, centre), third / NORMAL_THIRD)
+
+
+def far_quantile(values: Floats, centre: float) -> float:
+    """What a sample's upper tail exceeds with probability 0.001 at most, above `centre`.
+
+    Weissman's estimator (J. Am. Stat. Assoc. 73, 1978) from the k values of the largest tenth,
+    with Hill's index (Ann. Stat. 3, 1975) less its standard error, index / sqrt(k). Right for a
+    power law; a tenth of a t or normal distribution reaches into its body, where the index is
+    larger, so that the quantile is up to 1.6 times too large (t3: 1.4, normal: 1.2).
+    """
+    k = int(LARGEST * values.size)
+    if not k:
+        return math.nan
+    above = np.sort(values)[-k - 1 :] - centre
+    if not above[0] > 0:
+        return 0.0
+    index = float(np.log(above[1:] / above[0]).mean()) * (1 - 1 / math.sqrt(k))
+    return float(above[0] * (LARGEST / ONCE) ** index)
 
 
 def robust_sd(values: Floats, centre: float) -> float:

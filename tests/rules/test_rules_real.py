@@ -8,10 +8,13 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from klmonitor.replay import backtest
 from klmonitor.rules import RuleSet
+from klmonitor.rules.level import TAIL_Z
 from klmonitor.rules.rounding import beyond_rounding, decimals
+from klmonitor.rules.window import far_quantile
 from klmonitor.testing.curves import NOISES, noisy_curve, real_curve
 from tests.helpers.rulecases import judged, kinds, ordinary
 
@@ -65,7 +68,7 @@ def falling_then_flat(seed):
 
 
 @pytest.mark.parametrize(
-    ("noise", "most"), [("lognormal", 20), ("t3", 40), ("signed", 15), ("AR .9", 15)]
+    ("noise", "most"), [("lognormal", 15), ("t3", 20), ("signed", 15), ("AR .9", 15)]
 )
 def test_noises_of_other_shapes_raise_few_warnings(noise, most):
     """Alerts per 10,000 steps: what docs/alerts.md says of each, with room for 5,000 steps."""
@@ -105,6 +108,60 @@ def test_no_step_after_the_fortieth_is_without_a_score():
 def test_an_ordinary_start_up_is_no_surge():
     for seed in range(60):
         assert backtest(real_curve(30, seed)) == []
+
+
+@pytest.mark.parametrize("at", [18, 25])
+def test_a_spike_of_eight_while_the_level_is_hardly_known_is_told(at):
+    assert share_told(at, 1, times(8)) >= 0.8
+
+
+def test_a_learning_rate_that_warms_up_is_no_runaway():
+    found = [kind for seed in range(12) for kind in kinds(backtest(warmed_up(seed)))]
+    assert found.count("runaway") <= 1
+
+
+def warmed_up(seed):
+    noise = np.random.default_rng(seed).normal(0, 0.2, 160)
+    return 0.08 * np.minimum(np.arange(1, 161.0) / 100, 1) ** 2 * np.exp(noise)
+
+
+def test_batches_that_are_skipped_are_no_fall():
+    for seed in range(6):
+        k3 = real_curve(200, seed)
+        k3[np.random.default_rng(seed).random(200) < 0.15] = 0
+        assert kinds(backtest(k3[40:])) & {"fall", "surge"} == set()
+
+
+def test_a_level_that_comes_back_has_not_risen():
+    for seed in range(8):
+        k3 = real_curve(120, seed)
+        k3[80:88] *= np.geomspace(0.05, 0.8, 8)
+        assert [a for a in backtest(k3) if 80 <= a.step < 95] == []
+
+
+def test_a_signed_series_does_not_surge():
+    values = np.random.default_rng(3).normal(0.002, 0.01, 60)
+    assert (values < 0).any()
+    assert "surge" not in kinds(backtest([*values, 0.2]))
+
+
+# --- tails ------------------------------------------------------------------------------------
+def test_the_far_quantile_of_a_power_law_is_its_own():
+    sample = stats.pareto(3).rvs(400_000, random_state=1)
+    assert far_quantile(sample, 0.0) == pytest.approx(stats.pareto(3).isf(0.001), rel=0.02)
+
+
+@pytest.mark.parametrize("noise", [stats.t(3), stats.t(6), stats.norm()])
+def test_the_far_quantile_errs_on_the_quiet_side(noise):
+    far = far_quantile(noise.rvs(400_000, random_state=1), 0.0)
+    assert 1 < far / noise.isf(0.001) < 1.6
+
+
+def test_normal_noise_needs_no_more_than_its_spread_asks_for():
+    draws = stats.norm.rvs(size=(300, 150), random_state=2)
+    assert np.median([far_quantile(one, 0.0) for one in draws]) < TAIL_Z
+    assert far_quantile(np.zeros(200), 0.0) == 0
+    assert math.isnan(far_quantile(np.zeros(5), 0.0))
 
 
 # --- rounding --------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def test_what_a_runaway_says_is_true():
     series = [wobble(t, 0.01 * 2 ** (max(t - 150, 0) / 20)) for t in range(230)]
     alert = first("runaway", series)
     old, middle, now = (
-        np.median(series[alert.step - back - 4 : alert.step - back + 1]) for back in (60, 30, 0)
+        np.median(series[alert.step - back - 8 : alert.step - back + 1]) for back in (60, 30, 0)
     )
     doubling = f"{60 * math.log(2) / math.log(now / old):.0f}"
     said = numbers(alert.message.split("; ")[0].replace("k3", ""))
