@@ -53,8 +53,7 @@ def suspect(step: StepSums, i: int) -> bool:
     lowest = step.tokens[i, :, 0, _LOG_Q].min()
     qq, pp = (step.signatures[i, SIGNATURE[name]] for name in ("qq", "pp"))
     alike = min(qq, pp) <= ALIKE * max(qq, pp) > 0
-    listed = step.tokens[i, :, :MANY_LISTED, _LOG_Q]
-    one_value = bool((np.ptp(listed, axis=-1) == 0).any())
+    one_value = step.maxima[i, 0] == -step.maxima[i, 1] != 0
     nothing = step.policy_count("nonzero")[i] == 0
     odd = far or alike or one_value or nothing or lowest < NO_TOKEN
     return bool(np.any(counts) or odd) or step.policy_count("positive")[i] > 0
@@ -136,14 +135,12 @@ def _no_tokens(step: StepSums, i: int, tokens: Sequence[ExtremeToken]) -> Cause:
                 "constant or a mean over the sequence, no scores of tokens"
             )
     values = {(token.log_q, token.log_p) for token in tokens}
-    if (
-        len(tokens) >= MANY_LISTED
-        and len(values) == 1
-        and max(tokens[0].log_q, tokens[0].log_p) < PLACEHOLDER
-    ):
+    largest, smallest = step.maxima[i, 0], -step.maxima[i, 1]
+    one = len(tokens) >= MANY_LISTED and len(values) == 1 and largest == smallest
+    if one and max(tokens[0].log_q, tokens[0].log_p) < PLACEHOLDER:
         return _cause(
-            f"{q}'s and {p}'s log-probs have one and the same value at all of the extreme tokens: "
-            "padding that was scored, or a mask that is inverted?"
+            f"{q}'s and {p}'s log-probs have one and the same value at every token: padding that "
+            "was scored, or a mask that is inverted?"
         )
     low = [max(token.log_q, token.log_p) for token in tokens]
     if len(low) >= MANY_LISTED and max(low) < NO_TOKEN:
