@@ -55,10 +55,9 @@ def suspects(step: StepSums) -> Bools:
     qq, pp = step.signatures[:, _SQUARES].T
     smaller, larger = np.minimum(qq, pp), np.maximum(qq, pp)
     alike = (smaller <= ALIKE * larger) & (larger > 0)
-    listed = step.tokens[:, :, :MANY_LISTED, _LOG_Q]
-    with np.errstate(invalid="ignore"):  # of two infinities
-        one_value = (np.ptp(listed, axis=-1) == 0).any(axis=1)
-    odd = far | alike | one_value | (listed[:, :, 0].min(axis=1) < NO_TOKEN)
+    right, left = step.maxima.T
+    one_value = (right == -left) & (right != 0)
+    odd = far | alike | one_value | (step.tokens[:, :, 0, _LOG_Q].min(axis=1) < NO_TOKEN)
     found: Bools = counted | odd | (step.policy_count("nonzero") == 0)
     return found | (step.policy_count("positive") > 0)
 
@@ -139,14 +138,12 @@ def _no_tokens(step: StepSums, i: int, tokens: Sequence[ExtremeToken]) -> Cause:
                 "constant or a mean over the sequence, no scores of tokens"
             )
     values = {(token.log_q, token.log_p) for token in tokens}
-    if (
-        len(tokens) >= MANY_LISTED
-        and len(values) == 1
-        and max(tokens[0].log_q, tokens[0].log_p) < PLACEHOLDER
-    ):
+    largest, smallest = step.maxima[i, 0], -step.maxima[i, 1]
+    one = len(tokens) >= MANY_LISTED and len(values) == 1 and largest == smallest
+    if one and max(tokens[0].log_q, tokens[0].log_p) < PLACEHOLDER:
         return _cause(
-            f"{q}'s and {p}'s log-probs have one and the same value at all of the extreme tokens: "
-            "padding that was scored, or a mask that is inverted?"
+            f"{q}'s and {p}'s log-probs have one and the same value at every token: padding that "
+            "was scored, or a mask that is inverted?"
         )
     low = [max(token.log_q, token.log_p) for token in tokens]
     if len(low) >= MANY_LISTED and max(low) < NO_TOKEN:
