@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from klmonitor import Collector, Monitor
 from klmonitor.hooks.text import TokenText
+from klmonitor.monitor import core
 from klmonitor.numbers.neighbours import Surroundings, neighbours_of
 from klmonitor.pairs import PAIR_INDEX
 from klmonitor.record import read_run
@@ -218,7 +219,7 @@ def test_the_section_has_a_fixed_size_and_may_be_absent():
     head.pop("around")
     head["sections"].remove("around")
     text = json.dumps(head).encode()
-    rest = data[8 + int.from_bytes(data[4:8], "big") :]
+    rest = data[8 + int.from_bytes(data[4:8], "big") : -12_672]
     old = unpack(data[:4] + len(text).to_bytes(4, "big") + text + rest, config)
     merged = MergedParts(config)
     merged.add(old, -1)
@@ -323,7 +324,7 @@ def test_a_record_grows_by_16_kb_at_most_at_such_a_step(tmp_path):
     for name, words in (("bare", None), ("with", lambda ids: [long[i % 3] for i in ids])):
         recorded(tmp_path / name, ALERTING, words=words)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Monitor, "_surroundings", lambda *_: Surroundings())
+            patch.setattr(core, "surroundings", lambda *_: Surroundings())
             recorded(tmp_path / f"{name} without", ALERTING, words=words)
         alerted = len(read_run(tmp_path / name).neighbours)
         more = size_of(tmp_path / name) - size_of(tmp_path / f"{name} without")
