@@ -27,7 +27,7 @@ class Rows:
     def total(self, x: Tensor) -> Tensor:
         """Sums over each sequence, [..., R, C] -> [..., S] float64, in an order that is fixed."""
         if self.segments is None:
-            return x.sum(-1).double()
+            return x.sum(-1, dtype=torch.float64)
         before, some = self.edges
         upto = x.cumsum(-1, dtype=torch.float64).squeeze(-2)[..., before] * some
         return upto[..., 1:] - upto[..., :-1]

@@ -48,8 +48,6 @@ COLUMNS = {
 }
 KNOWN_ONLY_LIVE = {"phase", "version", "advantages", "beta"}
 """What `observe` is given and no dump has."""
-SINGLE = ("by_probability/", "sequence/ess", "entropy")
-"""Metrics that are summed in float32 by micro-batch: they depend on how tokens were split."""
 
 
 @dataclass
@@ -118,8 +116,7 @@ def differences(live, read, tolerance=1e-9):
             values = other.pairs[name].values
             assert pair.values.keys() ^ values.keys() == set()
             for metric, value in pair.values.items():
-                allowed = 1e-5 if metric.startswith(SINGLE) else tolerance
                 both = math.isnan(value) and math.isnan(values[metric])
-                if not both and not abs(value - values[metric]) <= allowed * max(1, abs(value)):
+                if not both and not abs(value - values[metric]) <= tolerance * max(1, abs(value)):
                     found.append((one.step, name, metric, value, values[metric]))
     return found
