@@ -42,7 +42,9 @@ class RowValues(Progress):
         rate, beta = self._names
         self._rate, self._next_rate = self._next_rate, _number(metrics, rate)
         self.beta = _number(metrics, beta)
-        self._before = step  # never 0: the workers' numbers are taken between updates
+        # Unknown at the first: never 0, as workers' numbers are taken between its updates, and no
+        # more either, or the run would be one that was resumed.
+        self._before = step - 1 if step > 1 else None
         self.updates = step * self._updates_a_step
 
 
