@@ -435,7 +435,8 @@ def test_the_monitor_takes_a_file_of_rules(tmp_path):
     file = tmp_path / "rules.toml"
     file.write_text("[limit]\npolicy_ref = 0.001\n")
     monitor = Monitor(rules=str(file))
-    monitor.observe(policy=torch.full((4, 8), -1.5), ref=torch.full((4, 8), -1.0))
+    log_probs = -torch.linspace(1.0, 2.0, 32).view(4, 8)
+    monitor.observe(policy=log_probs, ref=log_probs + 0.5)
     assert monitor.step(0).alerts[0].kind == "limit"
     with pytest.raises(ValueError, match="cannot read the rules"):
         Monitor(rules="no/such.toml")

@@ -172,7 +172,7 @@ def test_what_is_offered_travels_with_the_step():
 
 def test_an_audit_stays_in_its_step():
     monitor = Monitor(penalty=Penalty(beta=0.1))
-    lp = torch.full((2, 4), -1.0)
+    lp = -torch.linspace(0.5, 1.5, 8).view(2, 4)
     values = audited(*logits(8, 20), Penalty(), 1.0)
     for step in (1, 2):
         monitor.observe(policy=lp, ref=lp - 0.1)
