@@ -18,8 +18,8 @@ from klmonitor.record import read_run
 
 DATA = Path(__file__).parent / "data" / "v1"
 CHANGED = {"best", "spike/z", "cv/lambda", "cv/mean", "cv/se"}
-"""Metrics whose meaning is another one by now: the verdict's, that of the rules' level, those of the
-mixture, which counts each token at the lambda of the others."""
+"""Metrics whose meaning is another one by now: the verdict's, that of the rules' level, and the
+mixture's, which counts each token at the lambda of the others."""
 
 
 def observed(monitor, step):
