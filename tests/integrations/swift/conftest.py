@@ -94,6 +94,7 @@ def run(place, tmp_path_factory, monkeypatch):
         for name, value in (environ or {}).items():
             monkeypatch.setenv(name, value)
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "environ", os.environ)  # ms-swift puts a copy in its place
             truth = Truth(patch)
             table = {
                 "rlhf_type": "grpo",
