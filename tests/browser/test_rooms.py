@@ -108,6 +108,7 @@ def test_the_strip_is_the_record_s_and_reads_by_keys(watched, twice):
     run = read_run(twice)
     step = min(run.neighbours)
     mine = [one for one in run.neighbours[step] if one.token.pair == "policy_ref"]
+    mine.sort(key=lambda one: -abs(one.token.log_ratio))
     with serving(twice, tokens_text=True) as url:
         page = watched.open(url)
         at(page, step)

@@ -25,7 +25,8 @@
 
     show(details, run) {
       const { pair } = this.app.state;
-      const found = ((details && details.around) || []).map((one) => ({ ...one, of: details.tokens[one.token] })).filter((one) => one.of && one.of.pair === pair);
+      const found = ((details && details.around) || []).map((one) => ({ ...one, of: details.tokens[one.token] })).filter((one) => one.of && one.of.pair === pair)
+        .sort((a, b) => Math.abs(b.of.log_ratio) - Math.abs(a.of.log_ratio));
       this.node.classList.toggle("nodata", !found.length);
       this.legend.replaceChildren();
       if (!found.length) {
