@@ -57,7 +57,7 @@ def test_every_pair_equals_the_truth(name):
     [
         ("reward", "old_ref", "0.001 x rho*k1 in the return to go, clamped at 10"),
         ("loss", "policy_ref", "0.001 x k3 in the loss, clamped at 10: the forward KL's gradient"),
-        ("unbiased", "policy_ref", "rho*k1 in the loss, rho detached, straight through"),
+        ("unbiased", "policy_ref", "rho*k3 in the loss, rho detached, straight through"),
     ],
 )
 def test_the_receipt_names_the_term(name, pair, term):
