@@ -92,6 +92,31 @@ def test_page_tab_and_report_say_the_same_of_twenty_random_steps(watched, record
         assert ("the KL term is 0.04 x k3" in mine["verdict"]) == (pair == "policy_ref")
 
 
+SLOW_FRAMES = """() => {
+    const soon = requestAnimationFrame;
+    window.requestAnimationFrame = (draw) => setTimeout(() => soon(draw), 500);
+    window.told = [];
+    new MutationObserver(() => told.push([KLM.app.verdict.textContent.split(",")[0],
+        document.querySelector("#panel-estimators .legend").innerText]))
+        .observe(KLM.app.verdict, { childList: true, characterData: true, subtree: true });
+}"""
+
+
+def test_a_slow_frame_leaves_no_verdict_ahead_of_its_panels(watched, recorded, tmp_path):
+    file = tmp_path / "report.html"
+    assert main(["report", str(recorded), "-o", str(file)]) == 0
+    page = watched.open(file.as_uri())
+    page.evaluate(SLOW_FRAMES)
+    own = {}
+    for step in (2, 60):
+        page.evaluate("step => { KLM.app.draw(); KLM.app.goTo(step); }", step)
+        wait_until(page, "s => told.some(([verdict]) => verdict === `step ${s}`)", step)
+        wait_until(page, "KLM.app.due === undefined")
+        own[f"step {step}"] = page.locator("#panel-estimators .legend").inner_text()
+    told = page.evaluate("told")
+    assert told == [[step, own[step]] for step, _ in told]
+
+
 def short(value):
     """As the page gives a number that is neither small nor large."""
     return f"{float(f'{value:.4g}'):.10g}"

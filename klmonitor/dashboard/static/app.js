@@ -211,6 +211,7 @@
     }
 
     async explain() {
+      if (this.due !== undefined) return; // never ahead of the panels: the frame that is due asks again
       const { step, pair } = this.state;
       const focused = this.focused();
       const i = focused ? this.runs.indexOf(focused.run) : -1;
