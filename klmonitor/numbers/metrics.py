@@ -190,7 +190,7 @@ METRICS: tuple[Metric, ...] = (
            "error of k1/mean by sequence: no prompt's KL is below 0",
            lambda t: t.clustered.sequence_se("k1")),
     Metric("cv/lambda", "share",
-           "-Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1], times (ess - .15) / .15 likewise",
+           "-Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1], times (ess - c) / c likewise",
            "best weight of r - 1 in -d + lambda (r - 1): 0 is k1, 1 is k3; below 1/2 k1 is "
            "the less noisy one", lambda t: t.weight),
     Metric("cv/mean", "nats", "sum(-d + lambda' (r - 1)) / N, lambda' without the token itself",

@@ -1,9 +1,14 @@
 """The mixture of k1 and k3: -d + lambda (r - 1), r = e^d, unbiased at any fixed lambda.
 
-    lambda = -Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1], times clip((ess - .15) / .15, 0, 1)
+    lambda = -Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1],
+             times clip((ess - c) / c, 0, 1), times 1 - u
 
 has the smallest error. The second factor leaves k1 where a few tokens make the spread of r (its
-effective share ess = (sum r)^2 / (N sum r^2) is small), since lambda is not known there.
+effective share ess = (sum r)^2 / (N sum r^2) is small), since lambda is not known there: c falls
+from .3 of up to 1,024 tokens to .2 of 4,096 (between Gaussians k1 is the less noisy one below an
+ess of .28). The third leaves k1 where that spread is of
+sequences in which q hardly draws what p would (u, `unseen`): there r - 1 is -1 at every token, no
+control variate but a part of the KL that k3 lacks.
 
 A lambda from the same tokens is small just where a large r came, so that the large ones count less
 than the small ones: a bias of order 1 / N. Each token therefore counts at the lambda of all *other*
@@ -21,12 +26,17 @@ import numpy as np
 
 from klmonitor.numbers.buckets import MIDDLES
 from klmonitor.numbers.clusters import ROUNDING, Array
-from klmonitor.summary.fields import CLAMP
+from klmonitor.summary.fields import CLAMP, SEQUENCE_FIELDS
 
-ESS = (0.15, 0.3)
-"""Effective share of r up to which lambda is 0, and from which it is whole."""
-LONE = 0.98
-"""A token that holds so much of sum (r - 1)^2 is not left out: it would count as in k3, alone."""
+ESS = (0.2, 0.3)
+"""Effective share of r up to which lambda is 0, of 4,096 tokens and more and of 1,024 and fewer;
+from twice that it is whole."""
+RARE = 3.0
+"""A token with r - 1 above so many N is not left out: it would count as in k3, alone, and of draws
+from q fewer than one step in three has one (P(r > x) < 1 / x)."""
+SEEN, LONG = 0.25, 16
+"""A sequence of so many tokens has hardly drawn what p would where its mean r is smaller."""
+_KEY, _T, _K1, _K3 = (SEQUENCE_FIELDS.index(name) for name in ("key", "t", "k1", "k3"))
 
 
 def best_weight(n: Array, d: Array, g: Array, gg: Array, dg: Array) -> Array:
@@ -38,12 +48,28 @@ def best_weight(n: Array, d: Array, g: Array, gg: Array, dg: Array) -> Array:
     known = (n > 1) & (spread > ROUNDING * gg)
     weight = np.clip(np.where(known, (dg - d * g / n) / spread, np.nan), 0.0, 1.0)
     ess = (n + g) ** 2 / (n * (n + 2 * g + gg))
-    found: Array = weight * np.clip((ess - ESS[0]) / (ESS[1] - ESS[0]), 0.0, 1.0)
+    least = np.clip(ESS[1] - (ESS[1] - ESS[0]) * np.log(n / 1024) / np.log(4), *ESS)
+    found: Array = weight * np.clip(ess / least - 1.0, 0.0, 1.0)
     return found
 
 
+def unseen(sequences: Array, spread: Array) -> Array:
+    """[P] u: share of the spread of r - 1 over sequences where q hardly draws what p would.
+
+    Args:
+        sequences: [P, top, SEQUENCE_FIELDS] those of largest |S1|; of others it is not known.
+        spread: [P] sum of (S3 - S1)^2 over all sequences.
+    """
+    tokens, g = sequences[..., _T], sequences[..., _K3] - sequences[..., _K1]
+    found = (sequences[..., _KEY] >= 0) & (tokens >= LONG) & (g < (SEEN - 1) * tokens)
+    with np.errstate(all="ignore"):
+        share = np.where(found, g * g, 0.0).sum(-1) / spread
+    bounded: Array = np.clip(np.nan_to_num(share), 0.0, 1.0)
+    return bounded
+
+
 def leaving_one_out(histogram: Array, maxima: Array) -> Array:
-    """[P] sum_i (lambda_(-i) - lambda) (r_i - 1) / N, nats; 0 of nothing.
+    """[P] sum_i (lambda_(-i) - lambda) (r_i - 1) / N at u = 0, nats; 0 of nothing.
 
     Args:
         histogram: [P, HISTOGRAM] counts of d by bucket.
@@ -59,7 +85,7 @@ def leaving_one_out(histogram: Array, maxima: Array) -> Array:
     with np.errstate(all="ignore"):
         whole = best_weight(*sums)
         others = best_weight(*(sums[:, pair] - moments))
-        lone = moments[3] > LONE * sums[3, pair]
-        moved = np.where(lone, 0.0, np.nan_to_num(others - whole[pair])) * g * count
+        rare = moments[2] > RARE * sums[0, pair]
+        moved = np.where(rare, 0.0, np.nan_to_num(others - whole[pair])) * g * count
         found: Array = np.nan_to_num(np.bincount(pair, moved, minlength=pairs) / sums[0])
     return found

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+LARGEST_LOG = 10.0
+"""An error so many times the mean tells nothing of a scale."""
 
 
 def normal_deviate(t: ArrayLike, df: ArrayLike) -> Array:
@@ -51,9 +53,23 @@ def t_quantile(probability: float, df: float) -> float:
     return z + g1 / df + g2 / df**2 + g3 / df**3 + g4 / df**4
 
 
-def interval(mean: float, se: float, count: float, level: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of a cluster mean: t with count - 1 degrees of freedom."""
+def interval(
+    mean: float, se: float, count: float, level: float = 0.95, *, positive: bool = False
+) -> tuple[float, float]:
+    """Confidence interval of a cluster mean: t with count - 1 degrees of freedom.
+
+    Args:
+        mean: the estimate.
+        se: its standard error.
+        count: clusters.
+        level: how often it is to hold.
+        positive: whether the clusters' own values are at least 0, as a KL is: they are skewed then,
+            and of few the mean and its error are low together. The upper end is on a log scale
+            (mean x exp(half / mean), the delta method for a logarithm), the lower is as it was.
+    """
     if not count > 1 or math.isnan(se):
         return (math.nan, math.nan)
     half = t_quantile(0.5 + level / 2, count - 1) * se
+    if positive and mean > 0 and half < LARGEST_LOG * mean:
+        return (mean - half, mean * math.exp(half / mean))
     return (mean - half, mean + half)

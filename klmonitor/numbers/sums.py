@@ -24,7 +24,7 @@ from klmonitor.numbers.clusters import (
     token_sums,
 )
 from klmonitor.numbers.dominance import MOST, dominance_k1, dominance_k3
-from klmonitor.numbers.mixture import best_weight, leaving_one_out
+from klmonitor.numbers.mixture import best_weight, leaving_one_out, unseen
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.without import Dominance
 from klmonitor.pairs import PAIRS, POLICY_INDEX
@@ -196,7 +196,13 @@ class StepSums:
     def weight(self) -> Array:
         """[P] lambda, the weight of r - 1 in the mixture (`numbers.mixture`)."""
         g, gg = self.d + self.k3, self.d2 + self.k3k3 + 2 * self.dk3
-        return best_weight(self.n, self.d, g, gg, self.d2 + self.dk3)
+        return best_weight(self.n, self.d, g, gg, self.d2 + self.dk3) * self._seen
+
+    @cached_property
+    def _seen(self) -> Array:
+        """[P] 1 - u of `numbers.mixture`."""
+        k1k1, k1k3, k3k3 = (self.column(name) for name in ("k1.k1", "k1.k3", "k3.k3"))
+        return 1.0 - unseen(self.sequences, k1k1 - 2 * k1k3 + k3k3)
 
     @cached_property
     def gap_z(self) -> Array:
@@ -222,10 +228,11 @@ class StepSums:
         """
         gap = np.abs(self.clustered.mean("gap"))
         missed = (np.abs(self.gap_z) > GAP_Z) & (gap > GAP_SHARE * self.clustered.mean("k3"))
-        mixed = ~missed & self.on_policy & (self.weight > 0)
+        mixed = ~missed & self.on_policy & ~np.isnan(self.weight)
         weight = np.where(mixed, self.weight, 0.0)
         mean, se = self.clustered.combined({"k1": 1 - weight, "k3": weight})
-        return mean + np.where(mixed, leaving_one_out(self.histogram, self.maxima), 0.0), se
+        moved = self._seen * leaving_one_out(self.histogram, self.maxima)
+        return mean + np.where(mixed, moved, 0.0), se
 
     @cached_property
     def signs(self) -> Signatures:

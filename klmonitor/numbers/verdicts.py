@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
+from klmonitor.numbers.student import interval
 from klmonitor.numbers.sums import GAP_SHARE, GAP_Z
 from klmonitor.report import Cause, Verdict
 
@@ -218,10 +219,14 @@ def _quieter(numbers: Numbers) -> Verdict:
     if weight >= 1 - EITHER:
         return Verdict("k3", f"k3: it is the less noisy here ({_best_mix(weight)})")
     if not math.isnan(weight) and not math.isnan(cv):
+        errors = [get(numbers, f"{k}/se") for k in ("cv", "k1", "k3")]
+        quieter = errors[0] <= min(errors[1:])
+        why = "less noisy than either" if quieter else "as the noise of their tokens weighs them"
+        low, high = interval(cv, errors[0], get(numbers, "clusters"), positive=True)
+        within = f" (95 % interval {low:.3g} to {high:.3g})" if low < high else ""
         return Verdict(
             "cv",
-            f"cv = {cv:.3g} nats, the mixture of k1 and k3 that is less noisy than either (k3 "
-            f"counts {weight:.0%})",
+            f"cv = {cv:.3g} nats{within}, the mixture of k1 and k3, {why} (k3 counts {weight:.0%})",
         )
     if not math.isnan(weight):
         name = "k1" if weight < 0.5 else "k3"

@@ -11,26 +11,33 @@ def deviate(t, df):
 
 
 def best_lambda(d, ess):
-    """-Cov(k1, r - 1) / Var(r - 1) in [0, 1]; less from an effective share of r below .3 on."""
+    """-Cov(k1, r - 1) / Var(r - 1) in [0, 1]; less from an effective share of r below 2 c on."""
     covariance = np.cov(-d, np.expm1(d))
     weight = np.clip(-covariance[0, 1] / covariance[1, 1], 0, 1)
-    return float(weight * np.clip((ess - 0.15) / 0.15, 0, 1))
+    c = np.interp(np.log(len(d)), np.log([1024, 4096]), [0.3, 0.2])
+    return float(weight * np.clip((ess - c) / c, 0, 1))
 
 
-def plain_mixture(d):
+def plain_mixture(sequences):
     """The mixture in which each token counts at the lambda of the others; and at the same lambda.
 
-    A token that has more than .98 of sum (r - 1)^2 is not left out of its lambda.
+    Of at most sixteen sequences [S, T], T >= 16. A token with r - 1 > 3 N is not left out of its
+    lambda; those whose mean r is below 1/4 take away their share of the spread of r - 1.
     """
+    d = sequences.ravel()
     r, g = np.exp(d), np.expm1(d)
+    of_sequence = np.expm1(sequences).sum(1)
+    lost = of_sequence / sequences.shape[1] + 1 < 0.25
+    seen = 1 - (of_sequence[lost] ** 2).sum() / (of_sequence**2).sum()
 
     def at(some):
-        return best_lambda(d[some], r[some].sum() ** 2 / (some.sum() * (r[some] ** 2).sum()))
+        ess = r[some].sum() ** 2 / (some.sum() * (r[some] ** 2).sum())
+        return best_lambda(d[some], ess) * seen
 
     every = np.ones(len(d), bool)
     whole = at(every)
     others = np.array([at(np.arange(len(d)) != i) for i in range(len(d))])
-    weights = np.where(g * g > 0.98 * (g * g).sum(), whole, others)
+    weights = np.where(g > 3 * len(d), whole, others)
     return float(np.mean(-d + weights * g)), float(np.mean(-d + whole * g))
 
 

@@ -40,7 +40,7 @@ def test_each_token_counts_at_the_lambda_of_the_others(seed, scale):
     """Against leaving out one token after the other, to a few per cent of what that changes."""
     d = wide(seed, scale=scale)
     pair = reports_of(state_of(d))["policy_ref"]
-    crossed, same = plain_mixture(d.ravel())
+    crossed, same = plain_mixture(d)
     assert pair["cv/mean"] == pytest.approx(crossed, abs=0.1 * abs(crossed - same) + 1e-12)
 
 
@@ -58,6 +58,18 @@ def test_one_freak_token_does_not_make_it_k3():
     pair = reports_of(state_of(d))["policy_ref"]
     assert pair["k3/mean"] > 100
     assert pair["cv/mean"] == pytest.approx(pair["k1/mean"], abs=1e-3)
+
+
+def test_a_sequence_in_which_q_hardly_draws_what_p_would_counts_as_k1():
+    """r - 1 is -1 at each of its tokens: no noise to take away, but a part of the KL."""
+    d = wide(5, rows=32, scale=0.05)
+    calm = reports_of(state_of(d))["policy_ref"]
+    assert calm["cv/lambda"] > 0.9
+    d[7] = -15 + 0.1 * d[7]
+    lost = reports_of(state_of(d))["policy_ref"]
+    assert lost["cv/lambda"] < 0.01
+    assert lost["cv/mean"] == pytest.approx(lost["k1/mean"], rel=1e-3)
+    assert lost["k1/mean"] - lost["k3/mean"] == pytest.approx(1 / 32, rel=0.05)
 
 
 def test_lambda_is_0_where_a_few_tokens_make_the_spread_and_nan_where_there_is_none():

@@ -24,6 +24,7 @@ CLEAN = {
     "k3/se": 0.001,
     "cv/lambda": 0.95,
     "cv/mean": 0.0202,
+    "cv/se": 0.0009,
     "gap": -0.001,
     "gap_z": -1.0,
     "dominance/k1/level": 0.0,
@@ -53,6 +54,8 @@ BEST = {"cv": 0, "k1": 1, "k3": 3, None: math.nan}
         ({"cv/lambda": 0.05, "ess": 0.4}, (), "k1", "lambda 0.05, and k3's interval cannot hold"),
         ({"cv/lambda": EITHER + 0.01}, (), "cv", "less noisy than either (k3 counts 11%)"),
         ({"cv/lambda": 0.99 - EITHER}, (), "cv", "cv = 0.0202 nats"),
+        ({"cv/lambda": 0.5, "cv/se": 0.0011}, (), "cv", "tokens weighs them (k3 counts 50%)"),
+        ({"cv/lambda": 0.5, "clusters": 16.0}, (), "cv", "(95 % interval 0.0183 to 0.0222)"),
         (
             {"cv/lambda": 0.4, "cv/mean": math.nan},
             (),
