@@ -120,3 +120,32 @@ class Rows:
         else:
             found = x.squeeze(-2).gather(-1, place.clamp(min=0))
         return torch.where(place >= 0, found.double(), 0.0)
+
+
+ROOM = 2
+"""Times the tokens that rows may take, with what fills them up."""
+
+
+def unpacked(segments: Tensor) -> tuple[Rows, Tensor, Tensor] | None:
+    """Packed sequences as rows, whose sums cost a third; None where that is not worth it.
+
+    Where lengths differ much rows are mostly empty, and on another device than the CPU how long
+    they are would have to be waited for.
+
+    Args:
+        segments: int64 [C], the sequence of each token, growing; C > 0.
+
+    Returns:
+        The rows; int64 [S, L] which token is where; bool [S, L] whether one is.
+    """
+    if not segments.is_cpu:
+        return None
+    lengths = segments.bincount()
+    longest = int(lengths.max())
+    if len(lengths) * longest > ROOM * len(segments):
+        return None
+    columns = torch.arange(longest)
+    inside = columns < lengths.unsqueeze(-1)
+    first = lengths.cumsum(0) - lengths
+    places = (first.unsqueeze(-1) + columns).clamp_(max=len(segments) - 1)
+    return Rows(len(lengths), columns, None), places, inside

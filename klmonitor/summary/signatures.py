@@ -42,7 +42,7 @@ from klmonitor.summary.fields import (
     SIGNATURES,
     SURE,
 )
-from klmonitor.summary.sequences import Rows
+from klmonitor.summary.sequences import Rows, unpacked
 from klmonitor.summary.state import Summary
 
 LARGEST_SEQUENCE = 300.0
@@ -178,6 +178,11 @@ def signatures(
     if segments is not None and columns < batch.shape[1]:
         assert batch.segments is not None  # as segments are not
         mask = mask & (segments != batch.segments[columns])
+    entropy = None if extras.entropy is None else part(extras.entropy).float()
+    if segments is not None and (rowwise := unpacked(segments)):
+        at, places, inside = rowwise
+        every, mask = every[:, 0, places], mask[0, places] & inside
+        entropy = None if entropy is None else entropy[0, places]
     found: Found = []
     if not _unrepeated(every, mask):
         found.append((PADDED, _padding(every, mask, at).expand(-1, len(pairs))))
@@ -191,17 +196,18 @@ def signatures(
         q, p = (torch.where(usable, x, NOWHERE) for x in (q, p))
     d, counts = p - q, usable.float()
     features = [counts, d, d > ASIDE, d < -ASIDE]
-    if extras.entropy is not None:
+    alike = usable[:1] if ordinary else usable  # what the same tokens of all pairs have
+    if entropy is not None:
         trainer = log_probs["old" if "old" in log_probs else "policy"]
-        features += _of_entropies(trainer, part(extras.entropy).float(), usable)
-    tokens, of_sequence, up, down, *entropic = at.total(torch.stack(features)).unbind()
+        features += _of_entropies(trainer, entropy, alike)
+    totals = at.total(torch.cat(features)).split([len(x) for x in features])
+    tokens, of_sequence, up, down, *entropic = totals
     sums, seen = _of_sequences(d, tokens, of_sequence, at)
-    names: tuple[str, ...] = OF_SEQUENCES
-    sums += [up, down]
+    found.append((OF_SEQUENCES, torch.stack([*sums, up, down]).sum(-1)))
     if entropic:
-        names, sums = (*names, *OF_ENTROPIES), [*sums, *entropic[1:]]
-        found += _ratios_of(entropic[0], entropic[-1])
-    found.append((names, torch.stack(sums).sum(-1)))
+        of_entropies = torch.cat([torch.stack(entropic[1:]), _products(entropic[0], entropic[-1])])
+        names = (*OF_ENTROPIES, *_SURPRISE)
+        found.append((names, of_entropies.sum(-1).expand(-1, len(pairs))))
     seen = seen if ordinary else (at.total(mask.float()) > 0).expand_as(tokens)
     found.append((("rows",), seen.sum(-1).unsqueeze(0)))
     q, d, counts = (x[one : one + 1] for x in (q, d, counts))
@@ -331,7 +337,7 @@ def _ends(size: Tensor, counts: Tensor, tokens: Tensor, at: Rows) -> tuple[Tenso
 def _of_entropies(trainer: Tensor, entropy: Tensor, usable: Tensor) -> list[Tensor]:
     """-log p - H; H; where one token is nearly sure, how often another should come, and did.
 
-    [P, R, C] each; the last: whether the entropy is known.
+    [P, R, C] each, of as many pairs as `usable` has; the last: whether the entropy is known.
     """
     known = usable & entropy.isfinite() & (trainer.abs() < SENTINEL)
     probability, sure = trainer.exp(), known & (entropy <= SURE)
@@ -406,9 +412,9 @@ def _stretch(
     return torch.where(padded, lengths, 0.0)
 
 
-def _ratios_of(a: Tensor, b: Tensor) -> Found:
-    """The surprise of every pair, [P, S]: its five sums."""
-    return [(_SURPRISE, torch.stack([a, b, a * a, a * b, b * b]).sum(-1))]
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """[5, ...]: what the sums of a ratio are over."""
+    return torch.stack([a, b, a * a, a * b, b * b])
 
 
 def _in_order(ratios: Ratios) -> Found:

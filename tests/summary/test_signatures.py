@@ -21,6 +21,7 @@ from klmonitor.summary.fields import (
     SummaryConfig,
 )
 from klmonitor.summary.intake import Intake, Known
+from klmonitor.summary.sequences import unpacked
 from klmonitor.summary.state import Summary
 
 ROWS, COLUMNS = 7, 23
@@ -108,11 +109,15 @@ def packed(array, mask, rows):
     return np.concatenate([array[i][mask[i]] for i in rows])
 
 
-@pytest.mark.parametrize("layout", ["rows", "packed"])
+PACKED = {"packed": [0, 5, 1, 23, 2, 11, 9], "packed alike": [0, 20, 23, 17, 19, 22, 15]}
+"""Lengths of sequences: as rows the first would be mostly empty."""
+
+
+@pytest.mark.parametrize("layout", ["rows", *PACKED])
 def test_every_mean_equals_its_formula(layout):
     log_probs, mask, entropy, lag = drawn()
-    if layout == "packed":  # packed input has no holes: only counted tokens are there
-        mask = np.arange(COLUMNS) < np.array([0, 5, 1, 23, 2, 11, 9])[:, None]
+    if layout in PACKED:  # packed input has no holes: only counted tokens are there
+        mask = np.arange(COLUMNS) < np.array(PACKED[layout])[:, None]
     ratios, sums = plain(log_probs, mask, entropy, lag)
     if layout == "rows":
         known = Known(entropy.astype(np.float32), 4 - lag, 4)
@@ -213,15 +218,28 @@ def test_only_whole_rows_of_so_many_tokens_are_taken():
     assert state.signatures[3, SIGNATURE["tokens"]] == taken_now
 
 
-def test_a_packed_sequence_that_is_cut_is_left_out():
-    lengths = [SAMPLED - 10, 30]
+@pytest.mark.parametrize("first", [SAMPLED - 10, 5000])
+def test_a_packed_sequence_that_is_cut_is_left_out(first):
+    lengths = [first] * ((SAMPLED - 10) // first) + [SAMPLED]
     values = torch.randn(sum(lengths), generator=torch.Generator().manual_seed(0))
     ends = torch.tensor([0, *np.cumsum(lengths)])
     batch = build({"rollout": values, "old": values + 0.1}, cu_seqlens=ends)
     state = Summary.empty(SummaryConfig())
     signed.add(state, batch, default_pairs(batch.log_probs), Extras(), 0)
-    assert state.signatures[3, SIGNATURE["tokens"]] == SAMPLED - 10
-    assert state.signatures[3, SIGNATURE["sequences"]] == 1
+    assert state.signatures[3, SIGNATURE["tokens"]] == sum(lengths[:-1])
+    assert state.signatures[3, SIGNATURE["sequences"]] == len(lengths) - 1
+
+
+def test_packed_sequences_become_rows_where_these_are_not_mostly_empty():
+    for name, lengths in PACKED.items():
+        segments = torch.repeat_interleave(torch.arange(7), torch.tensor(lengths))
+        found = unpacked(segments)
+        assert (found is None) == (name == "packed")
+        if found is not None:
+            rows, places, inside = found
+            assert rows.count == 7 and rows.segments is None
+            assert inside.sum(1).tolist() == lengths
+            assert places[inside].tolist() == list(range(sum(lengths)))
 
 
 def test_an_entropy_or_a_version_that_does_not_fit_is_refused():
