@@ -12,7 +12,7 @@ weights w = k3 or, since k1 cancels, w = d^2, o is the j <= 16 tokens of largest
 half of sum k3 or of sum (k1 - mean)^2, have |J| >= 3, and of these those of largest A (`APART`).
 
 **Far.** What tokens do short of half. k1: the m tokens of largest |d|, m = clip(N / 400, 1, 10);
-V and |J| decide. k3, which is skewed even in clean data, so that its J is always positive and its V
+V and |J| decide, and of more than three tokens |J| >= 3. k3, which is skewed even in clean data, so that its J is always positive and its V
 always large: the k <= m tokens, m = clip(log_4(N / 64), 1, 5), that maximise
 
     score = 3 ln J_k + sqrt(k) ln(x_k / x_{k+1}),   J_k >= 2.
@@ -37,6 +37,9 @@ WARN, SEVERE = 1.0, 2.0
 
 K1_THRESHOLDS = {WARN: (0.3, 2.0), SEVERE: (0.5, 3.0)}
 """Level -> smallest V and smallest |J|."""
+HANDFUL = 3
+"""More tokens that are far are those of a context that its noise hit, as often as not: they pull by
+`FEW_J` errors or are not told."""
 
 K3_THRESHOLDS = {
     #   N: (warn, severe) on the score
@@ -98,7 +101,8 @@ def dominance_k1(
         unlisted: d of the next token of each tail, to 1 %, where there are more.
 
     Returns:
-        Level 1 at V >= .3 and |J| >= 2, level 2 at V >= .5 and |J| >= 3, or that of few tokens.
+        Level 1 at V >= .3 and |J| >= 2 (3 of more than `HANDFUL` tokens), level 2 at V >= .5 and
+        |J| >= 3, or that of few tokens.
     """
     if not n > 0:
         return unknown(math.nan)
@@ -117,6 +121,8 @@ def dominance_k1(
     if level:
         far = [one for one in map(leave, range(1, m + 1)) if _far_k1(one, _K1[level - 1])]
         found = max(far, key=lambda one: _apart(int(one.tokens), weights, rest))
+        if found.tokens > HANDFUL and abs(found.j) < FEW_J:
+            level = 0
     few = _few(n, d, weights, rest, leave, held=lambda k: leave(k).v)
     return _at_level(few if few.level >= max(level, WARN) else found._replace(level=level), n, d)
 

@@ -200,7 +200,7 @@ def signatures(
     if entropy is not None:
         trainer = log_probs["old" if "old" in log_probs else "policy"]
         features += _of_entropies(trainer, entropy, alike)
-    totals = at.total(torch.cat(features)).split([len(x) for x in features])
+    totals = torch.split(at.total(torch.cat(features)), [len(x) for x in features])
     tokens, of_sequence, up, down, *entropic = totals
     sums, seen = _of_sequences(d, tokens, of_sequence, at)
     found.append((OF_SEQUENCES, torch.stack([*sums, up, down]).sum(-1)))

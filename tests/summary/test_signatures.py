@@ -237,7 +237,8 @@ def test_packed_sequences_become_rows_where_these_are_not_mostly_empty():
         assert (found is None) == (name == "packed")
         if found is not None:
             rows, places, inside = found
-            assert rows.count == 7 and rows.segments is None
+            assert rows.count == 7
+            assert rows.segments is None
             assert inside.sum(1).tolist() == lengths
             assert places[inside].tolist() == list(range(sum(lengths)))
 
