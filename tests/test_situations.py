@@ -153,6 +153,27 @@ def test_logits_of_the_neighbouring_position_are_named():
     assert "the position before" in alert.message
 
 
+def test_a_policy_that_repeats_itself_far_from_its_reference_is_not_shifted():
+    """It is sure of each token of a cycle; to the reference every third is unlikelier still.
+
+    Such text is not alike backwards, so products with the token before are not those with the next.
+    """
+    world = Policies(5)
+
+    def make(_):
+        cycle = np.resize([-2.0, -6.0, -11.0], (ROWS, COLUMNS))
+        sure = -world.rng.exponential(0.01, cycle.shape)
+        return {"policy": sure, "ref": cycle + world.rng.normal(0, 0.5, cycle.shape)}, {
+            "prompt_ids": PROMPTS
+        }
+
+    reports = steps(Monitor(process_group=False), 6, make)
+    signs = reports[-1].pairs["policy_ref"]
+    assert signs["gap"] < -0.9
+    assert not said(reports, "cause")
+    assert not said(reports, "impossible")
+
+
 def test_sequences_of_one_prompt_are_named():
     world = Policies(4)
     far = world.base + 0.9 * world.rng.normal(size=world.base.shape)

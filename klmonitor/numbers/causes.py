@@ -124,12 +124,19 @@ def cause(evidence: Evidence) -> Cause:
 
 # --- what holds --------------------------------------------------------------------------------
 def _shift(e: Evidence) -> bool:
-    return e.significant("shift", 0.1) and abs(e["before"] - e["after"]) > 0.1 and not e["qp"] > 0.9
+    apart = abs(e["before"] - e["after"]) > 0.1 and not e["qp"] > 0.9
+    most = e.mismatch or max(e["before"], e["after"]) > e["qp"]  # of policies that may be far apart
+    return e.significant("shift", 0.1) and apart and most
 
 
 def _other_context(e: Evidence) -> bool:
-    """Log-probs of the tokens after the neighbour's prefix: they bend with the neighbour's."""
-    return abs(e["context_z"]) >= Z and abs(e["gap_z"]) >= Z and abs(e["gap"]) > 0.05
+    """Log-probs of the tokens after the neighbour's prefix: they bend with the neighbour's.
+
+    Of a policy far from its reference they do too, where the text is not alike backwards; there
+    k1 must be below 0.
+    """
+    bends = abs(e["context_z"]) >= Z and abs(e["gap_z"]) >= Z and abs(e["gap"]) > 0.05
+    return bends and (e.mismatch or (e["d_z"] > Z and e["d"] > NEGATIVE))
 
 
 def _end_off(end: str, errors: float = 5.0) -> Callable[[Evidence], bool]:

@@ -181,6 +181,25 @@ def test_a_token_on_the_left_dominates_k1(n):
     assert abs(found.mean_without_top) < 4 * 0.1 / math.sqrt(n)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "v", "level"), [(3, 0.62, 1), (8, 0.41, 0), (10, 0.47, 0), (10, 0.49, 1)]
+)
+def test_of_more_than_three_tokens_that_hold_less_than_half_a_pull_of_three_errors_is_asked(
+    tokens, v, level
+):
+    """J = sqrt(tokens V / (1 - V)) where they are alike: 2.2, 2.4, 2.98 and 3.1."""
+    n = 16384
+    d = normal(n, 0.05, seed=3)
+    d -= d.mean()
+    squares = (d[tokens:] ** 2).sum() * v / (1 - v)
+    d[:tokens] = -np.sqrt(squares / tokens)
+    found = judge(d, "k1")
+    assert found.level == level
+    if level:
+        assert found.tokens == tokens
+        assert found.j == pytest.approx(np.sqrt(tokens * v / (1 - v)), rel=0.02)
+
+
 def test_an_outlier_does_not_hide_behind_its_own_spread():
     """J divides by the error of the rest; by the whole's it could never exceed 1 for one token."""
     d = normal(256)
