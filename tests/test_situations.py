@@ -151,6 +151,7 @@ def test_logits_of_the_neighbouring_position_are_named():
     (alert,) = said(reports, "cause")
     assert "the tensors are shifted by one position" in alert.message
     assert "the position before" in alert.message
+    assert "engine" not in alert.means + alert.action
 
 
 def test_a_policy_that_repeats_itself_far_from_its_reference_is_not_shifted():

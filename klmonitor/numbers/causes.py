@@ -309,8 +309,8 @@ RULES: tuple[CauseRule, ...] = (
         "other sampler",
         lambda e: not e.mismatch and _surprised(e),
         lambda e: says_surprise(
-            f"not drawn from {e.q} as it is scored (another temperature, a cut vocabulary or other "
-            "weights)"
+            f"not drawn from {e.q} as it is scored (another temperature, a cut vocabulary, other "
+            "weights, or dropout while scoring)"
         )(e),
     ),
     CauseRule(

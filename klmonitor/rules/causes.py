@@ -7,6 +7,8 @@ from klmonitor.rules.track import Reading
 
 OF_ANY_PAIR = ("shift", "scaled", "other sampler")
 """Causes that are told of any pair, not of trainer and engine alone."""
+NO_ENGINE = "a policy's log-probs are not those that the tokens were drawn with"
+MEND_FIRST = "mend the named cause; no number of this pair means anything until then"
 QUIET = ("identical", "coarse or stale", "turned round", "unknown")
 """Causes that open no alert of their own: they are told with those of others."""
 
@@ -28,12 +30,15 @@ def known_cause(reading: Reading, limits: Thresholds) -> Finding | None:
     Thresholds: `tokens`, the fewest that count.
     """
     cause, pair = reading.pair.cause, reading.pair
-    mismatch = pair.name.startswith("rollout_") or cause.name in OF_ANY_PAIR
-    if not cause.name or cause.impossible or cause.name in QUIET or not mismatch:
+    mismatch = pair.name.startswith("rollout_")
+    told = mismatch or cause.name in OF_ANY_PAIR
+    if not cause.name or cause.impossible or cause.name in QUIET or not told:
         return None
     if pair.tokens < limits["tokens"]:
         return None
-    return Finding(message=cause.text)
+    if mismatch:
+        return Finding(message=cause.text)
+    return Finding(message=cause.text, means=NO_ENGINE, action=MEND_FIRST)
 
 
 IMPOSSIBLE = Rule(
