@@ -12,8 +12,9 @@ weights w = k3 or, since k1 cancels, w = d^2, o is the j <= 16 tokens of largest
 half of sum k3 or of sum (k1 - mean)^2, have |J| >= 3, and of these those of largest A (`APART`).
 
 **Far.** What tokens do short of half. k1: the m tokens of largest |d|, m = clip(N / 400, 1, 10);
-V and |J| decide, and of more than three tokens |J| >= 3. k3, which is skewed even in clean data, so that its J is always positive and its V
-always large: the k <= m tokens, m = clip(log_4(N / 64), 1, 5), that maximise
+V and |J| decide, and of more than three tokens |J| >= 3. k3, which is skewed even in clean data, so
+that its J is always positive and its V always large: the k <= m tokens, m = clip(log_4(N / 64), 1,
+5), that maximise
 
     score = 3 ln J_k + sqrt(k) ln(x_k / x_{k+1}),   J_k >= 2.
 

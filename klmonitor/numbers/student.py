@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-LARGEST_LOG = 10.0
-"""An error so many times the mean tells nothing of a scale."""
+LARGEST_LOG = 1.0
+"""An interval that is so many times as wide, to one side, as the mean is large tells of no scale."""
 
 
 def normal_deviate(t: ArrayLike, df: ArrayLike) -> Array:

@@ -149,8 +149,8 @@ GAP = Rule(
     judge=gap,
     thresholds={"z": GAP_Z, "share": GAP_SHARE, "critical_share": 1.0, "rearm": 3.0},
     means=(
-        "the sampler is not q (stale weights, top-p, top-k), or q has collapsed onto "
-        "tokens that p finds unlikely"
+        "the sampler is not q (stale weights, top-p, top-k), q is scored otherwise than it samples "
+        "(dropout, no attention mask), or q has collapsed onto tokens that p finds unlikely"
     ),
     action=(
         "compare the sampler's settings (temperature, top-p, top-k, weights' version) with those "
