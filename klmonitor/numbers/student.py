@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 LARGEST_LOG = 1.0
-"""An interval that is so many times as wide, to one side, as the mean is large tells of no scale."""
+"""Where half an interval is so many times the mean, it tells of no scale."""
 
 
 def normal_deviate(t: ArrayLike, df: ArrayLike) -> Array:
