@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from klmonitor.numbers.receiptwords import told
+from klmonitor.rules.norm import without_tokens
 from klmonitor.rules.rule import WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import FIRST, Reading, to_reference
 from klmonitor.rules.window import median
@@ -70,7 +71,8 @@ def _from_the_beginning(reading: Reading, limits: Thresholds) -> Finding | None:
     if reading.age != SETTLED or math.isnan(reading["tokens"]) or reading.first.size < FIRST:
         return None
     first, now = median(reading.first), median(reading.latest[-SETTLED // 2 :])
-    if not (first > limits["level"] and first > now / 2):
+    at_large, _ = without_tokens(reading.pair, "k3")
+    if at_large <= limits["level"] or not (first > limits["level"] and first > now / 2):
         return None
     return Finding(
         level=WARN,
