@@ -146,9 +146,10 @@ def _other_tokens(e: Evidence) -> bool:
         e.numbers.get(name, math.nan) for name in ("tokens", "log_ratio/le_-2", "log_ratio/ge_2")
     )
     here_and_there = not far > 0.2 * e.carriers.tokens > 0
-    others_fit = e["up"] + e["down"] < 0.6 and abs(e.numbers.get("log_ratio/p50", 1.0)) < ASIDE
-    some = far >= max(0.01 * n, 5) and far > 4 * near
-    return e.mismatch and some and others_fit and here_and_there and e["d_z"] < -5
+    some = e.mismatch and far >= max(0.01 * n, 5) and far > 4 * near
+    if not (some and here_and_there and e["d_z"] < -5):
+        return False
+    return e["up"] + e["down"] < 0.6 and abs(e.numbers.get("log_ratio/p50", 1.0)) < ASIDE
 
 
 def _garbled(e: Evidence) -> bool:

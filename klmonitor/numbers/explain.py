@@ -13,7 +13,7 @@ from types import MappingProxyType
 from klmonitor.numbers.receiptwords import audit_line, told
 from klmonitor.numbers.student import interval
 from klmonitor.numbers.verdicts import gap_fails, unresolved, verdict
-from klmonitor.report import ExtremeToken, PairReport
+from klmonitor.report import ExtremeToken, PairReport, joined
 
 FEW_SEQUENCES = 30
 """Below it a cluster standard error is itself too noisy (docs/estimators.md)."""
@@ -49,7 +49,7 @@ def judged(
     found = verdict(pair.values, open_kinds, pair.cause)
     return replace(
         pair,
-        values={**pair.values, **more, "best": found.best},
+        values=joined(pair.values, {**more, "best": found.best}),
         verdict=found,
         open_kinds=tuple(sorted(open_kinds)),
         words=findings,

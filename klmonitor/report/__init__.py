@@ -20,6 +20,7 @@ from klmonitor.report.step import (
     Verdict,
 )
 from klmonitor.report.tokens import ExtremeToken, ExtremeTokens, Later
+from klmonitor.report.values import Values, joined
 
 Row = dict[str, Any]
 """A JSON object: what one line of a record file holds."""
@@ -36,6 +37,8 @@ __all__ = [
     "PairReport",
     "Report",
     "Row",
+    "Values",
     "Verdict",
+    "joined",
     "text_html",
 ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from klmonitor.report.alert import Alert
 from klmonitor.report.markup import table_html, text_html
 from klmonitor.report.tokens import ExtremeToken, ExtremeTokens
+from klmonitor.report.values import joined
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,18 @@ class PairReport:
         Raises:
             KeyError: there is no metric of that name; the message has the nearest.
         """
-        if metric in self.values or metric in KNOWN or metric.startswith("group/") or not KNOWN:
-            return self.values.get(metric, math.nan)
+        try:
+            return self.values[metric]
+        except KeyError:
+            if metric in KNOWN or metric.startswith("group/") or not KNOWN:
+                return math.nan
         near = difflib.get_close_matches(metric, KNOWN, n=1)
         hint = f": did you mean {near[0]!r}?" if near else ", see docs/metrics.md"
-        raise KeyError(f"no metric {metric!r}{hint}")
+        raise KeyError(f"no metric {metric!r}{hint}") from None
 
     def with_value(self, metric: str, value: float) -> PairReport:
         """A copy with one value more."""
-        return replace(self, values={**self.values, metric: value})
+        return replace(self, values=joined(self.values, {metric: value}))
 
     def explain(self, step: int) -> str:
         """A headline, a note, the cause, the first reasons, what is open, what to believe."""

@@ -117,8 +117,9 @@ class RuleSet:
                 reading, {what for rule, one in findings if one.level for what in rule.withholds}
             )
             open_kinds[name] = self._open_on(name)
-            believe = verdict(pair.values, open_kinds[name], pair.cause).text
-            said += (believing(alert, believe, pair.cause) for alert in of_pair)
+            if of_pair:
+                believe = verdict(pair.values, open_kinds[name], pair.cause).text
+                said += (believing(alert, believe, pair.cause) for alert in of_pair)
             errors += failed
         silences = self._silent(self._silences, report.step, present)
         errors += silences is None

@@ -98,13 +98,12 @@ def of_groups(report: Report) -> dict[str, float]:
     name = next((one for one in FIRST if one in names), names[0] if names else None)
     if name is None:
         return {}
+    values, other = report.pairs[name].values, f"group/other{GROUP_CORE}"
+    groups = [one for one in values if one.startswith("group/") and one.endswith(GROUP_CORE)]
     return {
-        f"kl/{name}/{metric}": value
-        for metric, value in report.pairs[name].values.items()
-        if metric.startswith("group/")
-        and metric.endswith(GROUP_CORE)
-        and metric != f"group/other{GROUP_CORE}"
-        and not math.isnan(value)
+        f"kl/{name}/{one}": values[one]
+        for one in groups
+        if one != other and not math.isnan(values[one])
     }
 
 
