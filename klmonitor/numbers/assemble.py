@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from types import MappingProxyType
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from klmonitor.numbers.buckets import coarse_histogram
 from klmonitor.numbers.clusters import Array, Clustered, divided
 from klmonitor.numbers.metrics import AT_ONCE, LATER, Of
-from klmonitor.numbers.receipt import receipt
+from klmonitor.numbers.receipt import receipt, weighing
 from klmonitor.numbers.receiptrows import RowSums, of_audit
 from klmonitor.numbers.sums import KEY, StepSums
 from klmonitor.penalty import Penalty
@@ -51,19 +50,21 @@ def pair_reports(
         penalty = penalties.get(pair)
         if penalty is not None:
             more |= receipt(penalty, step, i)
-            penalty = replace(penalty, beta=more["penalty/beta"])
+            penalty = weighing(penalty, more["penalty/beta"])
         more |= of_audit(RowSums(step.pulls[i]), math.nan if penalty is None else penalty.beta)
         found[pair] = PairReport(
             pair,
             values.joined(more),
             ExtremeTokens(partial(extreme_tokens, pair, step.tokens[i], workers)),
             Later(partial(coarse_histogram, step.histogram[i])),
-            penalty="" if penalty is None else str(penalty),
+            penalty="" if penalty is None else _said(penalty),
         )
     return found
 
 
 _LATER = dict.fromkeys(LATER)
+_said = lru_cache(64)(str)
+"""A penalty in words."""
 
 
 def _computed(table: Mapping[str, Of], step: StepSums) -> list[dict[str, float]]:

@@ -121,7 +121,8 @@ def _dominance(name: str) -> list[Metric]:
 
     return [
         Metric(f"dominance/{name}/level", "0, 1, 2", "docs/dominance.md",
-               f"is {name} dominated by its largest tokens: 0 no, 1 warn, 2 severe", of("level"), judged=True),
+               f"is {name} dominated by its largest tokens: 0 no, 1 warn, 2 severe", of("level"),
+               judged=True),
         Metric(f"dominance/{name}/tokens", "tokens", "#o",
                f"how many of the largest tokens the rule for {name} takes together", of("tokens")),
         Metric(f"dominance/{name}/v", "share", "sum_o (x - mean)^2 / sum (x - mean)^2",
@@ -198,9 +199,9 @@ METRICS: tuple[Metric, ...] = (
            "the less noisy one", lambda t: t.weight, judged=True),
     Metric("cv/mean", "nats", "sum(-d + lambda' (r - 1)) / N, lambda' without the token itself",
            "the estimate at lambda, which is 0 where the gap test fails or q is not the sampler",
-           lambda t: t.at_lambda[0], judged=True),
+           lambda t: t.mixture, judged=True),
     Metric("cv/se", "nats", "cluster standard error of cv/mean, lambda taken as given",
-           "clusters as of k1/se", lambda t: t.at_lambda[1]),
+           "clusters as of k1/se", lambda t: t.mixture_se),
     Metric("cv/corr", "correlation", "Corr(-d, r - 1)", "how well r - 1 cancels k1's noise",
            lambda t: Quotient(t.cov_ratio, np.sqrt(t.var_k1 * t.var_ratio))),
     Metric("cv/variance_ratio", "ratio", "Var(k3) / Var(k1)", "above 1, k3 is noisier than k1",

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -100,9 +101,15 @@ def receipt(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
         pair: its position in them.
     """
     rows = RowSums(step.pulls[pair])
-    penalty = replace(penalty, beta=rows.beta(penalty.beta))
+    penalty = weighing(penalty, rows.beta(penalty.beta))
     found = of_rows(rows, penalty.beta) | _of_tokens(penalty, step, pair)
     return {"penalty/beta": penalty.beta, **found}
+
+
+@lru_cache(64)
+def weighing(penalty: Penalty, beta: float) -> Penalty:
+    """The term with another weight."""
+    return replace(penalty, beta=beta)
 
 
 def _of_tokens(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
@@ -169,29 +176,22 @@ def spectrum(step: StepSums, pair: int, within: Array = MIDDLES[:, None]) -> Spe
         pair: its position in them.
         within: [HISTOGRAM, places] d of the places of a bucket.
     """
-    counts = step.histogram[pair].copy()
-    keys = step.tokens[pair, :, :, KEY]
-    if np.isnan(keys).any():  # a part came without its tokens: none is known to be the furthest
-        keys = np.empty((2, 0))
-    left, right = (tail[tail > 0] for tail in keys)
-    for place in (*(CENTRE - 1 - _bucket(left)).tolist(), *(CENTRE + _bucket(right)).tolist()):
-        counts[place] -= 1.0
+    keys = step.tokens[pair, :, :, KEY].tolist()
+    if any(math.isnan(key) for tail in keys for key in tail):
+        keys = [[], []]  # a part came without its tokens: none is known to be the furthest
+    left, right = ([key for key in tail if key > 0] for tail in keys)
+    listed = np.array([*(-key for key in left), *right])
+    bucket = EDGES.searchsorted(np.abs(listed), side="right")
+    place = np.where(listed < 0, CENTRE - bucket, CENTRE + bucket - 1)
+    counts = step.histogram[pair] - np.bincount(place, minlength=step.histogram.shape[1])
     kept = np.flatnonzero(counts > 0)
-    least, most = (
-        tail.min() if len(tail) else reach
-        for tail, reach in ((left, step.maxima[pair, 1]), (right, step.maxima[pair, 0]))
-    )
+    largest, smallest = step.maxima[pair].tolist()
+    least, most = left[-1] if left else smallest, right[-1] if right else largest
     inside = np.clip(within[kept], -least, most).ravel()
-    places = within.shape[1]
-    return Spectrum(
-        np.concatenate([inside, -left, right]),
-        np.concatenate([np.repeat(counts[kept] / places, places), np.ones(len(left) + len(right))]),
-    )
-
-
-def _bucket(magnitude: Array) -> NDArray[np.intp]:
-    """Position of |d| among the buckets of its sign."""
-    return np.searchsorted(EDGES, magnitude, side="right") - 1
+    d = np.concatenate([inside, listed])
+    weight = np.ones_like(d)
+    weight[: inside.size] = np.repeat(counts[kept] / within.shape[1], within.shape[1])
+    return Spectrum(d, weight)
 
 
 def _sums(
