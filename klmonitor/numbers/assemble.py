@@ -9,14 +9,14 @@ from types import MappingProxyType
 
 import numpy as np
 
+from klmonitor.numbers import receipt as receipts
 from klmonitor.numbers.buckets import coarse_histogram
 from klmonitor.numbers.clusters import Array, Clustered, divided
 from klmonitor.numbers.metrics import AT_ONCE, LATER, Of
-from klmonitor.numbers.receipt import receipt, weighing
 from klmonitor.numbers.receiptrows import RowSums, of_audit
 from klmonitor.numbers.sums import KEY, StepSums
 from klmonitor.penalty import Penalty
-from klmonitor.report import ExtremeToken, ExtremeTokens, Later, PairReport, Values
+from klmonitor.report import ExtremeToken, ExtremeTokens, Later, PairReport, Part, Values
 from klmonitor.summary.fields import TAILS
 
 ExtraValues = Callable[[str, Mapping[str, float], Array], Mapping[str, float]]
@@ -43,18 +43,17 @@ def pair_reports(
     groups = list(_group_values(step))
     found = {}
     for i, pair in enumerate(step.pairs):
-        values = Values(at_once[i] | groups[i], _LATER, partial(later.__getitem__, i))
-        more: dict[str, float] = {}
-        if extra is not None:
-            more |= extra(pair, values, step.histogram[i])
-        penalty = penalties.get(pair)
+        values = Values(at_once[i] | groups[i], [Part(LATER, partial(later.__getitem__, i))])
+        more = {} if extra is None else dict(extra(pair, values, step.histogram[i]))
+        parts, penalty, rows = [], penalties.get(pair), RowSums(step.pulls[i])
         if penalty is not None:
-            more |= receipt(penalty, step, i)
-            penalty = weighing(penalty, more["penalty/beta"])
-        more |= of_audit(RowSums(step.pulls[i]), math.nan if penalty is None else penalty.beta)
+            penalty = receipts.weighing(penalty, rows.beta(penalty.beta))
+            more |= receipts.at_once(penalty, step, i)
+            parts.append(Part(receipts.NAMES, partial(receipts.receipt, penalty, step, i)))
+        more |= of_audit(rows, math.nan if penalty is None else penalty.beta)
         found[pair] = PairReport(
             pair,
-            values.joined(more),
+            values.joined(more, *parts),
             ExtremeTokens(partial(extreme_tokens, pair, step.tokens[i], workers)),
             Later(partial(coarse_histogram, step.histogram[i])),
             penalty="" if penalty is None else _said(penalty),
@@ -62,7 +61,6 @@ def pair_reports(
     return found
 
 
-_LATER = dict.fromkeys(LATER)
 _said = lru_cache(64)(str)
 """A penalty in words."""
 

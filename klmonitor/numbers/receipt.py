@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from klmonitor.numbers.buckets import EDGES, MIDDLES
 from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.dominance import most_tokens_k1
-from klmonitor.numbers.receiptrows import RowSums, of_rows
+from klmonitor.numbers.receiptmetrics import RECEIPT
+from klmonitor.numbers.receiptrows import RowSums, of_rows, slope_of
 from klmonitor.numbers.sums import KEY, StepSums
 from klmonitor.pairs import parse_pairs
 from klmonitor.penalty import Penalty
@@ -53,6 +54,8 @@ STRAIGHT = {
     ("reward", "k1"): 1.0,
 }
 """Terms whose c / rho is a straight line in t -> its slope, whatever the tokens are."""
+NAMES = frozenset(name for name, *_ in RECEIPT if name.startswith("penalty/"))
+"""What a receipt may have."""
 DEFAULT_PAIR = "policy_ref"
 """Whose a penalty is that came without a pair."""
 
@@ -104,6 +107,29 @@ def receipt(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
     penalty = weighing(penalty, rows.beta(penalty.beta))
     found = of_rows(rows, penalty.beta) | _of_tokens(penalty, step, pair)
     return {"penalty/beta": penalty.beta, **found}
+
+
+def at_once(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
+    """Of `receipt` what rules and trackers read at every step, where the sums alone tell it.
+
+    That is so of an unclamped term in the loss: no token is dead, as c is 0 only where d is.
+    """
+    rows = RowSums(step.pulls[pair])
+    beta, on_policy = rows.beta(penalty.beta), bool(step.on_policy[pair])
+    known = step.n[pair] > 0 and not math.isnan(step.cumulative[pair, -1])
+    in_loss = penalty.placed == "loss" and penalty.ratio != "differentiated"
+    if not (known and in_loss and of_tokens(penalty, on_policy)) or clamped(penalty):
+        return {}
+    if on_policy or penalty.ratio is not None:
+        slope = straight(penalty)
+        if on_policy and math.isnan(slope):
+            slope = _slope(step, pair, exact_sums(penalty, step, pair))
+    else:
+        slope = slope_of(rows)
+    if math.isnan(slope):
+        return {}
+    found = {"penalty/effective_beta": beta * slope, "penalty/dead_share": 0.0}
+    return {"penalty/beta": beta, **found}
 
 
 @lru_cache(64)
@@ -241,14 +267,19 @@ def _effective(
 ) -> tuple[float, float]:
     """cov(c, t) / var(t) and its standard error, from the sums of c and of c d."""
     n, d, d2 = (float(x[pair]) for x in (step.n, step.d, step.d2))
-    sum_c, sum_cd = sums
-    squares = d2 - d * d / n
-    if not squares > 0:
+    slope, squares = _slope(step, pair, sums), d2 - d * d / n
+    if math.isnan(slope):
         return math.nan, math.nan
-    slope = -(sum_cd - sum_c * d / n) / squares
     off = d / n - tokens.d  # t less its mean
-    influence = (c - sum_c / n - slope * off) * off
+    influence = (c - sums[0] / n - slope * off) * off
     return slope, _clustered_error(influence, step, pair, tokens) / squares
+
+
+def _slope(step: StepSums, pair: int, sums: tuple[float, float]) -> float:
+    """cov(c, t) / var(t) from the sums of c and of c d; nan where all t are alike."""
+    n, d, d2 = (float(x[pair]) for x in (step.n, step.d, step.d2))
+    squares = d2 - d * d / n
+    return -(sums[1] - sums[0] * d / n) / squares if squares > 0 else math.nan
 
 
 def _clustered_error(influence: Array, step: StepSums, pair: int, tokens: Spectrum) -> float:

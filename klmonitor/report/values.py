@@ -2,68 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
 
-class Values(Mapping[str, float]):
-    """Metric name -> value: some known, the others made all at once by whoever first asks for one.
+class Part(NamedTuple):
+    """Values that are made together.
 
-    Args:
-        known: values that are there; they go before those that are made.
-        names: of the others, as keys.
+    Attributes:
+        names: those that it may have.
         make: gives them.
     """
 
-    __slots__ = ("_known", "_make", "_names")
+    names: Collection[str]
+    make: Callable[[], Mapping[str, float]]
 
-    def __init__(
-        self,
-        known: Mapping[str, float],
-        names: Mapping[str, None],
-        make: Callable[[], Mapping[str, float]],
-    ) -> None:
-        self._known, self._names = known, names
-        self._make: Callable[[], Mapping[str, float]] | None = make
+
+class Values(Mapping[str, float]):
+    """Metric name -> value: some known, others made by whoever first asks for one of their part.
+
+    Args:
+        known: values that are there; they go before those that are made.
+        parts: the others.
+    """
+
+    __slots__ = ("_known", "_parts")
+
+    def __init__(self, known: Mapping[str, float], parts: Sequence[Part] = ()) -> None:
+        self._known, self._parts = known, tuple(parts)
 
     @property
-    def whole(self) -> bool:
-        """Whether the others were made."""
-        return self._make is None
+    def names(self) -> tuple[str, ...]:
+        """Those that it may have; nothing is made."""
+        names = (self._known, *(part.names for part in self._parts))
+        return tuple(dict.fromkeys(chain.from_iterable(names)))
 
     def __getitem__(self, name: str) -> float:
         found = self._known.get(name)
         if found is None:
-            if name not in self._names:
-                raise KeyError(name)
-            found = self._all()[name]
+            for part in self._parts:
+                if name in part.names:
+                    self._make(part)
+            found = self._known[name]
         return found
 
-    def __iter__(self) -> Iterator[str]:  # names alone: nothing is made
-        return iter(dict.fromkeys((*self._known, *self._names)))
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._all())
 
     def __repr__(self) -> str:
-        return repr(dict(self))
+        return repr(dict(self._all()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What is copied, or sent elsewhere, is a plain table."""
-        return dict, (dict(self),)
+        return dict, (dict(self._all()),)
 
-    def joined(self, more: Mapping[str, float]) -> Values:
+    def joined(self, more: Mapping[str, float], *parts: Part) -> Values:
         """A copy with more values, or others; nothing is made for it."""
-        known = {**self._known, **more}
-        return Values(known, self._names, self._make or dict)
+        return Values({**self._known, **more}, (*self._parts, *parts))
 
     def _all(self) -> Mapping[str, float]:
-        make = self._make
-        if make is not None:  # two threads may: they find the same
-            self._known, self._make = {**make(), **self._known}, None
+        for part in self._parts:
+            self._make(part)
         return self._known
 
+    def _make(self, part: Part) -> None:
+        """Two threads may, of one part: they find the same."""
+        self._known = {**part.make(), **self._known}
+        self._parts = tuple(one for one in self._parts if one is not part)
 
-def joined(values: Mapping[str, float], more: Mapping[str, float]) -> Mapping[str, float]:
+
+def joined(values: Mapping[str, float], more: Mapping[str, float], *parts: Part) -> Values:
     """Values with more of them."""
-    return values.joined(more) if isinstance(values, Values) else {**values, **more}
+    values = values if isinstance(values, Values) else Values(values)
+    return values.joined(more, *parts)
+
+
+def possible(values: Mapping[str, float]) -> tuple[str, ...]:
+    """The names that values may have; nothing is made for it."""
+    return values.names if isinstance(values, Values) else tuple(values)
