@@ -110,15 +110,11 @@ def receipt(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
 
 
 def at_once(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
-    """Of `receipt` what rules and trackers read at every step, where the sums alone tell it.
-
-    That is so of an unclamped term in the loss: no token is dead, as c is 0 only where d is.
-    """
+    """Of `receipt` what rules and trackers read at every step, where the sums alone tell it."""
     rows = RowSums(step.pulls[pair])
     beta, on_policy = rows.beta(penalty.beta), bool(step.on_policy[pair])
     known = step.n[pair] > 0 and not math.isnan(step.cumulative[pair, -1])
-    in_loss = penalty.placed == "loss" and penalty.ratio != "differentiated"
-    if not (known and in_loss and of_tokens(penalty, on_policy)) or clamped(penalty):
+    if not (known and of_tokens(penalty, on_policy) and pulls_all(penalty)):
         return {}
     if on_policy or penalty.ratio is not None:
         slope = straight(penalty)
@@ -183,6 +179,15 @@ def straight(penalty: Penalty) -> float:
 def clamped(penalty: Penalty) -> bool:
     """Whether a limit may cut a bucket."""
     return penalty.clamp is not None or penalty.clamp_d is not None
+
+
+def pulls_all(penalty: Penalty) -> bool:
+    """Whether c is 0 only where d is: no token is dead."""
+    if clamped(penalty):
+        return False
+    if penalty.placed == "reward":
+        return penalty.estimator == "k1"
+    return penalty.ratio != "differentiated" or penalty.estimator == "k3"
 
 
 def of_tokens(penalty: Penalty, on_policy: bool) -> bool:
