@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from klmonitor.report.alert import Alert
 from klmonitor.report.markup import table_html, text_html
 from klmonitor.report.tokens import ExtremeToken, ExtremeTokens
+from klmonitor.report.values import joined
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ def _nothing(pair: PairReport) -> Sequence[str]:
     return ()
 
 
+def _unjudged(pair: PairReport) -> Verdict:
+    return Verdict()
+
+
 @dataclass(frozen=True)
 class PairReport:
     """The numbers of one pair at one step.
@@ -88,7 +93,7 @@ class PairReport:
         extremes: the exact extreme tokens, most extreme first, left tail before right.
         histogram: (lower edge of |d| bucket with the sign of d, count) pairs of the non-empty
             buckets, ascending; coarse, for drawing.
-        verdict: which estimator to believe.
+        judge: says which estimator to believe; `verdict` is what it says.
         open_kinds: kinds of alert that are open on the pair after this step.
         words: says of the pair what there is to know beside the verdict, a sentence an item.
         penalty: the KL term that the objective has on it, in one line; empty: none, or unknown.
@@ -100,7 +105,7 @@ class PairReport:
     values: Mapping[str, float]
     extremes: Sequence[ExtremeToken] = ()
     histogram: Sequence[tuple[float, float]] = ()
-    verdict: Verdict = Verdict()
+    judge: Callable[[PairReport], Verdict] = field(default=_unjudged, repr=False)
     open_kinds: tuple[str, ...] = ()
     words: Callable[[PairReport], Sequence[str]] = field(default=_nothing, repr=False)
     penalty: str = ""
@@ -113,15 +118,23 @@ class PairReport:
         Raises:
             KeyError: there is no metric of that name; the message has the nearest.
         """
-        if metric in self.values or metric in KNOWN or metric.startswith("group/") or not KNOWN:
-            return self.values.get(metric, math.nan)
+        try:
+            return self.values[metric]
+        except KeyError:
+            if metric in KNOWN or metric.startswith("group/") or not KNOWN:
+                return math.nan
         near = difflib.get_close_matches(metric, KNOWN, n=1)
         hint = f": did you mean {near[0]!r}?" if near else ", see docs/metrics.md"
-        raise KeyError(f"no metric {metric!r}{hint}")
+        raise KeyError(f"no metric {metric!r}{hint}") from None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Which estimator to believe."""
+        return self.judge(self)
 
     def with_value(self, metric: str, value: float) -> PairReport:
         """A copy with one value more."""
-        return replace(self, values={**self.values, metric: value})
+        return replace(self, values=joined(self.values, {metric: value}))
 
     def explain(self, step: int) -> str:
         """A headline, a note, the cause, the first reasons, what is open, what to believe."""
@@ -131,7 +144,8 @@ class PairReport:
             f"step {step}, KL({q} || {p}) over {self.tokens:,.0f} tokens in "
             f"{self['sequences']:,.0f} sequences: {numbers} nats/token"
         )
-        believe = [f"believe {self.verdict.text}"] if self.verdict.text else []
+        verdict = self.verdict.text
+        believe = [f"believe {verdict}"] if verdict else []
         cause = [f"cause: {self.cause.text}"] if self.cause.text else []
         note = [f"note: {self.note}"] if self.note else []
         still = [f"open alerts: {', '.join(self.open_kinds)}"] if self.open_kinds else []

@@ -11,7 +11,7 @@ from functools import lru_cache
 from klmonitor.numbers.metrics import CORE, NAMES
 from klmonitor.numbers.runvalues import PREFIX, TABLE
 from klmonitor.pairs import PAIRS
-from klmonitor.report import Report
+from klmonitor.report import Report, possible
 
 Metrics = str | Sequence[str]
 """``"core"``, ``"full"``, or a list of globs, in which those two words may stand as well."""
@@ -81,9 +81,10 @@ def select(metrics: Metrics, report: Report) -> dict[str, float]:
     found = {}
     named = [(f"kl/{name}/", pair.values) for name, pair in report.pairs.items()]
     for start, values in (*named, ("", report.run_values)):
-        for full, short in _choice(globs, start, tuple(values), training):
-            if not math.isnan(values[short]):
-                found[prefix + full] = values[short]
+        for full, short in _choice(globs, start, possible(values), training):
+            value = values.get(short, math.nan)
+            if not math.isnan(value):
+                found[prefix + full] = value
     if "core" in globs:
         found |= {prefix + name: value for name, value in of_groups(report).items()}
     return found
@@ -98,14 +99,16 @@ def of_groups(report: Report) -> dict[str, float]:
     name = next((one for one in FIRST if one in names), names[0] if names else None)
     if name is None:
         return {}
-    return {
-        f"kl/{name}/{metric}": value
-        for metric, value in report.pairs[name].values.items()
-        if metric.startswith("group/")
-        and metric.endswith(GROUP_CORE)
-        and metric != f"group/other{GROUP_CORE}"
-        and not math.isnan(value)
-    }
+    values = report.pairs[name].values
+    found = {one: values[one] for one in _groups(possible(values))}
+    return {f"kl/{name}/{one}": x for one, x in found.items() if not math.isnan(x)}
+
+
+@lru_cache(256)
+def _groups(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of some names that `of_groups` asks for."""
+    ours = (one for one in names if one.startswith("group/") and one.endswith(GROUP_CORE))
+    return tuple(one for one in ours if one != f"group/other{GROUP_CORE}")
 
 
 def is_chosen(metrics: Metrics, full: str, short: str, training: bool = True) -> bool:
