@@ -216,20 +216,21 @@ def signatures(
     every = torch.where(mask, every, NOWHERE)
     log_probs = dict(zip(batch.log_probs, every.unbind(), strict=True))
     q, p = (torch.stack([log_probs[getattr(pair, k)] for pair in pairs]) for k in ("q", "p"))
-    usable = mask.expand_as(q)
-    if not (every.is_cpu and _ordinary(every)):
+    usable, ordinary = mask.expand_as(q), every.is_cpu and _ordinary(every)
+    if not ordinary:
         found["rows",] = (at.total(mask.float()) > 0).expand(1, len(pairs), -1)
         counted, usable = _impossible(q, p, mask)
         whole |= counted
         q, p = (torch.where(usable, x, NOWHERE) for x in (q, p))
     d, counts = p - q, usable.float()
     gap = torch.expm1(d.clamp(max=LARGEST_FLOAT))
-    features = [counts, d, gap, d > ASIDE, d < -ASIDE]
+    totals = at.total(torch.stack([counts, d, gap, d > ASIDE, d < -ASIDE]))
+    found[OF_TOKENS] = totals
     if entropy is not None:
         trainer = log_probs["old" if "old" in log_probs else "policy"]
-        features += _of_entropies(trainer, entropy, usable)
-    totals = at.total(torch.stack(features))
-    found[(*OF_TOKENS, *OF_ENTROPIES)[: len(features)]] = totals
+        alike = usable[:1] if ordinary else usable  # the same tokens of all pairs: once
+        of_entropies = torch.stack(_of_entropies(trainer, entropy, alike))
+        found[OF_ENTROPIES] = at.total(of_entropies).expand(-1, len(pairs), -1)
     tokens, of_sequence, *_ = totals.unbind()
     found[OF_SEQUENCES] = _of_sequences(d, tokens, of_sequence, at)
     if len(pairs) > 1:
