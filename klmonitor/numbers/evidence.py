@@ -66,6 +66,7 @@ def signs_of(signatures: Signatures) -> list[dict[str, float]]:
         means = np.concatenate((value, se, z), axis=1)
         correlations = [signatures.correlation(name) for name in CORRELATIONS]
         shares = [*(signatures.share(name) for name in SHARES), signatures.entropy]
+        shares += signatures.tilt()
     counts = [signatures.sum(name) for name in COUNTS]
     others = np.array((*correlations, *shares, *counts)).T
     return [dict(zip(_NAMES, row, strict=True)) for row in np.hstack((means, others)).tolist()]
@@ -73,7 +74,7 @@ def signs_of(signatures: Signatures) -> list[dict[str, float]]:
 
 _NAMES = (
     *(f"{ratio}{what}" for what in ("", "_se", "_z") for ratio in SIGNATURE_RATIOS),
-    *(*CORRELATIONS, *SHARES, "entropy", *COUNTS),
+    *(*CORRELATIONS, *SHARES, "entropy", "tilt", "fit", *COUNTS),
 )
 
 
