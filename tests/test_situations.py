@@ -325,6 +325,41 @@ def test_log_probs_that_are_too_short_are_refused_by_name():
     assert "rollout has shape [32, 61]" in report.health.why
 
 
+def _liked(world):
+    """Training made a few of each context's likely tokens likelier."""
+    trained = world.base.copy()
+    for logits in trained:
+        logits[world.rng.choice(12, 3, replace=False)] += 2.0
+    return trained
+
+
+def _drifted(world):
+    """Training moved all logits at random."""
+    return world.base + 0.7 * world.rng.normal(size=world.base.shape)
+
+
+@pytest.mark.parametrize("entropies", [True, False])
+@pytest.mark.parametrize("train", [_liked, _drifted])
+def test_weights_apart_are_no_temperature_however_their_tokens_surprise(train, entropies):
+    """What the weights of before draw is surprising to those of now, and has a slope."""
+    world = Policies(12)
+    trained = train(world)
+    every = log_softmax(trained)
+    entropy = -(np.exp(every) * every).sum(-1)
+
+    def make(_):
+        context, token = world.tokens()
+        more = {"entropy": torch.tensor(entropy[context])} if entropies else {}
+        return {
+            "rollout": score(world.base, context, token),
+            "old": score(trained, context, token),
+        }, {"prompt_ids": PROMPTS, **more}
+
+    pair = steps(Monitor(process_group=False), 6, make)[-1].pairs["rollout_old"]
+    assert pair.k3.mean > 0.1
+    assert pair.cause.name == "coarse or stale"
+
+
 def test_stale_weights_are_told_from_a_floor_by_version_alone():
     world = Policies(7, drift=0.5)
 

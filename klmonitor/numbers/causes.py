@@ -215,12 +215,16 @@ def _cut(e: Evidence) -> bool:
 
 
 def _temperature(e: Evidence) -> bool:
+    """D grows with the log-prob; weights apart, of which the sampler's are surer, do it little."""
     most = e["up"] + e["down"] > 0.1  # not the slope of a few odd tokens
-    return e.mismatch and most and not e["qp"] < ALIKE and e.significant("slope", 0.025)
+    grows = e["slope"] < 0 or e["tilt"] > TILTED or e["fit"] > FITS
+    return e.mismatch and most and grows and not e["qp"] < ALIKE and e.significant("slope", 0.025)
 
 
 def _surprised(e: Evidence) -> bool:
-    return e.significant("surprise", max(0.05 * e["entropy"], 0.01))
+    """And both report the same: of other weights' tokens, scored so, surprise is to be expected."""
+    same = not e.mismatch or e["gap"] - e["d"] <= COARSE
+    return same and e.significant("surprise", max(0.05 * e["entropy"], 0.01))
 
 
 def _sure_cut(e: Evidence) -> bool:
@@ -254,6 +258,10 @@ def _coarse_or_stale(e: Evidence) -> bool:
 
 ALIKE, UNLIKE = 0.7, 0.3
 """Correlation of two policies' log-probs within sequences: of other tokens' it is near 0."""
+TILTED, FITS = 4.0, 0.45
+"""Twice cov(d, m) over var(d), and m's share of d's variance (`Signatures.tilt`): of weights that
+are .3 to 2 in logits apart 1.3 to 3.2 and at most .27; of temperatures up to 1.5 it is above 5, and
+from 1.5 on the share is above .6."""
 SURE = 100.0
 """Tokens beside the nearly sure ones that should have come: enough to tell none from few."""
 COARSE = 0.01

@@ -50,8 +50,8 @@ K3_THRESHOLDS = {
     256: (4.9, 7.5),
     512: (5.5, 7.8),
     1024: (5.2, 7.4),
-    4096: (5.1, 7.2),
-    16384: (4.6, 6.9),
+    4096: (5.2, 7.2),
+    16384: (4.9, 6.9),
     65536: (4.8, 8.0),
 }
 """Tokens -> smallest score of the two levels, interpolated in ln N, constant beyond the end."""

@@ -69,7 +69,8 @@ def signs_of(signatures: Signatures) -> list[dict[str, float]]:
         variance = np.sqrt(signatures.sum("qq") * signatures.sum("pp"))[:, None]
         correlations = ratio(signatures.sums[:, _CORRELATIONS], variance)
         shares = ratio(signatures.sums[:, _SHARES], signatures.sums[:, _OF])
-    numbers = (value, se, z, correlations, shares, signatures.sums[:, _COUNTS])
+        tilt = np.stack(signatures.tilt(), axis=1)
+    numbers = (value, se, z, correlations, shares, tilt, signatures.sums[:, _COUNTS])
     table = np.concatenate(numbers, axis=1).tolist()
     return [dict(zip(_NAMES, row, strict=True)) for row in table]
 
@@ -80,7 +81,7 @@ _CORRELATIONS, _SHARES, _OF, _COUNTS = (
 )
 _NAMES = (
     *(f"{name}{what}" for what in ("", "_se", "_z") for name in SIGNATURE_RATIOS),
-    *(*CORRELATIONS, *SHARES, *COUNTS),
+    *(*CORRELATIONS, *SHARES, "tilt", "fit", *COUNTS),
 )
 
 

@@ -42,6 +42,16 @@ class Signatures:
         """[P] a count as a share of another."""
         return ratio(self.sum(name), self.sum(of))
 
+    def tilt(self) -> tuple[Array, Array]:
+        """[P] twice cov(d, m) over var(d) within sequences, m = (log q + log p) / 2, and R^2.
+
+        1 where one policy is the other plus noise that knows nothing of it; far from it where d
+        grows with the log-prob, as at another temperature. R^2 is m's share of d's variance.
+        """
+        qq, pp, qp = (self.sum(name) for name in ("qq", "pp", "qp"))
+        spread, product = qq + pp - 2 * qp, (qq + pp) ** 2 - 4 * qp * qp
+        return ratio(pp - qq, spread), ratio((pp - qq) ** 2, product)
+
     @property
     def entropy(self) -> Array:
         """[P] mean entropy of the trainer's policy, nats."""

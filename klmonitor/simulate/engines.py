@@ -299,6 +299,7 @@ ENGINES: Mapping[str, tuple[str, Engine]] = {
     "other sequences": ("sequences", other_sequences()),
     "stale, versions told": ("stale", stale(0.3, versions=3)),
     "stale, not told": ("coarse or stale", stale(0.3)),
+    "staler, not told": ("coarse or stale", stale(0.7)),
     "ids replaced": ("other tokens", ids_replaced()),
     "rows of others": ("other tokens", rows_moved()),
 }

@@ -56,14 +56,20 @@ def test_a_clean_pair_and_one_of_few_tokens_have_no_cause():
     assert cause(evidence(loud | {"tokens": 100.0})).name == ""
 
 
+SAME = {"gap": 0.001, "d": -0.001, "entropy": 1.0}
+"""Trainer and engine report the same."""
+
+
 @pytest.mark.parametrize(
     ("signs", "name"),
     [
         ({"who": -0.01, "who_z": -9.0}, "reference"),
-        ({"slope": 0.05, "slope_z": 9.0}, "temperature"),
+        ({"slope": 0.05, "slope_z": 9.0, "tilt": 8.0}, "temperature"),
+        ({"slope": 0.05, "slope_z": 9.0, "tilt": 3.0, "fit": 0.6}, "temperature"),
+        ({"slope": -0.05, "slope_z": -9.0}, "temperature"),
         ({"gap": -0.05, "gap_z": -9.0, "down": 0.6, "up": 0.05}, "cut"),
-        ({"surprise": -0.2, "surprise_z": -9.0, "entropy": 1.0}, "narrower, scored raw"),
-        ({"surprise": 0.2, "surprise_z": 9.0, "entropy": 1.0}, "warmer, scored raw"),
+        ({**SAME, "surprise": -0.2, "surprise_z": -9.0}, "narrower, scored raw"),
+        ({**SAME, "surprise": 0.2, "surprise_z": 9.0}, "warmer, scored raw"),
         ({"first": 0.5, "first_se": 0.01}, "first token"),
         ({"last": 0.5, "last_se": 0.01}, "last token"),
         ({"gap": 0.06, "d": -0.01}, "coarse or stale"),
@@ -76,6 +82,13 @@ def test_trainer_and_engine_alone_may_have_these_causes(signs, name):
         assert cause(evidence(signs | weaker)).name == ""
     elsewhere = cause(evidence(signs, pair="policy_ref")).name
     assert elsewhere == ("other sampler" if "raw" in name else "")
+
+
+def test_weights_apart_have_a_slope_and_surprise_too():
+    apart = {"slope": 0.05, "slope_z": 9.0, "tilt": 2.0, "fit": 0.2, "gap": 0.1, "d": -0.1}
+    assert cause(evidence(apart)).name == "coarse or stale"
+    surprised = {"gap": 0.1, "d": -0.1, "entropy": 1.0, "surprise": 0.2, "surprise_z": 9.0}
+    assert cause(evidence(surprised)).name == "coarse or stale"
 
 
 def test_bit_equal_engines_are_information():
