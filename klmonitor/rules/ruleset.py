@@ -292,4 +292,3 @@ class _Guarded(NamedTuple):
 
 def _boundary(kind: str, log: HealthLog) -> Boundary:
     return Boundary(f"the rule {kind}", log, done_without="the others go on")
-
