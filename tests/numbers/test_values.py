@@ -29,16 +29,24 @@ def test_a_part_is_made_once_by_who_asks_for_one_of_it():
     made, others = [], []
     values = Values({"a": 1.0}, [counted(made, b=2.0, c=3.0), counted(others, d=4.0)])
     assert possible(values) == ("a", "b", "c", "d")
-    assert values["a"] == 1.0 and values.get("unknown") is None and not made
-    assert values["c"] == 3.0 and values["b"] == 2.0 and made == [1] and not others
-    assert dict(values) == {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0} and others == [1]
+    assert values["a"] == 1.0
+    assert values.get("unknown") is None
+    assert not made
+    assert values["c"] == 3.0
+    assert values["b"] == 2.0
+    assert made == [1]
+    assert not others
+    assert dict(values) == {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
+    assert others == [1]
     with pytest.raises(KeyError, match="unknown"):
         values["unknown"]
 
 
 def test_what_a_part_may_have_and_has_not_is_absent():
     values = Values({}, [Part(("a", "b"), lambda: {"a": 1.0})])
-    assert "b" not in values and list(values) == ["a"] and len(values) == 1
+    assert "b" not in values
+    assert list(values) == ["a"]
+    assert len(values) == 1
 
 
 def test_what_is_known_goes_before_what_is_made_and_joining_makes_nothing():
@@ -46,14 +54,16 @@ def test_what_is_known_goes_before_what_is_made_and_joining_makes_nothing():
     values = Values({"a": 1.0}, [counted(made, b=2.0)])
     more = values.joined({"b": 5.0}, counted(made, c=7.0))
     assert not made
-    assert dict(more) == {"a": 1.0, "b": 5.0, "c": 7.0} and values["b"] == 2.0
+    assert dict(more) == {"a": 1.0, "b": 5.0, "c": 7.0}
+    assert values["b"] == 2.0
     assert joined({"a": 1.0}, {"b": 2.0}) == {"a": 1.0, "b": 2.0}
 
 
 def test_a_copy_is_a_plain_table():
     values = Values({"a": 1.0}, [counted([], b=2.0)])
     for same in (copy.deepcopy(values), pickle.loads(pickle.dumps(values))):
-        assert type(same) is dict and same == values
+        assert type(same) is dict
+        assert same == values
 
 
 def test_threads_that_look_at_once_find_the_same():
@@ -93,4 +103,6 @@ def test_a_calm_step_makes_only_what_rules_and_trackers_read(monkeypatch):
             assert not any(made), step
             assert set(report.pairs) == {"policy_ref", "old_policy", "rollout_old"}
         made.clear()
-    assert calm > 40 and report.pairs["policy_ref"]["k2/se"] > 0 and any(made)
+    assert calm > 40
+    assert report.pairs["policy_ref"]["k2/se"] > 0
+    assert any(made)
