@@ -136,8 +136,9 @@ def carriers(step: StepSums, i: int) -> Carriers:
     """What carries pair i of a step."""
     if not step.k3[i] > SMALLEST * step.n[i]:
         return Carriers()
-    rows, prompts = step.sequences[i], _buckets(step, i)
+    rows, count = step.sequences[i], step.clustered.prompts[i]
     known = rows[rows[:, KEY] > 0]
+    prompts = _buckets(step, i) if count >= MOST_SHARE else rows[:0]
     for name in ("k3", "k1"):
         by_tokens = _by_tokens(step, i, name)
         found = few(known[:, _FIELD["t"]], known[:, _FIELD[name]], _totals(step, i, name), name)
@@ -145,7 +146,7 @@ def carriers(step: StepSums, i: int) -> Carriers:
             return _said(step, i, name, found, known[list(found.places)])
         of_prompts = _prompts(prompts, name)
         if of_prompts is not None and not by_tokens >= HALF:
-            count, some = step.clustered.prompts[i], len(of_prompts.places)
+            some = len(of_prompts.places)
             text = f"{some} of {count:.0f} prompts hold {of_prompts.share:.0%} of {_WHOLE[name]}"
             tokens = prompts[list(of_prompts.places), 0].sum()
             return Carriers(text, float(tokens))

@@ -34,7 +34,7 @@ def with_verdict(pair: PairReport, open_kinds: Collection[str] = ()) -> PairRepo
         pair: the numbers.
         open_kinds: kinds of alert that are open on it.
     """
-    return replace(pair, judge=_verdict, open_kinds=tuple(sorted(open_kinds)), words=findings)
+    return replace(pair, verdict=_verdict, open_kinds=tuple(sorted(open_kinds)), words=findings)
 
 
 def judged(
@@ -46,7 +46,7 @@ def judged(
     return replace(
         pair,
         values=joined(pair.values, more, best),
-        judge=_verdict,
+        verdict=_verdict,
         open_kinds=kinds,
         words=findings,
     )

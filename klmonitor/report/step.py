@@ -79,8 +79,15 @@ def _nothing(pair: PairReport) -> Sequence[str]:
     return ()
 
 
-def _unjudged(pair: PairReport) -> Verdict:
-    return Verdict()
+class _Judged:
+    """The field of a verdict, or of what gives it when somebody asks."""
+
+    def __get__(self, pair: PairReport | None, owner: type | None = None) -> Verdict:
+        found = Verdict() if pair is None else vars(pair)["_verdict"]
+        return found if isinstance(found, Verdict) else found(pair)
+
+    def __set__(self, pair: PairReport, given: Verdict | Callable[[PairReport], Verdict]) -> None:
+        vars(pair)["_verdict"] = given
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class PairReport:
         extremes: the exact extreme tokens, most extreme first, left tail before right.
         histogram: (lower edge of |d| bucket with the sign of d, count) pairs of the non-empty
             buckets, ascending; coarse, for drawing.
-        judge: says which estimator to believe; `verdict` is what it says.
+        verdict: which estimator to believe.
         open_kinds: kinds of alert that are open on the pair after this step.
         words: says of the pair what there is to know beside the verdict, a sentence an item.
         penalty: the KL term that the objective has on it, in one line; empty: none, or unknown.
@@ -105,7 +112,7 @@ class PairReport:
     values: Mapping[str, float]
     extremes: Sequence[ExtremeToken] = ()
     histogram: Sequence[tuple[float, float]] = ()
-    judge: Callable[[PairReport], Verdict] = field(default=_unjudged, repr=False)
+    verdict: _Judged = _Judged()
     open_kinds: tuple[str, ...] = ()
     words: Callable[[PairReport], Sequence[str]] = field(default=_nothing, repr=False)
     penalty: str = ""
@@ -126,11 +133,6 @@ class PairReport:
         near = difflib.get_close_matches(metric, KNOWN, n=1)
         hint = f": did you mean {near[0]!r}?" if near else ", see docs/metrics.md"
         raise KeyError(f"no metric {metric!r}{hint}") from None
-
-    @property
-    def verdict(self) -> Verdict:
-        """Which estimator to believe."""
-        return self.judge(self)
 
     def with_value(self, metric: str, value: float) -> PairReport:
         """A copy with one value more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, ItemsView, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -49,6 +49,10 @@ class Values(Mapping[str, float]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())
+
+    def items(self) -> ItemsView[str, float]:
+        """Names with values; as quick as a dictionary's."""
+        return self._all().items()
 
     def __len__(self) -> int:
         return len(self._all())

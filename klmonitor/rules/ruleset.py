@@ -162,6 +162,8 @@ class RuleSet:
         of_story: list[Found] = []
         for rule in (one.rule for one in self._judges):
             finding = by_kind.get(rule.kind)
+            if finding is None and (rule.kind, name) not in self._episodes:
+                continue
             size = finite(pair["k3/mean"]) if finding and not math.isnan(finding.base) else 0.0
             phase, episode = self._advance(step, rule, name, finding, size)
             if episode is None:

@@ -125,17 +125,16 @@ def add(
     if rows <= 0 or columns <= 0:
         return taken
     one = next((k for k, pair in enumerate(pairs) if pair.q == "rollout"), 0)
-    with torch.inference_mode():  # a tenth less a call
-        by_sequence, whole = signatures(batch, pairs, one, extras, rows, columns)
-        every = torch.cat([x.flatten(0, -2) for x in by_sequence.values()])
-        taken_from, places = _places(
-            *(tuple((names, x.ndim) for names, x in some.items()) for some in (by_sequence, whole)),
-            tuple(PAIR_INDEX[pair.name] for pair in pairs),
-            one,
-            batch.device,
-        )
-        sums = torch.cat([(every @ every.mT).flatten(), *(x.flatten() for x in whole.values())])
-        state.signatures.view(-1).index_add_(0, places, sums.index_select(0, taken_from))
+    by_sequence, whole = signatures(batch, pairs, one, extras, rows, columns)
+    every = torch.cat([x.flatten(0, -2) for x in by_sequence.values()])
+    taken_from, places = _places(
+        *(tuple((names, x.ndim) for names, x in some.items()) for some in (by_sequence, whole)),
+        tuple(PAIR_INDEX[pair.name] for pair in pairs),
+        one,
+        batch.device,
+    )
+    sums = torch.cat([(every @ every.mT).flatten(), *(x.flatten() for x in whole.values())])
+    state.signatures.view(-1).index_add_(0, places, sums.index_select(0, taken_from))
     return taken + rows * columns
 
 

@@ -96,18 +96,14 @@ class Summary:
         """
         return merge_all([self, other])
 
-    def take_in(self, other: Summary) -> None:
-        """Merge another of the same configuration and device into this one, in place."""
-        top = self.config.top
-        if self.flat.is_cpu:
-            self.flat.numpy()[:] += other.flat.numpy()
-        else:
-            self.flat += other.flat
-        torch.maximum(self.maxima, other.maxima, out=self.maxima)
-        for name, order in (("tokens", N_ORDER), ("sequences", N_SEQUENCE_ORDER)):
+    def take_in(self, later: Summary) -> None:
+        """Merge one of tokens that come behind these into this one, in place; on the CPU only."""
+        self.flat.numpy()[:] += later.flat.numpy()
+        torch.maximum(self.maxima, later.maxima, out=self.maxima)
+        for name in ("tokens", "sequences"):
             mine: Tensor = getattr(self, name)
-            both = torch.cat([mine, getattr(other, name)], dim=-2)
-            mine.copy_(first_of(both, top, order))
+            both = torch.cat([mine, getattr(later, name)], dim=-2)
+            mine.copy_(first_of(both, self.config.top, 1))  # of equal keys the first stays first
 
     def to(self, device: torch.device | str) -> Summary:
         """A copy on another device (the same object if it is there already)."""

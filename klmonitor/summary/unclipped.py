@@ -42,14 +42,13 @@ def add(
     """
     if advantages is None or PAIR not in {pair.name for pair in pairs}:
         return
-    with torch.inference_mode():  # a tenth less a call
-        d = (batch.log_probs["policy"] - batch.log_probs["old"]).double()
-        known = (d + advantages).isfinite()
-        if batch.mask is not None:
-            known &= batch.mask
-        advantage = torch.where(known, advantages, 0.0)
-        d = torch.where(known, d, 0.0).clamp(max=LARGEST)
-        far = (advantage < 0) & (d >= FAR)
-        enters = advantage.abs() * torch.where(advantage > 0, d.clamp(max=FAR), d).exp()
-        terms = torch.stack([known, enters, far, enters * far, d * far])
-        state.signatures.view(-1)[PLACES] += terms.sum((-2, -1))
+    d = (batch.log_probs["policy"] - batch.log_probs["old"]).double()
+    known = (d + advantages).isfinite()
+    if batch.mask is not None:
+        known &= batch.mask
+    advantage = torch.where(known, advantages, 0.0)
+    d = torch.where(known, d, 0.0).clamp(max=LARGEST)
+    far = (advantage < 0) & (d >= FAR)
+    enters = advantage.abs() * torch.where(advantage > 0, d.clamp(max=FAR), d).exp()
+    terms = torch.stack([known, enters, far, enters * far, d * far])
+    state.signatures.view(-1)[PLACES] += terms.sum((-2, -1))
