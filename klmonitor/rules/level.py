@@ -31,7 +31,9 @@ Whether the level has moved is asked of medians of seven, against their own past
     z_moved = (D - median D) / (max(1.4826 MAD(D), scale / 2) (1 + 10 / n))
 
 over the last 0.8 of the run's D, from 40 to 150, without the latest seven. How far medians of
-seven stray is so measured, autocorrelation and slow wander included, and not derived.
+seven stray is so measured, autocorrelation and slow wander included, and not derived. `scale` is
+here that of MADs alone: the first three values of a new level are the largest of all, and would
+hide the move that they begin; a median of seven is not moved by a tail.
 """
 
 from __future__ import annotations
@@ -153,11 +155,14 @@ class Level:
             return Score(y, se, near)
         trend = median(misses)
         changes = self._changes.last(length)
-        spread = spread_of(misses, trend)
+        usual, spread = robust_sd(misses, trend), spread_of(misses, trend)
         if length < LONGEST:
-            spread = min(spread, spread_of(changes, median(changes)))
-        scale = widened(spread, self._errors.last(length), se, misses.size)
-        moved = self._move(y, scale, unit)
+            steady = median(changes)
+            usual = min(usual, robust_sd(changes, steady))
+            spread = min(spread, spread_of(changes, steady))
+        errors = self._errors.last(length)
+        scale = widened(spread, errors, se, misses.size)
+        moved = self._move(y, widened(usual, errors, se, misses.size), unit)
         scale, level = max(scale, self._tail() / TAIL_Z), near + trend
         z = beyond_rounding(y - level, math.exp(y), unit) / scale
         return Score(y, se, near, level, scale, z, *moved)
