@@ -88,6 +88,31 @@ class Process:
             name: f"{without[name]} ({why})" for name, why in found.items() if without.get(name)
         }
 
+    def _set_up(self, module: str, make: Callable[[Any, Any], Any]) -> bool:
+        """Make the driver; what the user has set wrongly is raised, whatever else fails is told.
+
+        Args:
+            module: that defines the driver.
+            make: gives the driver; called with the module and `klmonitor.hooks.configuration`.
+
+        Returns:
+            Whether there is one now.
+
+        Raises:
+            ValueError, TypeError, OSError: an option cannot work; the message has the remedy.
+        """
+        found = self._guard(import_module, module)
+        loader = self._guard(import_module, "klmonitor.hooks.configuration")
+        if found is None or loader is None:
+            return False
+        try:
+            self.driver = make(found, loader)
+        except (ValueError, TypeError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001  # training goes on without us
+            self._guard.caught(error)
+        return self.driver is not None
+
     def _outermost(self, call: Callable[..., Any], *args: Any) -> Any:
         """An entry of the driver's, behind its own boundary."""
         return self.driver.guards["callback"](call, *args)

@@ -356,7 +356,7 @@ def test_an_update_that_fails_loses_its_own_step_and_is_counted(lab):
 def test_ranks_are_merged_and_one_that_is_missing_is_named_once(lab, monkeypatch, capsys):
     from klmonitor_openrlhf import worker
 
-    monkeypatch.setattr(worker, "place_of", lambda owner: owner.place)
+    monkeypatch.setattr(worker.Worker, "_place", lambda _, owner: owner.place)
     lab = lab()
     lab.begin()
     for step in (1, 2, 3):
