@@ -15,6 +15,25 @@ from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.hooks.imports import Bindings
 
 
+def unattachable(name: str, instead: str) -> Callable[..., Any]:
+    """An ``attach`` that refuses: the trainer runs within Ray, where nobody can call it.
+
+    Args:
+        name: of the trainer.
+        instead: how it is watched, for the message.
+    """
+
+    def attach(trainer: Any, **options: Any) -> Any:
+        """Refuse.
+
+        Raises:
+            TypeError: always; the message says what to do instead.
+        """
+        raise TypeError(f"{name} is watched without attach(): {instead}")
+
+    return attach
+
+
 class Hook(NamedTuple):
     """A function of a trainer that is replaced.
 
