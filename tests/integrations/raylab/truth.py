@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from klmonitor.record import read_run
+
 EXACT = 1e-9
 
 
@@ -57,11 +59,31 @@ def compared(report, pair, d, native, row):
     return found
 
 
-def assert_exact(found, steps):
-    """Lines of all steps, 1 to `steps`, in which ours is the truth to 1e-9; printed (``-rP``)."""
+def exact_lines(name, done, lines, steps):
+    """Lines of all steps, 1 to `steps`, in which ours is the truth to 1e-9; printed (``-rP``).
+
+    Args:
+        name: of the run.
+        done: what is left of it.
+        lines: gives its lines.
+        steps: their number.
+    """
+    assert done.rc == 0, done.log[-2000:]
+    found = lines(name, done)
     for line in found:
         print(line)
     assert {line.step for line in found} == set(range(1, steps + 1))
     for line in found:
         assert line.tokens[0] == line.tokens[1], line
         assert line.ours == pytest.approx(line.truth, rel=EXACT, abs=1e-18), line
+    return found
+
+
+def assert_mailbox_was_told_of_once(done):
+    """The mailbox died after step 1: the workers' numbers end, the driver's and training go on."""
+    assert done.rc == 0
+    reports = read_run(done.run_dir).reports
+    assert ["old_policy" in report.pairs for report in reports] == [True, False, False]
+    assert all("rollout_old" in report.pairs for report in reports)
+    assert [report.run_values["klmonitor/active"] for report in reports] == [1, 0, 0]
+    assert len([line for line in done.said if "mailbox is gone" in line]) == 2  # driver and worker
