@@ -10,7 +10,8 @@ from typing import Any
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.summary.batch import TensorLike
 from klmonitor.summary.extras import Version
-from klmonitor.summary.intake import Group, Intake, Known, PromptIds
+from klmonitor.summary.groups import Group
+from klmonitor.summary.intake import Intake, Known, PromptIds
 
 
 class Observer:
