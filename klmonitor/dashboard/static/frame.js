@@ -66,7 +66,10 @@
     // Whether there is nothing to show: `why` is said then, and is empty otherwise.
     bare(why) {
       this.node.classList.toggle("nodata", Boolean(why));
-      if (why) this.body.replaceChildren(KLM.el("p", { className: "why", textContent: `no data because ${why}` }));
+      if (why) {
+        this.drawn = null; // what comes back is drawn again
+        this.body.replaceChildren(KLM.el("p", { className: "why", textContent: `no data because ${why}` }));
+      }
       return Boolean(why);
     }
 

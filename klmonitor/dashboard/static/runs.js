@@ -49,7 +49,7 @@
 
     draw() {
       const shown = this.app.shown().map((each) => each.run), run = shown[shown.length - 1]; // the latest
-      if (!run) { this.body.replaceChildren(el("p", { className: "why", textContent: "no data because no run is shown" })); return; }
+      if (this.bare(run ? "" : "no run is shown")) return;
       const { pair } = this.app.state, other = this.before(run);
       const beside = other && shown.find((each) => each.name === other);
       if (this.same([run, beside, pair, other, run.steps.length])) return;

@@ -57,6 +57,7 @@
       if (!this.same([alerts, pair, run && run.steps.length, alerts.length])) {
         this.stories = KLM.stories(alerts, pair);
         const range = run && run.steps.length ? [run.steps[0], run.steps[run.steps.length - 1]] : [0, 1];
+        this.opened = null;
         this.items = this.stories.slice(0, MOST).map((story) => this.item(story, range, run));
         this.node.classList.toggle("nodata", !this.items.length);
         this.body.replaceChildren(...(this.items.length ? [el("ol", { className: "stories" }, ...this.items)]
