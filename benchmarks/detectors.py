@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import chi2
 
+from klmonitor.replay.scoring import Summed
 from klmonitor.report import Alert, Report
 from klmonitor.rules import Rules, RuleSet
 
@@ -111,7 +112,7 @@ def detectors() -> dict[str, Callable[[], Detector]]:
 
 
 @dataclass(frozen=True)
-class FalseAlarms:
+class FalseAlarms(Summed):
     """Alerts on runs without an event.
 
     Attributes:
@@ -137,14 +138,6 @@ class FalseAlarms:
     def bound(self, kinds: frozenset[str] | None = None) -> float:
         """Upper end of the one-sided 95 % Poisson interval of `rate`."""
         return 1e4 * float(chi2.ppf(0.95, 2 * (self.count(kinds) + 1))) / 2 / self.steps
-
-    def __add__(self, other: FalseAlarms) -> FalseAlarms:
-        return FalseAlarms(
-            self.alerts + other.alerts,
-            self.steps + other.steps,
-            self.early + other.early,
-            self.runs + other.runs,
-        )
 
 
 NONE_YET = FalseAlarms(Counter(), 0, 0, 0)

@@ -79,6 +79,26 @@ QWEN_EYES: dict[str, dict[str, Any]] = {"Qwen2VLImageProcessor": {}, "Qwen2VLVid
 QWEN3_EYES: dict[str, dict[str, Any]] = {
     "Qwen2VLImageProcessor": {"patch_size": 16}, "Qwen3VLVideoProcessor": {},
 }  # fmt: skip
+
+
+def qwen_with_eyes(template: str, config: str, processor: str, width: int) -> Published:
+    """A model of Qwen 2 that sees; `width`: of its layers between."""
+    return qwen(
+        template, 22, 151643, config=config, marks=QWEN_MARKS,
+        settings={"text_config": {"intermediate_size": width}, **QWEN_IDS},
+        processor={processor: {}, **QWEN_EYES},
+    )  # fmt: skip
+
+
+def qwen3_with_eyes(template: str, config: str, width: int = 0) -> Published:
+    """A model of Qwen 3.5 or newer, which all see; `width` where a script asks for it."""
+    settings = {"text_config": {"intermediate_size": width}, **QWEN_IDS} if width else {}
+    return qwen(
+        template, 26, 248044, config=config, marks=QWEN_MARKS, settings=settings,
+        processor={"Qwen3VLProcessor": {}, **QWEN3_EYES},
+    )  # fmt: skip
+
+
 LLAMA = Published("llama3_2", "<|eot_id|>", bos="<|begin_of_text|>", config="LlamaConfig")
 PUBLISHED = {
     "Qwen/Qwen2.5-32B-Instruct": qwen("qwen2_5", 22, config="Qwen2Config"),
@@ -96,33 +116,14 @@ PUBLISHED = {
         "nemotron_3_nano", "<|im_end|>", "<|im_end|>", "<s>"
     ),
     "google/gemma-2-2b-it": Published("gemma", "<eos>", "<pad>", "<bos>"),
-    "Qwen/Qwen2.5-VL-3B-Instruct": qwen(
-        "qwen2_5_vl", 22, 151643,
-        config="Qwen2_5_VLConfig",
-        settings={"text_config": {"intermediate_size": 11008}, **QWEN_IDS},
-        marks=QWEN_MARKS,
-        processor={"Qwen2_5_VLProcessor": {}, **QWEN_EYES},
+    "Qwen/Qwen2.5-VL-3B-Instruct": qwen_with_eyes(
+        "qwen2_5_vl", "Qwen2_5_VLConfig", "Qwen2_5_VLProcessor", 11008
     ),
-    "Qwen/Qwen2-VL-2B-Instruct": qwen(
-        "qwen2_vl", 22, 151643,
-        config="Qwen2VLConfig",
-        settings={"text_config": {"intermediate_size": 8960}, **QWEN_IDS},
-        marks=QWEN_MARKS,
-        processor={"Qwen2VLProcessor": {}, **QWEN_EYES},
+    "Qwen/Qwen2-VL-2B-Instruct": qwen_with_eyes(
+        "qwen2_vl", "Qwen2VLConfig", "Qwen2VLProcessor", 8960
     ),
-    "Qwen/Qwen3.5-0.8B": qwen(
-        "qwen3_5_nothink", 26, 248044,
-        config="Qwen3_5Config",
-        settings={"text_config": {"intermediate_size": 3584}, **QWEN_IDS},
-        marks=QWEN_MARKS,
-        processor={"Qwen3VLProcessor": {}, **QWEN3_EYES},
-    ),
-    "Qwen/Qwen3.6-35B-A3B": qwen(
-        "qwen3_6", 26, 248044,
-        config="Qwen3_5MoeConfig",
-        marks=QWEN_MARKS,
-        processor={"Qwen3VLProcessor": {}, **QWEN3_EYES},
-    ),
+    "Qwen/Qwen3.5-0.8B": qwen3_with_eyes("qwen3_5_nothink", "Qwen3_5Config", 3584),
+    "Qwen/Qwen3.6-35B-A3B": qwen3_with_eyes("qwen3_6", "Qwen3_5MoeConfig"),
     "google/gemma-3-4b-it": Published(
         "gemma3", "<eos>", "<pad>", "<bos>", 262144,
         config="Gemma3Config",

@@ -7,21 +7,17 @@ there functions of OpenRLHF are replaced when OpenRLHF imports them, and nothing
 from __future__ import annotations
 
 import os
-from typing import Any
+
+from klmonitor.hooks.process import unattachable
 
 __all__ = ["attach", "setup"]
 
 
-def attach(trainer: Any, **options: Any) -> Any:
-    """Refuse: OpenRLHF's trainer runs within Ray, where nobody can call this.
-
-    Raises:
-        TypeError: always; the message says what to do instead.
-    """
-    raise TypeError(
-        "OpenRLHF is watched without attach(): start it with python -m klmonitor_openrlhf in the "
-        "place of python -m openrlhf.cli.train_ppo_ray; options are --klmonitor.x y"
-    )
+attach = unattachable(
+    "OpenRLHF",
+    "start it with python -m klmonitor_openrlhf in the place of "
+    "python -m openrlhf.cli.train_ppo_ray; options are --klmonitor.x y",
+)
 
 
 def setup() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from klmonitor.hooks.feed import Around, Capture, Feed, argument
+from klmonitor.hooks.feed import Feed, argument
+from klmonitor.hooks.remote import RemoteCapture
 from klmonitor_openrlhf.batch import layout_of
 from klmonitor_openrlhf.settings import Settings
 
@@ -23,8 +24,8 @@ LOG_PROBS = {
 """Policy -> its log-probs in an `Experience` on the driver."""
 
 
-class DriverCapture(Capture):
-    """The driver's share, and the words for the workers'.
+class DriverCapture(RemoteCapture):
+    """OpenRLHF's.
 
     Args:
         feed: where log-probs go.
@@ -40,15 +41,11 @@ class DriverCapture(Capture):
         absent: Callable[[], Mapping[str, str]],
         beta: Callable[[], float | None],
     ) -> None:
-        self.feed = feed
-        self._settings, self._absent, self._beta = settings, absent, beta
+        super().__init__(feed, absent)
+        self._settings, self._beta = settings, beta
         self._references: list[tuple[Tensor, Tensor]] = []
 
     # --- words -------------------------------------------------------------------------------
-    def wraps(self) -> dict[str, Around]:
-        """Nothing of one object: OpenRLHF's functions are replaced where they are defined."""
-        return {}
-
     def sources(self) -> dict[str, str]:
         """Policy -> where its log-probs come from."""
         found = {
@@ -71,13 +68,8 @@ class DriverCapture(Capture):
             "rollout": "the engine is not asked for log-probs; "
             f"{how} does that, and weighs the loss by them",
             "ref": "the KL coefficient is 0, so there is no reference; --algo.kl.init_coef 1e-6",
-            "old": "it was not passed",
-            "policy": "it was not passed",
+            **super().missing(),
         }
-
-    def absent(self) -> dict[str, str]:
-        """Function that this OpenRLHF lacks -> what is done without it."""
-        return {name: f"left out ({why})" for name, why in self._absent().items()}
 
     # --- around OpenRLHF's functions ---------------------------------------------------------
     def approx_kl(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

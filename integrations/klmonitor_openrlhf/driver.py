@@ -48,7 +48,6 @@ class Driver(RemoteWatch):
         args, kind = trainer.args, type(trainer).__name__
         self.settings, self.trainer = Settings.read(args), trainer
         self.stopping = False
-        self._closed_step: int | None = None
         self._save_steps: Any = None
         read = penalty_of(args)
         super().__init__(
@@ -92,21 +91,10 @@ class Driver(RemoteWatch):
         return tuple(found)
 
     # --- steps -------------------------------------------------------------------------------
-    def close_step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Merge what the workers sent, and close the step; once a step.
-
-        Args:
-            step: OpenRLHF's.
-            metrics: OpenRLHF's of that step, where values of the run are read.
-        """
-        if step == self._closed_step:
-            return
-        self._closed_step = step
+    def read(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Values of the run, among OpenRLHF's metrics and in its controller."""
         self.run.read(step, metrics)
         self.run.beta = self._beta()
-        self.collect(step)
-        self.finish_step(step)
-        self.act()
 
     def joined(self, data: Mapping[str, Any], step: int) -> dict[str, Any]:
         """OpenRLHF's row with ours in it; one of several steps has the exact summary of them."""

@@ -64,24 +64,12 @@ class Process(HookedProcess):
         return result
 
     def _begin(self, trainer: Any) -> None:
-        """Set up; what the user has set wrongly is raised, whatever else fails is told.
+        def make(module: Any, loader: Any) -> Any:
+            options = loader.load_options(json.loads(os.environ.get(loader.GIVEN, "{}")))
+            return module.Driver(trainer, options, self.absent)
 
-        Raises:
-            ValueError, TypeError, OSError: an option cannot work; the message has the remedy.
-        """
-        driver = self._guard(import_module, "klmonitor_openrlhf.driver")
-        loader = self._guard(import_module, "klmonitor.hooks.configuration")
-        if driver is None or loader is None:
-            return
-        options = loader.load_options(json.loads(os.environ.get(loader.GIVEN, "{}")))
-        try:
-            self.driver = driver.Driver(trainer, options, self.absent)
-        except (ValueError, TypeError, OSError):
-            raise
-        except Exception as error:  # noqa: BLE001  # training goes on without us
-            self._guard.caught(error)
-            return
-        if not hasattr(type(trainer), AT_END):
+        there = self._set_up("klmonitor_openrlhf.driver", make)
+        if there and not hasattr(type(trainer), AT_END):
             with suppress(Exception):
                 setattr(type(trainer), AT_END, lambda _: self._end())
 

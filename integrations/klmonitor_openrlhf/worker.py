@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from klmonitor.hooks.feed import argument
-from klmonitor.hooks.worker import RemoteWorker, warm
+from klmonitor.hooks.worker import RemoteWorker, place_among, warm
 from klmonitor_openrlhf.batch import layout_of
 from klmonitor_openrlhf.settings import Settings
 
@@ -31,13 +31,6 @@ class Worker(RemoteWorker):
         """Around the trainer's start: a GPU's kernel is compiled here and not in an update."""
         result = original(*args, **kwargs)
         self.guards["update"](_warm)
-        return result
-
-    def update(self, original: Callable[..., Any], owner: Any, *args: Any, **kwargs: Any) -> Any:
-        """Around an update of the weights: at its end the sums are sent."""
-        self.guards["update"](self._begin)
-        result = original(owner, *args, **kwargs)
-        self.guards["update"](self._end, owner)
         return result
 
     def micro_batch(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -80,24 +73,9 @@ class Worker(RemoteWorker):
         self.observe(**given)
 
     # --- an update ---------------------------------------------------------------------------
-    def _begin(self) -> None:
-        self.begin()
-
-    def _end(self, owner: Any) -> None:
-        self.end(*place_of(owner))
-
-
-def place_of(owner: Any) -> tuple[int, int, bool]:
-    """A worker's number among those that see different tokens, their number, whether it speaks.
-
-    Args:
-        owner: OpenRLHF's `ActorPPOTrainer`.
-    """
-    if not torch.distributed.is_initialized():
-        return 0, 1, True
-    copies = Settings.read(owner.args).copies
-    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return rank // copies, ranks // copies, rank % copies == 0
+    def _place(self, owner: Any) -> tuple[int, int, bool]:
+        """Where OpenRLHF's `ActorPPOTrainer` stands."""
+        return place_among(lambda: Settings.read(owner.args).copies)
 
 
 def _warm() -> None:

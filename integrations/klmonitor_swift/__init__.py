@@ -47,11 +47,7 @@ def attach(trainer: Any, **options: Any) -> Handle:
         TypeError: the trainer has not the functions that hold log-probs.
         ValueError: it is watched already, or an option cannot work with it.
     """
-    callback = SwiftCallback(**options)
-    callback.bind(trainer)
-    trainer.add_callback(callback)
-    assert callback.handle is not None
-    return callback.handle
+    return SwiftCallback(**options).join(trainer)
 
 
 def named(args: Any, trainer: Any) -> NamedCallback:

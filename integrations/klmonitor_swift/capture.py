@@ -15,16 +15,13 @@ from torch import Tensor
 
 from klmonitor.hooks.feed import Around, argument
 from klmonitor.hooks.prompts import prompt_keys
+from klmonitor_trl import names
 from klmonitor_trl.feed import TrainerCapture, TrainerFeed
 from klmonitor_trl.names import GENERATE, LOG_PROBS
 
 LOSS = "_compute_loss_and_metrics"
 FUSED = "compute_liger_loss"
-HELD = {
-    "old": "old_per_token_logps",
-    "ref": "ref_per_token_logps",
-    "rollout": "rollout_per_token_logps",
-}
+HELD = {**names.HELD, "rollout": "rollout_per_token_logps"}
 """Policy -> attribute of the batch."""
 
 

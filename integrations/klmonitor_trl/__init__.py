@@ -30,11 +30,7 @@ def attach(trainer: Any, **options: Any) -> Handle:
     """
     from klmonitor_trl.callback import KLMonitorCallback
 
-    callback = KLMonitorCallback(**options)
-    callback.bind(trainer)
-    trainer.add_callback(callback)
-    assert callback.handle is not None
-    return callback.handle
+    return KLMonitorCallback(**options).join(trainer)
 
 
 def __getattr__(name: str) -> Any:

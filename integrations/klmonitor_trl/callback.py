@@ -74,6 +74,17 @@ class KLMonitorCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         """
         self._take(self.watch_class(trainer, self.options))
 
+    def join(self, trainer: Any) -> Handle:
+        """`bind` to a trainer that is built already, and be called by it from now on.
+
+        Raises:
+            TypeError, ValueError: as `bind`.
+        """
+        self.bind(trainer)
+        trainer.add_callback(self)
+        assert self.handle is not None  # it is bound
+        return self.handle
+
     def _take(self, watch: TrainerWatch) -> None:
         """Close the steps of a watch from now on."""
         self._watch = watch

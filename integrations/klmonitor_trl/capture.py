@@ -30,6 +30,7 @@ from klmonitor_trl.feed import TrainerCapture, TrainerFeed
 from klmonitor_trl.fused import NAME, FusedLoss, fused_loss
 from klmonitor_trl.names import (
     GENERATE,
+    HELD,
     LOG_PROBS,
     is_rloo,
     log_prob_function,
@@ -39,13 +40,6 @@ from klmonitor_trl.reference import TrlBatch, evaluated
 
 RIDER = "_klm_"
 """Prefix of the keys that ride along in TRL's batches."""
-
-HELD_BY_TRL = {
-    "old": "old_per_token_logps",
-    "ref": "ref_per_token_logps",
-    "rollout": "sampling_per_token_logps",
-}
-"""Policy -> key of its log-probs in the batch, where TRL keeps them."""
 
 
 class BatchCapture(TrainerCapture):
@@ -205,7 +199,7 @@ class BatchCapture(TrainerCapture):
         """Add our riders to a generation batch."""
         riders = {"prompt": prompt_keys(output["prompt_ids"], output["prompt_mask"])}
         for policy in ("old", "ref"):
-            if policy in self._caught and output.get(HELD_BY_TRL[policy]) is None:
+            if policy in self._caught and output.get(HELD[policy]) is None:
                 riders[policy] = self._caught[policy]
         if self._groups:
             rows = argument(args, kwargs, 0, "inputs")
@@ -235,7 +229,7 @@ class BatchCapture(TrainerCapture):
             self._observe_fused(self._fused, inputs, prompts, group)
             return
         policies = {"policy": self._policy(inputs)}
-        for name, key in HELD_BY_TRL.items():
+        for name, key in HELD.items():
             tensor = inputs.get(key)
             tensor = inputs.get(RIDER + name) if tensor is None else tensor
             if tensor is not None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from klmonitor.hooks.listener import Listener
 from klmonitor.hooks.wraps import Wrap
 
 NAME = "UnslothEfficientGRPO"
@@ -34,36 +35,13 @@ def fused_loss(trainer: Any) -> Any:
     return None
 
 
-class FusedLoss:
-    """Listens to ``apply``, on demand.
-
-    Attributes:
-        kept: the arguments that it was given since `listen`.
-    """
+class FusedLoss(Listener[tuple[Any, ...]]):
+    """Keeps the arguments that ``apply`` is given."""
 
     def __init__(self, owner: Any) -> None:
         """Put a wrap around ``owner.apply``."""
-        self.kept: list[tuple[Any, ...]] = []
-        self._listening = False
-        self._wrap = Wrap(owner, "apply", self._hear)
-
-    def listen(self) -> None:
-        """Start from nothing."""
-        self.kept.clear()
-        self._listening = True
-
-    def stop(self) -> None:
-        """Hear nothing more; what was kept stays until `forget`."""
-        self._listening = False
-
-    def forget(self) -> None:
-        """Drop the tensors."""
-        self.kept.clear()
-
-    def close(self) -> None:
-        """Take the wrap off."""
-        self._wrap.undo()
-        self.kept.clear()
+        super().__init__()
+        self._off = Wrap(owner, "apply", self._hear).undo
 
     def _hear(self, original: Callable[..., Any], *args: Any) -> Any:
         result = original(*args)

@@ -9,6 +9,12 @@ LOG_PROBS = ("_get_per_token_logps_and_entropies", "_get_per_token_logps")
 FLATTENED = ("_get_per_token_logps_and_entropies_flattened", "_get_per_token_logps_flattened")
 """What axolotl's trainer calls in their place when it packs its batches (``batch_flattening``)."""
 GENERATE = "_generate_and_score_completions"
+HELD = {
+    "old": "old_per_token_logps",
+    "ref": "ref_per_token_logps",
+    "rollout": "sampling_per_token_logps",
+}
+"""Policy -> key of its log-probs in the batch, where TRL keeps them."""
 
 
 def log_prob_function(trainer: Any) -> str | None:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klmonitor.hooks.feed import Around, Capture, Feed, argument
+from klmonitor.hooks.feed import Feed, argument
+from klmonitor.hooks.remote import RemoteCapture
 from klmonitor_verl.names import LOG_PROBS, MASK, PROMPT, TOKENS, identities, keys_of
 from klmonitor_verl.settings import Settings
 
@@ -51,8 +52,8 @@ class _Seen:
         return {name: x for name, x in given.items() if x is not None and x.shape == old.shape}
 
 
-class DriverCapture(Capture):
-    """The driver's share, and the words for the workers'.
+class DriverCapture(RemoteCapture):
+    """verl's.
 
     Attributes:
         observed: whether anything was since the step was closed.
@@ -66,17 +67,13 @@ class DriverCapture(Capture):
             settings: what verl's configuration says.
             absent: ``module.name`` -> why it could not be replaced.
         """
-        self.feed = feed
-        self._settings, self._absent = settings, absent
+        super().__init__(feed, absent)
+        self._settings = settings
         self.observed = False
         self._seen = _Seen()
         self._depth = 0
 
     # --- words -------------------------------------------------------------------------------
-    def wraps(self) -> dict[str, Around]:
-        """Nothing of one object: verl's functions are replaced where they are defined."""
-        return {}
-
     def sources(self) -> dict[str, str]:
         """Policy -> where its log-probs come from."""
         found = {"policy": "the workers' policy loss"}
@@ -96,13 +93,8 @@ class DriverCapture(Capture):
         return {
             "rollout": "actor_rollout_ref.rollout.calculate_log_probs is False",
             "ref": "neither actor.use_kl_loss nor algorithm.use_kl_in_reward is on",
-            "old": "it was not passed",
-            "policy": "it was not passed",
+            **super().missing(),
         }
-
-    def absent(self) -> dict[str, str]:
-        """Function that this verl lacks -> what is done without it."""
-        return {name: f"left out ({why})" for name, why in self._absent().items()}
 
     # --- around verl's functions -------------------------------------------------------------
     def correction(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

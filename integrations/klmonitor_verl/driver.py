@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,6 @@ class Driver(RemoteWatch):
         settings = Settings.read(config, tuple(options.groups), options.group_column)
         kind = type(trainer).__name__ if trainer is not None else "trainer"
         self.settings, self.trainer = settings, trainer
-        self._closed_step: int | None = None
         self._save_freq: int | None = None
         self._checkpoint: Path | None = None
         super().__init__(
@@ -92,31 +91,23 @@ class Driver(RemoteWatch):
         """Whether anything was observed here since the last step."""
         return self.capture.observed
 
-    def close_step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Merge what the workers sent, and close the step; once a step.
-
-        Args:
-            step: verl's.
-            metrics: verl's of that step, where values of the run are read.
-        """
-        if step == self._closed_step:
-            return
-        self._closed_step, self.capture.observed = step, False
+    def read(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Values of the run among verl's metrics."""
+        self.capture.observed = False
         self.run.read(step, metrics)
-        self.collect(step)
-        self.finish_step(step)
-        self.act()
-        self._write_state()
 
     def act(self) -> None:
-        """Do what alerts ask for, as verl's loop allows.
+        """Do what alerts ask for, as verl's loop allows, and write what a resumed run needs.
 
         A checkpoint is saved by verl itself at the end of the next step. V1 stops at once, or after
         the checkpoint; V0 has looked at its last step before it logs, and stops after the next.
         """
         wanted, trainer = self.wanted(), self.trainer
-        if not wanted or trainer is None:
-            return
+        if wanted and trainer is not None:
+            self._follow(wanted, trainer)
+        self._write_state()
+
+    def _follow(self, wanted: Collection[str], trainer: Any) -> None:
         if CHECKPOINT in wanted:
             self._set_save_freq(1)
         if STOP in wanted:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from importlib import import_module
 from typing import Any
 
 from klmonitor.hooks.process import Hook
@@ -75,23 +74,13 @@ class Process(HookedProcess):
         return result
 
     def _begin(self, config: Mapping[str, Any], trainer: Any) -> None:
-        """Set up; what the user has set wrongly is raised, whatever else fails is told.
-
-        Raises:
-            ValueError, TypeError, OSError: an option cannot work; the message has the remedy.
-        """
-        driver = self._guard(import_module, "klmonitor_verl.driver")
-        loader = self._guard(import_module, "klmonitor.hooks.configuration")
-        if driver is None or loader is None:
-            return
-        options = loader.load_options(config.get("klmonitor"))
         trainer = self._last_trainer if trainer is None else trainer
-        try:
-            self.driver = driver.Driver(config, options, trainer, self.absent)
-        except (ValueError, TypeError, OSError):
-            raise
-        except Exception as error:  # noqa: BLE001  # training goes on without us
-            self._guard.caught(error)
+
+        def make(module: Any, loader: Any) -> Any:
+            options = loader.load_options(config.get("klmonitor"))
+            return module.Driver(config, options, trainer, self.absent)
+
+        if not self._set_up("klmonitor_verl.driver", make):
             return
         if self._last_trainer is not None and self._last_trainer is trainer:
             self._outermost(self.driver.loaded, trainer)  # V1 has loaded it before

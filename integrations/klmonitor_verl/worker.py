@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from klmonitor.hooks.feed import argument
-from klmonitor.hooks.worker import RemoteWorker, warm
+from klmonitor.hooks.worker import RemoteWorker, place_among, warm
 from klmonitor_verl.names import identities, keys_of
 
 
@@ -53,13 +53,6 @@ class Worker(RemoteWorker):
         result = original(*args, **kwargs)
         if self._pending:
             self.guards["loss"](self._reference, args, kwargs)
-        return result
-
-    def update(self, original: Callable[..., Any], owner: Any, *args: Any, **kwargs: Any) -> Any:
-        """Around an update of the weights: at its end the sums are sent."""
-        self.guards["update"](self._begin)
-        result = original(owner, *args, **kwargs)
-        self.guards["update"](self._end, owner)
         return result
 
     def initialized(self, original: Callable[..., Any], owner: Any, *args: Any, **kw: Any) -> Any:
@@ -135,28 +128,21 @@ class Worker(RemoteWorker):
     # --- an update ---------------------------------------------------------------------------
     def _begin(self) -> None:
         self._pending = {}
-        self.begin()
+        super()._begin()
 
     def _end(self, owner: Any) -> None:
         self._flush()
-        self.end(*place_of(owner))
+        super()._end(owner)
 
-
-def place_of(owner: Any) -> tuple[int, int, bool]:
-    """A worker's number among those that see different tokens, their number, whether it speaks.
-
-    Args:
-        owner: verl's `TrainingWorker`; before 0.8 its actor.
-    """
-    engine = getattr(owner, "engine", None)
-    if engine is not None:
-        return (
-            int(engine.get_data_parallel_rank()),
-            int(engine.get_data_parallel_size()),
-            bool(engine.is_mp_src_rank_with_outputs()),
+    def _place(self, owner: Any) -> tuple[int, int, bool]:
+        """Where verl's `TrainingWorker` stands, before 0.8 its actor."""
+        engine = getattr(owner, "engine", None)
+        if engine is not None:
+            return (
+                int(engine.get_data_parallel_rank()),
+                int(engine.get_data_parallel_size()),
+                bool(engine.is_mp_src_rank_with_outputs()),
+            )
+        return place_among(
+            lambda: max(int(getattr(owner, "ulysses_sequence_parallel_size", 1) or 1), 1)
         )
-    if not torch.distributed.is_initialized():
-        return 0, 1, True
-    copies = max(int(getattr(owner, "ulysses_sequence_parallel_size", 1) or 1), 1)
-    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return rank // copies, ranks // copies, rank % copies == 0

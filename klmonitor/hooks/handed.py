@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from klmonitor.boundary import cause, say
 from klmonitor.hooks.feed import Around, Capture, Feed
 from klmonitor.hooks.objective import Objective, PenaltyRead
 from klmonitor.hooks.options import Options, disabled
-from klmonitor.hooks.text import TokenText
+from klmonitor.hooks.text import decoder
 from klmonitor.hooks.trackers import with_extras
 from klmonitor.hooks.watch import Watch
 from klmonitor.sinks import select
@@ -94,7 +93,7 @@ class HandedWatch(Watch):
             pairs=None,
             objective=objective or Objective(),
             penalty=penalty,
-            text=self._text(tokenizer, main),
+            text=decoder(tokenizer, options.log_tokens) if main else None,
             main=main,
             sinks=with_extras(options.sinks, directory, tokens=options.log_tokens == "local"),
             **settings,
@@ -128,13 +127,3 @@ class HandedWatch(Watch):
         """The run is over."""
         self.conclude()
         self.monitor.close()
-
-    def _text(self, tokenizer: Any, main: bool) -> TokenText | None:
-        """What decodes extreme tokens, if it may."""
-        if self._options.log_tokens is False or not main or not hasattr(tokenizer, "decode"):
-            return None
-        try:
-            return TokenText(tokenizer, rank=0)
-        except Exception as error:  # noqa: BLE001  # whatever a tokenizer does when it is copied
-            say("tokens are recorded without text: no copy of the tokenizer (%s)", cause(error))
-            return None

@@ -12,38 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klmonitor.hooks.listener import Listener
 
-class ModelOutputs:
-    """Listens to a model, on demand.
 
-    Attributes:
-        kept: the outputs' tensors since `listen`, log-probs if there are any, else logits: what it
-            is, the tensor, and how often it had been written to when we saw it.
+class ModelOutputs(Listener[tuple[str, Tensor, int]]):
+    """Keeps a model's outputs: log-probs if there are any, else logits.
+
+    Of each it is known what it is, the tensor, and how often it had been written to when we saw it.
     """
 
     def __init__(self, model: Any) -> None:
         """Put the hook on."""
-        self.kept: list[tuple[str, Tensor, int]] = []
-        self._listening = False
-        self._handle = model.register_forward_hook(self._hear)
-
-    def listen(self) -> None:
-        """Start from nothing."""
-        self.kept.clear()
-        self._listening = True
-
-    def stop(self) -> None:
-        """Hear nothing more; what was kept stays until `forget`."""
-        self._listening = False
-
-    def forget(self) -> None:
-        """Drop the tensors."""
-        self.kept.clear()
-
-    def close(self) -> None:
-        """Take the hook off."""
-        self._handle.remove()
-        self.kept.clear()
+        super().__init__()
+        self._off = model.register_forward_hook(self._hear).remove
 
     def _hear(self, _module: Any, _inputs: Any, output: Any) -> None:
         if not self._listening:

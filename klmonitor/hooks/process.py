@@ -15,6 +15,25 @@ from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.hooks.imports import Bindings
 
 
+def unattachable(name: str, instead: str) -> Callable[..., Any]:
+    """An ``attach`` that refuses: the trainer runs within Ray, where nobody can call it.
+
+    Args:
+        name: of the trainer.
+        instead: how it is watched, for the message.
+    """
+
+    def attach(trainer: Any, **options: Any) -> Any:
+        """Refuse.
+
+        Raises:
+            TypeError: always; the message says what to do instead.
+        """
+        raise TypeError(f"{name} is watched without attach(): {instead}")
+
+    return attach
+
+
 class Hook(NamedTuple):
     """A function of a trainer that is replaced.
 
@@ -87,6 +106,31 @@ class Process:
         return {
             name: f"{without[name]} ({why})" for name, why in found.items() if without.get(name)
         }
+
+    def _set_up(self, module: str, make: Callable[[Any, Any], Any]) -> bool:
+        """Make the driver; what the user has set wrongly is raised, whatever else fails is told.
+
+        Args:
+            module: that defines the driver.
+            make: gives the driver; called with the module and `klmonitor.hooks.configuration`.
+
+        Returns:
+            Whether there is one now.
+
+        Raises:
+            ValueError, TypeError, OSError: an option cannot work; the message has the remedy.
+        """
+        found = self._guard(import_module, module)
+        loader = self._guard(import_module, "klmonitor.hooks.configuration")
+        if found is None or loader is None:
+            return False
+        try:
+            self.driver = make(found, loader)
+        except (ValueError, TypeError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001  # training goes on without us
+            self._guard.caught(error)
+        return self.driver is not None
 
     def _outermost(self, call: Callable[..., Any], *args: Any) -> Any:
         """An entry of the driver's, behind its own boundary."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from klmonitor.boundary import Boundary, cause, say
-from klmonitor.hooks.feed import Capture
+from klmonitor.boundary import Boundary, cause
+from klmonitor.hooks.feed import Around, Capture, Feed
 from klmonitor.hooks.mailbox import Letter, Mailbox, is_timeout
 from klmonitor.hooks.objective import Objective, PenaltyRead
 from klmonitor.hooks.options import Options
 from klmonitor.hooks.roll import Roll
-from klmonitor.hooks.text import TokenText
+from klmonitor.hooks.text import decoder
 from klmonitor.hooks.trackers import with_extras
 from klmonitor.hooks.watch import Watch
 from klmonitor.report import Report
@@ -59,6 +60,7 @@ class RemoteWatch(Watch):
         directory = options.directory(output_dir)
         self._options = options
         self._box: Mailbox | None = None
+        self._closed_step: int | None = None
         super().__init__(
             what,
             options,
@@ -67,7 +69,7 @@ class RemoteWatch(Watch):
             pairs=None,
             objective=objective,
             penalty=penalty,
-            text=token_text(tokenizer, options),
+            text=decoder(tokenizer, options.log_tokens),
             main=True,
             sinks=with_extras(options.sinks, directory, tokens=options.log_tokens == "local"),
             process_group=False,
@@ -79,6 +81,29 @@ class RemoteWatch(Watch):
         self.guards["mailbox"] = Boundary("the mailbox", self.monitor.log, vital=True)
 
     # --- steps -------------------------------------------------------------------------------
+    def close_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Merge what the workers sent, and close the step; once a step.
+
+        Args:
+            step: the trainer's.
+            metrics: the trainer's of that step, where values of the run are read.
+        """
+        if step == self._closed_step:
+            return
+        self._closed_step = step
+        self.read(step, metrics)
+        self.collect(step)
+        self.finish_step(step)
+        self.act()
+
+    @abstractmethod
+    def read(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Values of the run among a step's metrics."""
+
+    @abstractmethod
+    def act(self) -> None:
+        """Do what alerts ask for, as the trainer's loop allows."""
+
     def collect(self, step: int) -> None:
         """Merge what the workers have sent of a step, and say who is missing."""
         if self._box is None:
@@ -143,6 +168,31 @@ class RemoteWatch(Watch):
             return [], 0
 
 
+class RemoteCapture(Capture):
+    """The driver's share of the log-probs, and the words for the workers'.
+
+    Args:
+        feed: where log-probs go.
+        absent: ``module.name`` -> what is done without it.
+    """
+
+    def __init__(self, feed: Feed, absent: Callable[[], Mapping[str, str]]) -> None:
+        self.feed = feed
+        self._absent = absent
+
+    def wraps(self) -> dict[str, Around]:
+        """Nothing of one object: the trainer's functions are replaced where they are defined."""
+        return {}
+
+    def missing(self) -> dict[str, str]:
+        """Policy -> why it is not to be had."""
+        return {"old": "it was not passed", "policy": "it was not passed"}
+
+    def absent(self) -> dict[str, str]:
+        """Function that this version of the trainer lacks -> what is done without it."""
+        return {name: f"left out ({why})" for name, why in self._absent().items()}
+
+
 def refuse(options: Options, names: Collection[str], why: str) -> None:
     """Refuse options that a trainer cannot have.
 
@@ -160,14 +210,3 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return str(getattr(sys.modules.get(package), "__version__", "of unknown version"))
-
-
-def token_text(tokenizer: Any, options: Options) -> TokenText | None:
-    """What decodes extreme tokens, if it may."""
-    if options.log_tokens is False or not hasattr(tokenizer, "decode"):
-        return None
-    try:
-        return TokenText(tokenizer, rank=0)
-    except Exception as error:  # noqa: BLE001  # whatever a tokenizer does when it is copied
-        say("tokens are recorded without text: no copy of the tokenizer (%s)", cause(error))
-        return None

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klmonitor.boundary import cause, say
 from klmonitor.record.rows import RECORDED_TOKENS
 from klmonitor.report import ExtremeToken
 
@@ -125,3 +126,19 @@ def with_context(tokens: Sequence[ExtremeToken]) -> list[int]:
         for numbers in tails.values()
         for number in (numbers if len(numbers) > RECORDED_TOKENS else numbers[:1])
     ]
+
+
+def decoder(tokenizer: Any, log_tokens: Any) -> TokenText | None:
+    """What decodes extreme tokens on a driver; None: it may not, or the tokenizer cannot.
+
+    Args:
+        tokenizer: of the run; None: there is none.
+        log_tokens: the option.
+    """
+    if log_tokens is False or not hasattr(tokenizer, "decode"):
+        return None
+    try:
+        return TokenText(tokenizer, rank=0)
+    except Exception as error:  # noqa: BLE001  # whatever a tokenizer does when it is copied
+        say("tokens are recorded without text: no copy of the tokenizer (%s)", cause(error))
+        return None

@@ -7,7 +7,7 @@ has summed is thrown away, and counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -41,6 +41,24 @@ class RemoteWorker:
         self.settings: Mapping[str, Any] = {}
         self._box: Mailbox | None = None
         self._observed = 0
+
+    def update(self, original: Callable[..., Any], owner: Any, *args: Any, **kwargs: Any) -> Any:
+        """Around a trainer's update of the weights: at its end the sums are sent."""
+        self.guards["update"](self._begin)
+        result = original(owner, *args, **kwargs)
+        self.guards["update"](self._end, owner)
+        return result
+
+    def _begin(self) -> None:
+        self.begin()
+
+    def _end(self, owner: Any) -> None:
+        self.end(*self._place(owner))
+
+    def _place(self, owner: Any) -> tuple[int, int, bool]:
+        """What `end` is told of whose update it is; an adapter asks the trainer's worker."""
+        del owner
+        return 0, 1, True
 
     def observe(self, **given: Any) -> None:
         """Sum a micro-batch, if anybody wants it."""
@@ -106,6 +124,22 @@ class RemoteWorker:
                 cause(error),
             )
             self.log.stop("mailbox", cause(error))
+
+
+def place_among(copies: Callable[[], int]) -> tuple[int, int, bool]:
+    """Of this process among torch's, of which groups in a row see the same tokens.
+
+    Args:
+        copies: processes of such a group; asked only where there are several.
+
+    Returns:
+        What `RemoteWorker.end` is told.
+    """
+    if not torch.distributed.is_initialized():
+        return 0, 1, True
+    size = copies()
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return rank // size, ranks // size, rank % size == 0
 
 
 def warm(device: str) -> None:

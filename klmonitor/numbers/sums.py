@@ -52,6 +52,16 @@ _FORMATS = slice(POLICY_COUNTS.index("bf16"), POLICY_COUNTS.index("fp16") + 1)
 _T, _K1 = SEQUENCE_FIELDS.index("t"), SEQUENCE_FIELDS.index("k1")
 
 
+def _token_sum(name: str) -> cached_property[Array]:
+    """[P] one of `TOKEN_SUMS`."""
+
+    def found(step: StepSums) -> Array:
+        column: Array = step._token_sums[:, TOKEN_SUMS[name]]
+        return column
+
+    return cached_property(found)
+
+
 class StepSums:
     """The sums of the pairs that have counted tokens, or non-finite ones, at a step.
 
@@ -104,6 +114,7 @@ class StepSums:
     def _token_sums(self) -> Array:
         return token_sums(self.sums)
 
+<<<<<<< HEAD
     def _token_sum(self, name: str) -> Array:
         found: Array = self._token_sums[:, TOKEN_SUMS[name]]
         return found
@@ -142,6 +153,19 @@ class StepSums:
     def dk3(self) -> Array:
         """[P] sum of d k3."""
         return self._token_sum("dk3")
+=======
+    n = _token_sum("n")
+    """[P] tokens counted."""
+    d = _token_sum("d")
+    absolute = _token_sum("abs")
+    """[P] sum of |d|."""
+    d2 = _token_sum("d2")
+    d4 = _token_sum("d4")
+    k3 = _token_sum("k3")
+    k3k3 = _token_sum("k3k3")
+    dk3 = _token_sum("dk3")
+    """[P] sum of d k3; the others likewise."""
+>>>>>>> main
 
     # --- means, errors, variances ------------------------------------------------------------
     @once
@@ -154,7 +178,7 @@ class StepSums:
     def variances(self) -> Array:
         """[3, P] sample variances of k1, k2 and k3 over tokens, nats^2."""
         first = np.array((self.d, 0.5 * self.d2, self.k3))
-        squares = np.array((self.d2, 0.25 * self._token_sum("d4"), self.k3k3))
+        squares = np.array((self.d2, 0.25 * self.d4, self.k3k3))
         mean = ratio(first, self.n)
         return positive(ratio(squares - self.n * mean * mean, self.n - 1))
 

@@ -5,12 +5,13 @@ It is private as the text of tokens is: ids in a row are the text, to whom has t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
 from klmonitor.numbers.neighbours import Neighbours
-from klmonitor.record.rows import encode_row, finite_or_none
+from klmonitor.numbers.places import Places
+from klmonitor.record.rows import encode_row, finite_or_none, token_to_row
 from klmonitor.report import ExtremeToken, Row
 
 AROUND, PLACES = "around", "places"
@@ -92,3 +93,25 @@ def neighbours_from_rows(tokens: Sequence[ExtremeToken], rows: Sequence[Row]) ->
         )
         for row in rows
     ]
+
+
+def encode_tokens(
+    step: int,
+    tokens: Sequence[ExtremeToken],
+    phase: str,
+    around: Sequence[Row],
+    places: Mapping[str, Places],
+) -> bytes:
+    """The row of a step's extreme tokens as a line, with what stood around some of them.
+
+    Args:
+        step: which.
+        tokens: of all pairs.
+        phase: ``"train"`` or ``"eval"``.
+        around: of `around_rows`.
+        places: pair -> mean |d| by place.
+    """
+    beside: Row = {AROUND: list(around)} if around else {}
+    beside |= {PLACES: dict(places)} if places else {}
+    rows = [token_to_row(token) for token in tokens]
+    return encode_row({"step": step, "phase": phase, "tokens": rows, **beside})

@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,14 +13,15 @@ from klmonitor.background import Worker
 from klmonitor.boundary import HealthLog, say
 from klmonitor.numbers.places import Places
 from klmonitor.record.achieved import Achieved
-from klmonitor.record.around import AROUND, PLACES
+from klmonitor.record.around import encode_tokens
 from klmonitor.record.files import MUTES
 from klmonitor.record.lock import claim
+from klmonitor.record.losses import Losses
 from klmonitor.record.marks import DROPPED, RESUMED, Mark
 from klmonitor.record.mutes import Mute, MuteFile
 from klmonitor.record.notices import Notice, notice_to_row
 from klmonitor.record.rowfiles import FILES, LostFilesError, RowFiles
-from klmonitor.record.rows import alert_to_row, encode_report, encode_row, token_to_row
+from klmonitor.record.rows import alert_to_row, encode_report, encode_row
 from klmonitor.record.segment import Segment, begin, resumed
 from klmonitor.record.segments import has_rows, last_step_of
 from klmonitor.report import Alert, ExtremeToken, Report, Row
@@ -69,10 +69,7 @@ class RecordWriter:
         self._log = log or HealthLog()
         self._meta, self._rules = dict(meta or {}), rules
         self._max_bytes = max_bytes
-        self._failed = self._told_dropped = 0
-        self._why = ""
-        self._lost_after: int | None = None
-        self._write_errors = 0
+        self._losses = Losses(self._log)
         self._written: int | None = None
         self._first: int | None = None
         self._last: int | None = None
@@ -124,7 +121,7 @@ class RecordWriter:
     @property
     def errors(self) -> int:
         """Rows lost to errors: a full disk, a stale handle, a value that JSON cannot hold."""
-        return self._write_errors + self._worker.errors
+        return self._losses.errors + self._worker.errors
 
     @property
     def dropped(self) -> int:
@@ -287,13 +284,8 @@ class RecordWriter:
         around: Sequence[Row],
         places: Mapping[str, Places],
     ) -> None:
-        def line() -> bytes:
-            rows = [token_to_row(token) for token in tokens]
-            beside: Row = {AROUND: list(around)} if around else {}
-            beside |= {PLACES: dict(places)} if places else {}
-            return encode_row({"step": step, "phase": phase, "tokens": rows, **beside})
-
-        self._write("tokens", self._encoded(line))
+        make = partial(encode_tokens, step, tokens, phase, around, places)
+        self._write("tokens", self._encoded(make))
 
     def _write_alert(self, alert: Alert) -> None:
         self._write("alerts", self._encoded(lambda: encode_row(alert_to_row(alert))))
@@ -306,7 +298,7 @@ class RecordWriter:
         try:
             return make()
         except BaseException:
-            self._lose("it could not be made into JSON")
+            self._losses.lose("it could not be made into JSON", self._last)
             raise
 
     def _mark(self, mark: Mark) -> None:
@@ -323,40 +315,14 @@ class RecordWriter:
                 self._move(error.why, error.rows, error.whole)
                 self._files.append(kind, line)
         except OSError as error:
-            self._fail(error, self.path / FILES[kind])
+            self._losses.fail(error, self.path / FILES[kind], self._last)
             return False
         self._unsynced = True
         self._say_lost()
         return True
 
     def _say_lost(self) -> None:
-        """A row that says what was lost; where there is no room for it, the next one's turn."""
-        dropped = self._worker.dropped - self._told_dropped
-        with suppress(OSError):
-            if dropped:
-                mark = Mark(DROPPED, self._last, dropped, "too many were waiting")
-                self._files.append("marks", mark)
-                self._told_dropped += dropped
-            if self._failed:
-                self._files.append(
-                    "marks", Mark(DROPPED, self._lost_after, self._failed, self._why)
-                )
-                self._failed = 0
-                self._log.resume("the record")
-
-    def _lose(self, why: str) -> None:
-        if not self._failed:
-            self._lost_after = self._last
-        self._failed += 1
-        self._why = why
-
-    def _fail(self, error: OSError, path: Path) -> None:
-        why = error.strerror or str(error)
-        if not self._write_errors:
-            say("cannot write %s: %s; its rows are lost until that is mended", path, why)
-        self._log.stop("the record", why)
-        self._write_errors += 1
-        self._lose(why)
+        self._losses.tell(partial(self._files.append, "marks"), self._worker.dropped, self._last)
 
     def _move(self, why: str, rows: int = 0, whole: bool = True) -> None:
         """The files are gone, or somebody else's: go on in a directory that is ours."""
@@ -384,8 +350,8 @@ class RecordWriter:
         try:
             self._files.sync()
         except OSError as error:
-            self._write_errors += 1
-            if self._write_errors == 1:
+            self._losses.errors += 1
+            if self._losses.errors == 1:
                 say("cannot have %s survive a loss of power: %s", self.path, error.strerror)
         else:
             self._synced, self._unsynced = last, False

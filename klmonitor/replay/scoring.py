@@ -11,10 +11,12 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
+
+from typing_extensions import Self
 
 from klmonitor.replay.curve import Curve
 from klmonitor.report import Alert
@@ -22,6 +24,7 @@ from klmonitor.report import Alert
 WINDOW = 50
 """Steps after its start that an event lasts, unless its end is given."""
 PER = 10_000
+Counts = TypeVar("Counts", bound="Summed")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,17 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Tally:
+class Summed:
+    """Counts, whose fields are added one by one."""
+
+    def __add__(self, other: Self) -> Self:
+        """Two as one."""
+        pairs = ((getattr(self, one.name), getattr(other, one.name)) for one in fields(self))
+        return type(self)(*(mine + theirs for mine, theirs in pairs))
+
+
+@dataclass(frozen=True)
+class Tally(Summed):
     """One run, or several together.
 
     Attributes:
@@ -67,16 +80,6 @@ class Tally:
     delays: tuple[int | None, ...] = ()
     steps: int = 0
     quiet_steps: int = 0
-
-    def __add__(self, other: Tally) -> Tally:
-        """Two scores as one."""
-        return Tally(
-            self.alerts + other.alerts,
-            self.false + other.false,
-            self.delays + other.delays,
-            self.steps + other.steps,
-            self.quiet_steps + other.quiet_steps,
-        )
 
     @property
     def found(self) -> list[int]:

@@ -68,31 +68,27 @@ def dominance(reading: Reading, limits: Thresholds, estimator: str) -> Finding |
     )
 
 
-def dominance_k1(reading: Reading, limits: Thresholds) -> Finding | None:
-    """`dominance` of k1."""
-    return dominance(reading, limits, "k1")
+def _rule(estimator: str, j: float, own: float, means: str, habit: str, source: str) -> Rule:
+    """The rule of one estimator."""
+
+    def judge(reading: Reading, limits: Thresholds) -> Finding | None:
+        return dominance(reading, limits, estimator)
+
+    return Rule(
+        judge=judge,
+        kind=f"dominance_{estimator}",
+        thresholds={"level": 2, "j": j, "own": own},
+        means=means,
+        action=READ_TOKENS,
+        source=f"docs/alerts.md#dominance: {source}",
+        withholds=(habit,),
+        joins_story=True,
+    )
 
 
-def dominance_k3(reading: Reading, limits: Thresholds) -> Finding | None:
-    """`dominance` of k3."""
-    return dominance(reading, limits, "k3")
-
-
-DOMINANCE_K1 = Rule(
-    judge=dominance_k1,
-    thresholds={"level": 2, "j": 4.0, "own": 1.5},
-    means=LEFT_TAIL,
-    action=READ_TOKENS,
-    source="docs/alerts.md#dominance: k1's variance and mean without its top tokens",
-    withholds=(HABIT_K1,),
-    joins_story=True,
+DOMINANCE_K1 = _rule(
+    "k1", 4.0, 1.5, LEFT_TAIL, HABIT_K1, "k1's variance and mean without its top tokens"
 )
-DOMINANCE_K3 = Rule(
-    judge=dominance_k3,
-    thresholds={"level": 2, "j": 20.0, "own": 4.0},
-    means=RIGHT_TAIL,
-    action=READ_TOKENS,
-    source="docs/alerts.md#dominance: k3's mean without its top tokens, and their distance",
-    withholds=(HABIT_K3,),
-    joins_story=True,
+DOMINANCE_K3 = _rule(
+    "k3", 20.0, 4.0, RIGHT_TAIL, HABIT_K3, "k3's mean without its top tokens, and their distance"
 )

@@ -20,10 +20,10 @@ are large long after the ramp has ended (m lags by five steps), the changes from
 not, and of noise with an autocorrelation up to 1/2 they are no smaller than the noise. A spread is
 the larger of 1.4826 MAD and the third largest value over 1.9: where tails are heavy the second is.
 
-How far a heavy tail reaches a hundred values do not tell. Of 150 r and more, the last 0.8 of the
-run's and at most 400, a value is estimated that one step in a thousand exceeds at most (Weissman's
-estimator: the largest tenth, extended by Hill's index less its standard error), and no smaller
-rise has a z of 4.4. Only rises count as tail: a run that dips is none that jumps.
+How far a heavy tail reaches few values do not tell. Of 90 r and more, the last 0.8 of the run's
+and at most 400, a value is estimated that one step in 1,400 exceeds at most (Weissman's estimator:
+the largest twentieth, extended by Hill's index less half its standard error), and no smaller rise
+has a z of 4.4. Only rises count as tail: a run that dips is none that jumps.
 
 Whether the level has moved is asked of medians of seven, against their own past:
 
@@ -31,7 +31,9 @@ Whether the level has moved is asked of medians of seven, against their own past
     z_moved = (D - median D) / (max(1.4826 MAD(D), scale / 2) (1 + 10 / n))
 
 over the last 0.8 of the run's D, from 40 to 150, without the latest seven. How far medians of
-seven stray is so measured, autocorrelation and slow wander included, and not derived.
+seven stray is so measured, autocorrelation and slow wander included, and not derived. `scale` is
+here that of MADs alone: the first three values of a new level are the largest of all, and would
+hide the move that they begin; a median of seven is not moved by a tail.
 """
 
 from __future__ import annotations
@@ -64,10 +66,10 @@ MOVES_SHARE, MOVES_LEAST, MOVES = 0.8, 40, 150
 """D that the scale of D is taken from."""
 MOVES_UNCERTAIN = 10.0
 """D overlap, so that n of them are few: their scale is widened by 1 + 10 / n."""
-TAIL_LEAST, TAIL = 150, 400
+TAIL_LEAST, TAIL = 90, 400
 """r that the tail is estimated from."""
 TAIL_Z = 4.4
-"""z of a rise that the tail exceeds once in a thousand steps."""
+"""z of a rise that the tail exceeds once in 1,400 steps."""
 SCALES = 0.5
 """A median of seven strays by half the scale of a step at least."""
 
@@ -153,17 +155,20 @@ class Level:
             return Score(y, se, near)
         trend = median(misses)
         changes = self._changes.last(length)
-        spread = spread_of(misses, trend)
+        usual, spread = robust_sd(misses, trend), spread_of(misses, trend)
         if length < LONGEST:
-            spread = min(spread, spread_of(changes, median(changes)))
-        scale = widened(spread, self._errors.last(length), se, misses.size)
-        moved = self._move(y, scale, unit)
+            steady = median(changes)
+            usual = min(usual, robust_sd(changes, steady))
+            spread = min(spread, spread_of(changes, steady))
+        errors = self._errors.last(length)
+        scale = widened(spread, errors, se, misses.size)
+        moved = self._move(y, widened(usual, errors, se, misses.size), unit)
         scale, level = max(scale, self._tail() / TAIL_Z), near + trend
         z = beyond_rounding(y - level, math.exp(y), unit) / scale
         return Score(y, se, near, level, scale, z, *moved)
 
     def _tail(self) -> float:
-        """What r exceeds once in a thousand steps; 0 while too few are known."""
+        """What r exceeds once in 1,400 steps; 0 while too few are known."""
         misses = self._misses.last(int(min(MOVES_SHARE * self._steps, TAIL)))
         return far_quantile(misses, median(misses)) if misses.size >= TAIL_LEAST else 0.0
 

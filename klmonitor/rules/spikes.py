@@ -198,7 +198,7 @@ SPIKE = Rule(
 SHIFT = Rule(
     judge=shift,
     thresholds={
-        "z": 4.5,
+        "z": 4.8,
         "ratio": 1.3,
         "critical_ratio": 8.0,
         "critical_nats": 0.02,

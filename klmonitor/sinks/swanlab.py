@@ -5,21 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from klmonitor.report import Alert
 from klmonitor.sinks.media import Heat
-from klmonitor.sinks.panels import REPORT, TOKENS
+from klmonitor.sinks.panels import TOKENS
 from klmonitor.sinks.queued import library
+from klmonitor.sinks.tracker import LibraryRun
 
 ALERTS = "klmonitor/alerts"
 
 logger = logging.getLogger("klmonitor")
 
 
-class SwanlabRun:
+class SwanlabRun(LibraryRun):
     """A run of SwanLab.
 
     Args:
@@ -34,23 +35,11 @@ class SwanlabRun:
 
     def __init__(self, run: Any = None) -> None:
         swanlab = library("swanlab")
-        run = run or open_run()
-        if run is None:
-            offline = not _has_key()
-            project = os.environ.get("SWANLAB_PROJECT", "klmonitor")
-            run = swanlab.init(project=project, mode="offline" if offline else None)
-            if offline:
-                logger.warning("klmonitor: SwanLab has no key, so the run stays offline")
-        self._run = run
-        self._swanlab = swanlab
-
-    def log(self, row: Mapping[str, float], step: int) -> None:
-        """Log the numbers of a step."""
-        self._run.log(dict(row), step=step)
+        super().__init__(swanlab, run or open_run() or _own_run(swanlab))
 
     def alert(self, alert: Alert) -> None:
         """Log an alert's text at its step."""
-        text = self._swanlab.Text(alert.text(), caption=alert.kind)
+        text = self._library.Text(alert.text(), caption=alert.kind)
         self._run.log({ALERTS: text}, step=alert.step)
 
     def media(
@@ -60,11 +49,7 @@ class SwanlabRun:
         del heat
         if rows:
             lines = ["\t".join(str(cell) for cell in row) for row in (columns, *rows)]
-            self._run.log({TOKENS: self._swanlab.Text("\n".join(lines))}, step=step)
-
-    def page(self, html: str, step: int) -> None:
-        """Log the page."""
-        self._run.log({REPORT: self._swanlab.Html(html)}, step=step)
+            self._run.log({TOKENS: self._library.Text("\n".join(lines))}, step=step)
 
     def finish(self) -> None:
         """Leave the run to SwanLab, which finishes it at exit, and only on the main thread."""
@@ -74,6 +59,16 @@ def open_run() -> Any:
     """The run that somebody has opened in this process; None: none."""
     swanlab = sys.modules.get("swanlab")
     return None if swanlab is None else swanlab.run
+
+
+def _own_run(swanlab: Any) -> Any:
+    """A run of ours."""
+    offline = not _has_key()
+    project = os.environ.get("SWANLAB_PROJECT", "klmonitor")
+    run = swanlab.init(project=project, mode="offline" if offline else None)
+    if offline:
+        logger.warning("klmonitor: SwanLab has no key, so the run stays offline")
+    return run
 
 
 def _has_key() -> bool:

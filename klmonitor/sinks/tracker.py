@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from klmonitor.report import Alert, ExtremeToken, Report
 from klmonitor.sinks.media import Heat, heat_of, page_of
+from klmonitor.sinks.panels import REPORT
 from klmonitor.sinks.queued import MediaSink
 from klmonitor.sinks.selection import Metrics, select
 from klmonitor.sinks.tokentable import COLUMNS, Annotate, token_rows, without_text
@@ -48,6 +49,26 @@ class Tracker(Protocol):
 
     def finish(self) -> None:
         """End the run, if it is ours."""
+
+
+class LibraryRun:
+    """A run of a library that takes rows, and pages as its ``Html``.
+
+    Args:
+        library: the module.
+        run: of it.
+    """
+
+    def __init__(self, library: Any, run: Any) -> None:
+        self._library, self._run = library, run
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        """Log the numbers of a step."""
+        self._run.log(dict(row), step=step)
+
+    def page(self, html: str, step: int) -> None:
+        """Log the page."""
+        self._run.log({REPORT: self._library.Html(html)}, step=step)
 
 
 class TrackerSink(MediaSink):

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from klmonitor.report import Alert
 from klmonitor.sinks.media import Heat
-from klmonitor.sinks.panels import REPORT, TOKENS
+from klmonitor.sinks.panels import TOKENS
 from klmonitor.sinks.queued import library
+from klmonitor.sinks.tracker import LibraryRun
 
 LEVELS = {"info": "INFO", "warn": "WARN", "critical": "ERROR"}
 
 
-class TrackioRun:
+class TrackioRun(LibraryRun):
     """A run of trackio.
 
     Args:
@@ -36,17 +37,14 @@ class TrackioRun:
         trackio = library("trackio")
         run = run or open_run()
         self._owned = run is None
-        project = os.environ.get("TRACKIO_PROJECT", "klmonitor")
-        self._run = trackio.init(project=project, embed=False) if run is None else run
-        self._trackio = trackio
-
-    def log(self, row: Mapping[str, float], step: int) -> None:
-        """Log the numbers of a step."""
-        self._run.log(dict(row), step=step)
+        if run is None:
+            project = os.environ.get("TRACKIO_PROJECT", "klmonitor")
+            run = trackio.init(project=project, embed=False)
+        super().__init__(trackio, run)
 
     def alert(self, alert: Alert) -> None:
         """Raise an alert by trackio's own call, at the alert's step."""
-        level = self._trackio.AlertLevel[LEVELS.get(alert.severity, "WARN")]
+        level = self._library.AlertLevel[LEVELS.get(alert.severity, "WARN")]
         title = f"{alert.kind}: {alert.pair or 'run'}"
         self._run.alert(title=title, text=alert.text(), level=level, step=alert.step)
 
@@ -55,17 +53,13 @@ class TrackioRun:
     ) -> None:
         """Log histograms and the table."""
         drawn = {
-            name: self._trackio.Histogram(np_histogram=(tokens, bounds))
+            name: self._library.Histogram(np_histogram=(tokens, bounds))
             for name, (tokens, bounds) in heat.items()
         }
         if rows:
             data = [list(row) for row in rows]
-            drawn[TOKENS] = self._trackio.Table(columns=list(columns), data=data)
+            drawn[TOKENS] = self._library.Table(columns=list(columns), data=data)
         self._run.log(drawn, step=step)
-
-    def page(self, html: str, step: int) -> None:
-        """Log the page."""
-        self._run.log({REPORT: self._trackio.Html(html)}, step=step)
 
     def finish(self) -> None:
         """Finish a run of our own."""

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klmonitor.boundary import Boundary, HealthLog, say
+from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.pairs import PAIR_INDEX, POLICIES, Pair, default_pairs, parse_pairs
 from klmonitor.penalty import Penalty
 from klmonitor.summary import pulls, signatures, unclipped
 from klmonitor.summary.around import Around, Neighbours
-from klmonitor.summary.batch import TensorLike, TokenBatch, build, log_probs_of, mask_of, moved
+from klmonitor.summary.batch import TensorLike, TokenBatch, build, log_probs_of, mask_of
 from klmonitor.summary.extras import (
     Extras,
     Version,
@@ -28,6 +28,7 @@ from klmonitor.summary.extras import (
 )
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import AUDIT_SUMS, SummaryConfig
+from klmonitor.summary.groups import Group, Groups
 from klmonitor.summary.parts import PHASES, MergedParts, Part, digest_of
 from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary
@@ -48,7 +49,6 @@ NOTHING_KNOWN = Known()
 ID_BITS = 53
 """Of the key of a prompt that is named by a string: a float64 holds it exactly."""
 
-Group: TypeAlias = "str | Sequence[str] | Tensor | np.ndarray[Any, Any] | None"
 PromptIds: TypeAlias = "TensorLike | Sequence[str]"
 
 
@@ -78,17 +78,12 @@ class Intake:
         prompts: bool = True,
         log: HealthLog | None = None,
     ) -> None:
-        declared = _names("groups", groups, "math")
-        if len(set(declared)) < len(declared) or "other" in declared:
-            raise ValueError(f"groups {declared}: give distinct names, 'other' is taken")
-        names = tuple(sorted(declared))  # a set has another order in every process
+        self._groups = Groups(_names("groups", groups, "math"))
+        names = self._groups.names
         self.config = SummaryConfig(groups=names) if prompts else SummaryConfig(names, 0)
         self.seen: set[str] = set()
         self.penalties: Mapping[str, Penalty] = {}
         self._digest = digest_of(self.config)
-        self._declared = {name: index for index, name in enumerate(declared)}
-        rows = [*(names.index(name) for name in declared), len(names)]
-        self._rows = torch.tensor(rows, dtype=torch.int64)
         self._pairs = None if pairs is None else parse_pairs(_names("pairs", pairs, "policy_ref"))
         self._states: dict[str, Summary] = {}
         self._parts: dict[str, MergedParts] = {}
@@ -97,7 +92,6 @@ class Intake:
         self._versions = Versions()
         self._neighbours: dict[str, Neighbours] = {}
         self._checked = False
-        self._told: set[str] = set()
         log = log or HealthLog()
         self._fits = {
             name: Boundary(
@@ -156,7 +150,7 @@ class Intake:
             checked_advantages(known.advantages, batch),
             checked_beta(known.beta, bool(self.penalties)),
         )
-        groups = self._rows_of(group, batch)
+        groups = self._groups.rows(group, batch)
         state = self._states.get(phase)
         if state is None or state.device != batch.device:
             state = self._states[phase] = self._empty(batch.device, state)
@@ -294,37 +288,6 @@ class Intake:
                 "old and policy, or rollout and old"
             )
         return pairs
-
-    def _rows_of(self, group: Group, batch: TokenBatch) -> int | Tensor:
-        """The row of a group, or of each sequence's."""
-        if group is None or isinstance(group, str):
-            return int(self._rows[self._index_of(group)])
-        if isinstance(group, np.ndarray):
-            group = torch.from_numpy(group)
-        if not isinstance(group, Tensor):
-            indices = [self._index_of(one) if isinstance(one, str) else int(one) for one in group]
-            group = torch.tensor(indices, dtype=torch.int64)
-        if tuple(group.shape) != (batch.n_sequences,):
-            raise ValueError(
-                f"group has {group.numel()} entries but there are {batch.n_sequences} sequences: "
-                "pass one a sequence, or one name for all"
-            )
-        other = len(self._declared)
-        index = moved(group.long(), batch.device)
-        index = torch.where((index >= 0) & (index < other), index, other)
-        if self._rows.device != batch.device:
-            self._rows = moved(self._rows, batch.device)
-        return self._rows[index]
-
-    def _index_of(self, name: str | None) -> int:
-        """Among the groups as declared; one that was not is said once, and counts as ``other``."""
-        index = self._declared.get(name or "")
-        if index is not None:
-            return index
-        if name and name != "other" and self._declared and name not in self._told:
-            self._told.add(name)
-            say("group %r was not declared and counts as 'other': add it to groups=[...]", name)
-        return len(self._declared)
 
 
 def _nothing() -> None:

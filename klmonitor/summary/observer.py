@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.summary.batch import TensorLike
 from klmonitor.summary.extras import Version
-from klmonitor.summary.intake import Group, Intake, Known, PromptIds
+from klmonitor.summary.groups import Group
+from klmonitor.summary.intake import Intake, Known, PromptIds
 
 
 class Observer:
@@ -99,24 +101,16 @@ class Observer:
             "sequence_ids": sequence_ids,
         }
         known = Known(entropy, version, current_version, advantages, beta)
-        arguments = (log_probs, layout, prompt_ids, group, phase, known)
+        add = partial(self._intake.add, log_probs, layout, prompt_ids, group, phase, known=known)
         if self._observed:
-            self._boundary(self._add, *arguments)
+            self._boundary(self._add, add)
         else:  # setup
             self._observed = True
-            self._add(*arguments)
+            self._add(add)
 
-    def _add(
-        self,
-        log_probs: Mapping[str, TensorLike | None],
-        layout: Mapping[str, Any],
-        prompt_ids: PromptIds | None,
-        group: Group,
-        phase: str,
-        known: Known,
-    ) -> None:
-        rank, alone = self._rank(), self._world() == 1
-        self._intake.add(log_probs, layout, prompt_ids, group, phase, rank, known, alone)
+    def _add(self, add: Callable[..., None]) -> None:
+        """Add one micro-batch from this process's place."""
+        add(rank=self._rank(), alone=self._world() == 1)
 
     def _open(self) -> bool:
         """Whether anything is taken at all, at present."""

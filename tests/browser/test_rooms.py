@@ -195,6 +195,20 @@ def words_of(watched, path):
         return "\n".join(room(page, name).inner_text() for name in ROOMS)
 
 
+def test_a_run_that_is_chosen_again_has_its_rooms_again(watched, twice):
+    with serving(twice) as url:
+        page = watched.open(url)
+        at(page, 21)
+        said = [room(page, name).inner_text() for name in ROOMS]
+        name = page.evaluate("KLM.app.names[0]")
+        page.evaluate("KLM.app.set({ runs: [] })")
+        wait_until(page, "document.querySelector('#panel-starts').classList.contains('nodata')")
+        page.evaluate("name => KLM.app.set({ runs: [name] })", name)
+        at(page, 21)
+        assert [room(page, name).inner_text() for name in ROOMS] == said
+    watched.assert_quiet()
+
+
 def test_what_is_not_held_is_said_in_words(watched, twice):
     text = words_of(watched, twice)
     assert "neighbours are kept at steps that open or worsen an alert" in text

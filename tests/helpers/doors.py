@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import pytest
 import torch
 
 OURS = ("kl/", "eval_kl/", "klmonitor/")
@@ -40,6 +41,27 @@ def estimates(q, p, mask):
         "k3": math.fsum(math.expm1(x) - x for x in d) / n,
         "tokens": n,
     }
+
+
+def assert_exact(row, kept, pair, expected):
+    """A pair's means in a trainer's row and in the record are `expected`, to 1e-9.
+
+    Args:
+        row: the trainer's metrics of a step.
+        kept: pair -> metric of the record at that step.
+        pair: its name.
+        expected: of `estimates`.
+
+    Returns:
+        The largest difference.
+    """
+    largest = 0.0
+    for name in ("k1", "k2", "k3"):
+        found = row[f"kl/{pair}/{name}/mean"]
+        assert found == pytest.approx(expected[name], rel=0, abs=1e-9)
+        assert found == kept[pair][f"{name}/mean"]
+        largest = max(largest, abs(found - expected[name]))
+    return largest
 
 
 def recorded(run_dir):

@@ -14,7 +14,7 @@ from klmonitor.replay import backtest
 from klmonitor.rules import RuleSet
 from klmonitor.rules.level import TAIL_Z
 from klmonitor.rules.rounding import beyond_rounding, decimals
-from klmonitor.rules.window import far_quantile
+from klmonitor.rules.window import ONCE, far_quantile
 from klmonitor.testing.curves import NOISES, noisy_curve, real_curve
 from tests.helpers.rulecases import judged, kinds, ordinary
 
@@ -148,13 +148,13 @@ def test_a_signed_series_does_not_surge():
 # --- tails ------------------------------------------------------------------------------------
 def test_the_far_quantile_of_a_power_law_is_its_own():
     sample = stats.pareto(3).rvs(400_000, random_state=1)
-    assert far_quantile(sample, 0.0) == pytest.approx(stats.pareto(3).isf(0.001), rel=0.02)
+    assert far_quantile(sample, 0.0) == pytest.approx(stats.pareto(3).isf(ONCE), rel=0.02)
 
 
 @pytest.mark.parametrize("noise", [stats.t(3), stats.t(6), stats.norm()])
 def test_the_far_quantile_errs_on_the_quiet_side(noise):
     far = far_quantile(noise.rvs(400_000, random_state=1), 0.0)
-    assert 1 < far / noise.isf(0.001) < 1.6
+    assert 1 < far / noise.isf(ONCE) < 1.6
 
 
 def test_normal_noise_needs_no_more_than_its_spread_asks_for():

@@ -5,14 +5,13 @@
   const { el } = KLM;
   const bend = (d) => Math.asinh(d / 0.05), FULL = bend(20);
 
-  KLM.rooms.push(class {
+  KLM.rooms.push(class extends KLM.Room {
     constructor(app) {
-      this.app = app;
-      this.chosen = 0;
-      Object.assign(this, KLM.frame({
+      super(app, {
         id: "around", title: "Around the token", unit: "d, nats", wide: true,
         help: "The 16 tokens before and after, of steps that opened or worsened an alert. One bar alone: a token of its own. Many: the place, a turn or a whole stretch.",
-      }));
+      });
+      this.chosen = 0;
       this.show(null);
     }
 
@@ -27,14 +26,10 @@
       const { pair } = this.app.state;
       const found = ((details && details.around) || []).map((one) => ({ ...one, of: details.tokens[one.token] })).filter((one) => one.of && one.of.pair === pair)
         .sort((a, b) => Math.abs(b.of.log_ratio) - Math.abs(a.of.log_ratio));
-      this.node.classList.toggle("nodata", !found.length);
       this.legend.replaceChildren();
-      if (!found.length) {
-        const why = !details ? "no step is under the cursor, or this file does not hold it"
-          : "neighbours are kept at steps that open or worsen an alert of the pair, if tokens are recorded (log_tokens=False keeps none)";
-        this.body.replaceChildren(el("p", { className: "why", textContent: `no data because ${why}` }));
-        return;
-      }
+      const why = !details ? "no step is under the cursor, or this file does not hold it"
+        : "neighbours are kept at steps that open or worsen an alert of the pair, if tokens are recorded (log_tokens=False keeps none)";
+      if (this.bare(found.length ? "" : why)) return;
       const one = found[Math.min(this.chosen, found.length - 1)];
       const pick = el("select", { ariaLabel: "token", onchange: () => { this.chosen = pick.selectedIndex; this.show(details, run); } },
         ...found.map((each, i) => el("option", { textContent: `d ${KLM.number(each.of.log_ratio)}, sequence ${each.of.sequence}, position ${each.of.position}`, selected: each === one, value: String(i) })));

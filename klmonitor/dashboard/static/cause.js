@@ -4,24 +4,24 @@
 (function () {
   const { el } = KLM;
 
-  KLM.rooms.push(class {
+  // A room of what the host knows of the pair at the step under the cursor.
+  class StepRoom extends KLM.Room {
+    told(details) {
+      const found = details && details.rooms && details.rooms[this.app.state.pair];
+      if (!this.bare(found ? "" : "no step of this pair is under the cursor, or this file does not hold it")) this.show(found);
+    }
+  }
+
+  KLM.rooms.push(class extends StepRoom {
     constructor(app) {
-      this.app = app;
-      Object.assign(this, KLM.frame({
+      super(app, {
         id: "cause", title: "Cause, and what speaks for it",
         help: "What klmonitor takes for the reason why the two policies disagree, beside the step's numbers that bear on it.",
-      }));
+      });
       this.told(null);
     }
 
-    told(details) {
-      const found = details && details.rooms && details.rooms[this.app.state.pair];
-      this.node.classList.toggle("nodata", !found);
-      if (!found) {
-        this.body.replaceChildren(el("p", { className: "why", textContent: "no data because no step of this pair is under the cursor, or this file does not hold it" }));
-        return;
-      }
-      const { cause, evidence } = found;
+    show({ cause, evidence }) {
       const head = cause
         ? el("p", { className: cause.impossible ? "cause impossible" : "cause" }, el("strong", { textContent: KLM.visible(cause.name) }), `: ${KLM.visibleLong(cause.text)}`)
         : el("p", { className: "cause", textContent: "No cause is named here: no signature of a known fault stands out, or fewer than 512 tokens were seen." });
@@ -40,23 +40,16 @@
     })));
   }
 
-  KLM.rooms.push(class {
+  KLM.rooms.push(class extends StepRoom {
     constructor(app) {
-      this.app = app;
-      Object.assign(this, KLM.frame({
+      super(app, {
         id: "where", title: "Where |d| sits", unit: "mean |d|, nats",
         help: "Numeric noise grows where a token is unlikely, 1 - q. Noise that does not, or sits in one turn or at one end, has another reason.",
-      }));
+      });
       this.told(null);
     }
 
-    told(details) {
-      const found = details && details.rooms && details.rooms[this.app.state.pair];
-      this.node.classList.toggle("nodata", !found);
-      if (!found) {
-        this.body.replaceChildren(el("p", { className: "why", textContent: "no data because no step of this pair is under the cursor, or this file does not hold it" }));
-        return;
-      }
+    show(found) {
       const part = (title, rows, why) => [el("h3", { textContent: title }), rows.length ? bars(rows) : el("p", { className: "why", textContent: `no data because ${why}` })];
       const span = (low, high) => `${low} to ${high}`;
       this.body.replaceChildren(

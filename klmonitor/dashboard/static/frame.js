@@ -41,7 +41,7 @@
   // Parts of the page beside the charts, classes in the order in which they stand: each is made with
   // the app, has a `node`, and may have `draw()` (what is selected, shown or under the cursor has
   // changed) and `told(details, step, run)` (what the host knows of the step under the cursor, null:
-  // nothing). A script adds its own: KLM.rooms.push(class {...}).
+  // nothing). A script adds its own: KLM.rooms.push(class extends KLM.Room {...}).
   KLM.rooms = [];
 
   // The frame of a panel: {node, unit, legend, body}; `tools` are [text, label, does].
@@ -54,5 +54,30 @@
       ...(help ? [el("p", { className: "help", textContent: help })] : []), parts.legend, parts.body);
     parts.node.setAttribute("aria-label", title);
     return parts;
+  };
+
+  // A room that is a panel.
+  KLM.Room = class {
+    constructor(app, frame) {
+      this.app = app;
+      Object.assign(this, KLM.frame(frame));
+    }
+
+    // Whether there is nothing to show: `why` is said then, and is empty otherwise.
+    bare(why) {
+      this.node.classList.toggle("nodata", Boolean(why));
+      if (why) {
+        this.drawn = null; // what comes back is drawn again
+        this.body.replaceChildren(KLM.el("p", { className: "why", textContent: `no data because ${why}` }));
+      }
+      return Boolean(why);
+    }
+
+    // Whether what is drawn from `parts` stands there since the last call.
+    same(parts) {
+      const same = Boolean(this.drawn) && parts.every((part, i) => part === this.drawn[i]);
+      this.drawn = parts;
+      return same;
+    }
   };
 })();

@@ -11,14 +11,13 @@
   // Places in pixels of a range [low, high] on an asinh axis.
   const axis = (low, high, from, to) => (v) => from + ((bend(v) - bend(low)) / (bend(high) - bend(low) || 1)) * (to - from);
 
-  KLM.rooms.push(class {
+  KLM.rooms.push(class extends KLM.Room {
     constructor(app) {
-      this.app = app;
-      Object.assign(this, KLM.frame({
+      super(app, {
         id: "pull", title: "What the KL term pulls", unit: "c of grad log π, against d = log ref - log π in nats", wide: true,
         help: "What the KL term adds to a token's gradient. Off the dashed line where the tokens are, it pulls otherwise than the reverse KL.",
         tools: [["PNG", "save as PNG", () => this.savePng()]],
-      }));
+      });
     }
 
     // The curve of the selected pair and the share of the step's tokens in each row of the heat map.
@@ -37,11 +36,9 @@
 
     draw() {
       const found = this.what();
-      this.node.classList.toggle("nodata", Boolean(found.why));
       this.legend.replaceChildren();
-      if (found.why) {
+      if (this.bare(found.why)) {
         this.canvas = null;
-        this.body.replaceChildren(el("p", { className: "why", textContent: `no data because ${found.why}` }));
         return;
       }
       const width = Math.max(280, Math.floor(this.body.clientWidth || this.node.clientWidth || 600)), scale = devicePixelRatio;

@@ -26,13 +26,12 @@
     return { first: common.length ? one.steps[common[0][0]] : null, last: common.length ? one.steps[common[common.length - 1][0]] : null, rows };
   };
 
-  KLM.rooms.push(class {
+  KLM.rooms.push(class extends KLM.Room {
     constructor(app) {
-      this.app = app;
-      Object.assign(this, KLM.frame({
+      super(app, {
         id: "starts", title: "Starts, and the run before",
         help: "When the run was started and went on from a checkpoint; and what another start in the same directory had at the same steps.",
-      }));
+      });
     }
 
     // The run that stands before this one in the list: an earlier start of the directory comes before it.
@@ -50,12 +49,10 @@
 
     draw() {
       const shown = this.app.shown().map((each) => each.run), run = shown[shown.length - 1]; // the latest
-      if (!run) { this.body.replaceChildren(el("p", { className: "why", textContent: "no data because no run is shown" })); return; }
+      if (this.bare(run ? "" : "no run is shown")) return;
       const { pair } = this.app.state, other = this.before(run);
       const beside = other && shown.find((each) => each.name === other);
-      const key = [run, beside, pair, other, run.steps.length];
-      if (this.key && key.every((part, i) => part === this.key[i])) return;
-      this.key = key;
+      if (this.same([run, beside, pair, other, run.steps.length])) return;
       const starts = run.starts.map((start) => el("li", { textContent: `${when(start.time)}${start.after === undefined || start.after === null ? "" : `, went on from the state after step ${start.after}`}` }));
       const parts = [starts.length ? el("ul", { className: "plain" }, ...starts) : el("p", { className: "why", textContent: "the record does not say when it was started" })];
       if (!other) {
@@ -78,26 +75,19 @@
     }
   });
 
-  KLM.rooms.push(class {
+  KLM.rooms.push(class extends KLM.Room {
     constructor(app) {
-      this.app = app;
-      Object.assign(this, KLM.frame({
+      super(app, {
         id: "health", title: "Health of klmonitor",
         help: "What failed and was caught, what was dropped, and steps at which not everything was captured. Numbers there may be of fewer tokens.",
-      }));
+      });
     }
 
     draw() {
       const one = this.app.focused(), run = one && one.run;
       const health = run && run.health;
-      const key = [run, health && health.length];
-      if (this.key && key.every((part, i) => part === this.key[i])) return;
-      this.key = key;
-      this.node.classList.toggle("nodata", !health || !health.length);
-      if (!health || !health.length) {
-        this.body.replaceChildren(el("p", { className: "why", textContent: "no data because this host's rows do not say how klmonitor fared; the run's own record does" }));
-        return;
-      }
+      if (this.same([run, health && health.length])) return;
+      if (this.bare(health && health.length ? "" : "this host's rows do not say how klmonitor fared; the run's own record does")) return;
       const last = health[health.length - 1], troubled = health.filter((each) => each.errors || each.dropped || !each.active);
       const steps = run.steps.length ? `steps ${run.steps[0]} to ${run.steps[run.steps.length - 1]}` : "no step";
       const sum = el("p", { className: troubled.length ? "cause impossible" : "cause", textContent: troubled.length

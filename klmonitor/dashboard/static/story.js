@@ -43,23 +43,21 @@
     return stories.reverse();
   };
 
-  KLM.rooms.push(class {
+  KLM.rooms.push(class extends KLM.Room {
     constructor(app) {
-      this.app = app;
-      Object.assign(this, KLM.frame({
+      super(app, {
         id: "story", title: "Story of each alert", wide: true,
         help: "One event is told once and then continued: where it began, got worse and ended, and what to do first. A tick goes to its step.",
-      }));
+      });
     }
 
     draw() {
       const one = this.app.focused(), { pair, step } = this.app.state;
       const run = one && one.run, alerts = run ? run.alerts : [];
-      const key = [alerts, pair, run && run.steps.length, alerts.length];
-      if (!this.key || key.some((part, i) => part !== this.key[i])) {
-        this.key = key;
+      if (!this.same([alerts, pair, run && run.steps.length, alerts.length])) {
         this.stories = KLM.stories(alerts, pair);
         const range = run && run.steps.length ? [run.steps[0], run.steps[run.steps.length - 1]] : [0, 1];
+        this.opened = null;
         this.items = this.stories.slice(0, MOST).map((story) => this.item(story, range, run));
         this.node.classList.toggle("nodata", !this.items.length);
         this.body.replaceChildren(...(this.items.length ? [el("ol", { className: "stories" }, ...this.items)]

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
 
-OPENRLHF = importlib.util.find_spec("openrlhf") is not None
-NEEDS = "OpenRLHF is not installed here: make test-openrlhf has an environment with it"
+from tests.integrations.raylab.marks import need
 
 
 def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.get_closest_marker("openrlhf") is not None:
-            item.add_marker(pytest.mark.filterwarnings("ignore"))
-            if not OPENRLHF:
-                item.add_marker(pytest.mark.skip(reason=NEEDS))
+    need(items, "openrlhf", "OpenRLHF")
 
 
 @pytest.fixture(scope="session")

@@ -7,23 +7,16 @@ to.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from klmonitor.record import read_run
+from tests.integrations.raylab.marks import real_runs
+from tests.integrations.raylab.truth import assert_mailbox_was_told_of_once, exact_lines
 
 from .runs import RUNS, run
 from .truth import lines
 
-pytestmark = [
-    pytest.mark.openrlhf,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        os.environ.get("KLMONITOR_OPENRLHF") != "all", reason="real runs on Ray: make test-openrlhf"
-    ),
-]
-EXACT = 1e-9
+pytestmark = real_runs("openrlhf")
 MODES = ("reward", "loss", "reward-2ranks", "loss-2ranks", "unbiased")
 OURS = ("kl/", "klmonitor/")
 
@@ -31,15 +24,10 @@ OURS = ("kl/", "klmonitor/")
 @pytest.mark.parametrize("name", MODES)
 def test_every_pair_equals_the_truth(name):
     done = run(name)
-    assert done.rc == 0, done.log[-2000:]
-    found = lines(name, done)
-    assert {line.step for line in found} == set(range(1, RUNS[name].steps + 1))
+    found = exact_lines(name, done, lines, RUNS[name].steps)
     pairs = {line.metric.partition("/")[0] for line in found}
     assert ("policy_ref" in pairs) == RUNS[name].in_loss
     assert pairs >= {"old_policy", "old_ref"}
-    for line in found:
-        assert line.tokens[0] == line.tokens[1], line
-        assert line.ours == pytest.approx(line.truth, rel=EXACT, abs=1e-18), line
     record = read_run(done.run_dir)
     report = record.reports[-1]
     assert set(report.pairs) == pairs
@@ -92,13 +80,7 @@ def test_every_hook_raising_costs_nothing_but_numbers():
 
 
 def test_the_mailboxs_death_ends_the_workers_numbers_alone():
-    done = run("mailbox-killed")
-    assert done.rc == 0
-    reports = read_run(done.run_dir).reports
-    assert ["old_policy" in report.pairs for report in reports] == [True, False, False]
-    assert all("rollout_old" in report.pairs for report in reports)
-    assert [report.run_values["klmonitor/active"] for report in reports] == [1, 0, 0]
-    assert len([line for line in done.said if "mailbox is gone" in line]) == 2  # driver and worker
+    assert_mailbox_was_told_of_once(run("mailbox-killed"))
 
 
 def test_a_worker_that_is_killed_leaves_a_record_that_can_be_read():

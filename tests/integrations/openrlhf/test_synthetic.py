@@ -11,6 +11,7 @@ import hashlib
 import json
 import pickle
 import random
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 
 from klmonitor.record import read_run
 from tests.helpers.mailbox import LocalMailbox
+from tests.integrations.raylab.marks import labs
 
 from .lab import Lab, results
 
@@ -28,16 +30,12 @@ EXACT = 1e-9
 
 @pytest.fixture
 def lab(openrlhf, tmp_path, monkeypatch):
-    made = []
-
-    def make(**given):
-        made.append(Lab(openrlhf, tmp_path, monkeypatch, **given))
-        return made[-1]
-
-    yield make
-    for one in made:
+    def end(one):
         one.process._end()
         one.process._worker = None
+
+    with labs(partial(Lab, openrlhf, tmp_path, monkeypatch), end) as make:
+        yield make
 
 
 def joined(parts):
@@ -358,7 +356,7 @@ def test_an_update_that_fails_loses_its_own_step_and_is_counted(lab):
 def test_ranks_are_merged_and_one_that_is_missing_is_named_once(lab, monkeypatch, capsys):
     from klmonitor_openrlhf import worker
 
-    monkeypatch.setattr(worker, "place_of", lambda owner: owner.place)
+    monkeypatch.setattr(worker.Worker, "_place", lambda _, owner: owner.place)
     lab = lab()
     lab.begin()
     for step in (1, 2, 3):

@@ -1,47 +1,17 @@
-"""Theirs, ours and the truth of a real run, step by step, from tensors that were written down."""
+"""Theirs, ours and the truth of a real run of OpenRLHF, step by step."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from klmonitor.record import read_run
+from tests.integrations.raylab.runs import Done
+from tests.integrations.raylab.truth import Line, compared
 
-try:
-    from .runs import LAB, RUNS, Done, run
-except ImportError:  # as a program
-    from runs import LAB, RUNS, Done, run
-
-
-@dataclass(frozen=True)
-class Line:
-    """One number of one step.
-
-    Attributes:
-        step: OpenRLHF's.
-        metric: ours, ``pair/estimator``.
-        ours, truth: nats a token.
-        tokens: that were counted, by us and in truth.
-        theirs: name and value of OpenRLHF's metric that is meant to be this; None: it has none.
-    """
-
-    step: int
-    metric: str
-    ours: float
-    truth: float
-    tokens: tuple[float, int]
-    theirs: tuple[str, float] | None = None
-
-    @property
-    def error(self):
-        """Of ours, relative."""
-        return abs(self.ours - self.truth) / max(abs(self.truth), 1e-300)
-
+from .runs import RUNS
 
 POLICIES = {
     "rollout": "rollout_log_probs",
@@ -63,14 +33,13 @@ def native(name):
     }
 
 
-def estimates(dumps, pair):
-    """k1, k3, tokens of dumps that hold both policies; None: they do not."""
+def log_ratios(dumps, pair):
+    """d of the tokens of dumps that hold both policies; None: they do not."""
     q, p = (POLICIES[name] for name in pair.split("_"))
     if not dumps or not {p, q} <= set(dumps[0]):
         return None
     d = [(x[p].double() - x[q].double())[x["action_mask"].bool()] for x in dumps]
-    d = torch.cat(d).numpy()
-    return float(-d.mean()), float((np.expm1(d) - d).mean()), d.size
+    return torch.cat(d).numpy()
 
 
 def dumps_of(folder: Path, kind: str, steps: int) -> list[list[dict]]:
@@ -98,33 +67,7 @@ def lines(name: str, done: Done) -> list[Line]:
     for number, step in enumerate(sorted(rows)):
         for kind, pairs in (("driver", DRIVERS), ("worker", WORKERS)):
             for pair in pairs:
-                truth = estimates(kinds[kind][number], pair)
-                if truth is None:
-                    continue
-                report = reports[step].pairs[pair]
-                for estimator, value in (("k1", truth[0]), ("k3", truth[1])):
-                    key = native(name).get(f"{pair}/{estimator}")
-                    theirs = (key, rows[step][key]) if key in rows[step] else None
-                    found.append(
-                        Line(
-                            step,
-                            f"{pair}/{estimator}",
-                            report[f"{estimator}/mean"],
-                            value,
-                            (report.tokens, truth[2]),
-                            theirs,
-                        )
-                    )
+                d = log_ratios(kinds[kind][number], pair)
+                if d is not None:
+                    found += compared(reports[step], pair, d, native(name), rows[step])
     return found
-
-
-if __name__ == "__main__":
-    for wanted in sys.argv[1:]:
-        table = lines(wanted, run(wanted, LAB))
-        print(wanted, "worst error of ours", max(line.error for line in table))
-        for line in table:
-            theirs = "" if line.theirs is None else f"{line.theirs[0]} {line.theirs[1]:+.6e}"
-            print(
-                f"  {line.step} {line.metric:18} ours {line.ours:+.9e} truth {line.truth:+.9e} "
-                f"tokens {line.tokens[0]:.0f} {line.tokens[1]}  {theirs}"
-            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 
 import numpy as np
@@ -10,17 +9,11 @@ import pytest
 import torch
 
 from tests.helpers.mailbox import LocalMailbox as LocalMailbox
-
-VERL = importlib.util.find_spec("verl") is not None
-NEEDS_VERL = "verl is not installed here: make test-verl-quick has an environment with it"
+from tests.integrations.raylab.marks import need
 
 
 def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.get_closest_marker("verl") is not None:
-            item.add_marker(pytest.mark.filterwarnings("ignore"))
-            if not VERL:
-                item.add_marker(pytest.mark.skip(reason=NEEDS_VERL))
+    need(items, "verl", "verl")
 
 
 def tokens(seed=0, rows=12, length=24, padding=4):

@@ -1,22 +1,11 @@
-"""Real runs of verl on a CPU, each in a process of its own; a finished one is not run again."""
+"""Real runs of verl on a CPU (`tests.integrations.raylab.runs`)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import subprocess
-import sys
-import time
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
-LAB = Path(os.environ.get("KLMONITOR_VERL_LAB", ROOT / ".cache" / "verl"))
-LIMIT = 1200
-"""Seconds that a run may take on a busy machine."""
+from tests.integrations.raylab.runs import RayRuns, RunSpec
+
 COMMON = """
 trainer.device=cpu trainer.nnodes=1 trainer.logger=[console,tensorboard,file]
 trainer.project_name=klmonitor trainer.val_before_train=False trainer.test_freq=-1
@@ -65,25 +54,11 @@ STOP = (
 """Any KL at all is critical, and ends the run."""
 
 
-@dataclass(frozen=True)
-class Spec:
-    """A run.
-
-    Attributes:
-        v1: the V1 trainer, else V0.
-        ranks: data-parallel ranks.
-        steps: optimizer steps of the trainer's count.
-        watched: with klmonitor.
-        fault: of `cpu/verl_faults.py`; empty: none.
-        more: overrides of verl's configuration.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Spec(RunSpec):
+    """A run; `v1`: of the V1 trainer, else of V0."""
 
     v1: bool = True
-    ranks: int = 1
-    steps: int = 3
-    watched: bool = True
-    fault: str = ""
-    more: tuple[str, ...] = field(default_factory=tuple)
 
 
 RUNS = {
@@ -105,127 +80,40 @@ RUNS = {
 }
 
 
-@dataclass(frozen=True)
-class Done:
-    """What is left of a run.
+class VerlRuns(RayRuns):
+    """verl's."""
 
-    Attributes:
-        folder: of everything it wrote.
-        rc: its exit status.
-        log: what it printed.
-    """
+    trainer = "verl"
+    record = "checkpoints/klmonitor"
+    limit = 1200
 
-    folder: Path
-    rc: int
-    log: str
+    def environ(self, spec, folder):
+        return {
+            "VERL_PLATFORM": "cpu",
+            "VERL_USE_EXTERNAL_MODULES": "verl_on_cpu",
+            "VERL_USE_EXTERNAL_PLUGINS": "auto" if spec.watched else "none",
+            "VERL_FILE_LOGGER_PATH": str(folder / "rows.jsonl"),
+            "TENSORBOARD_DIR": str(folder / "tensorboard"),
+            "HYDRA_FULL_ERROR": "1",
+            "VERL_ENGINE_DEVICE": "cuda",
+        }
 
-    @property
-    def rows(self) -> list[dict]:
-        """Rows of verl's own file logger: step and data."""
-        path = self.folder / "rows.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    @property
-    def said(self) -> list[str]:
-        """Lines of ours in the log."""
-        return [line for line in self.log.splitlines() if "klmonitor:" in line]
-
-
-def source() -> str:
-    """A digest of what a run depends on."""
-    digest = hashlib.sha256()
-    for folder in (ROOT / "klmonitor", ROOT / "integrations" / "klmonitor_verl", HERE):
-        for path in sorted(folder.rglob("*.py")):
-            if not path.name.startswith("test_") and "static" not in path.parts:
-                digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def run(name: str, lab: Path = LAB, again: bool = False) -> Done:
-    """A run of `RUNS` by its name; taken from `lab` where it is there, of any source of ours.
-
-    What a run of another source has left is used too unless KLMONITOR_VERL_FRESH is set: it is
-    minutes that are saved, and the tests say what source they have seen.
-    """
-    spec, folder = RUNS[name], lab / "runs" / name
-    done = folder / "done.json"
-    wanted = {"spec": json.loads(json.dumps(asdict(spec))), "verl": version("verl")}
-    if os.environ.get("KLMONITOR_VERL_FRESH"):
-        wanted["source"] = source()
-    if done.exists() and not again:
-        kept = json.loads(done.read_text())
-        fine = kept["rc"] == 0 or spec.fault == "worker"
-        if fine and all(kept.get(key) == value for key, value in wanted.items()):
-            return Done(folder, kept["rc"], (folder / "log").read_text())
-    return _run(name, spec, folder, lab)
+    def command(self, name, spec, folder):
+        return [
+            "verl.trainer.main_ppo",
+            *COMMON.split(),
+            f"trainer.use_v1={spec.v1}",
+            f"trainer.n_gpus_per_node={spec.ranks}",
+            f"+ray_kwargs.ray_init.num_gpus={spec.ranks}",
+            f"trainer.total_training_steps={spec.steps}",
+            f"trainer.experiment_name={name}",
+            f"trainer.default_local_dir={folder / 'checkpoints'}",
+            f"data.train_files={self.lab / 'train.parquet'}",
+            f"data.val_files={self.lab / 'val.parquet'}",
+            f"actor_rollout_ref.model.path={self.lab / 'tiny'}",
+            f"reward.custom_reward_function.path={self.lab / 'reward.py'}",
+            *spec.more,
+        ]
 
 
-def _run(name: str, spec: Spec, folder: Path, lab: Path) -> Done:
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
-    folder.mkdir(parents=True)
-    if not (lab / "tiny" / "config.json").exists():
-        subprocess.run([sys.executable, HERE / "cpu" / "make_tiny.py", lab], check=True)
-    ray = Path(f"/tmp/klm{os.getpid()}")  # a socket's path is short
-    environ = {
-        **{k: v for k, v in os.environ.items() if not k.startswith(("KLMONITOR_", "RAY_"))},
-        "PYTHONPATH": f"{HERE / 'cpu'}",
-        "VERL_PLATFORM": "cpu",
-        "VERL_USE_EXTERNAL_MODULES": "verl_on_cpu",
-        "VERL_USE_EXTERNAL_PLUGINS": "auto" if spec.watched else "none",
-        "VERL_FILE_LOGGER_PATH": str(folder / "rows.jsonl"),
-        "TENSORBOARD_DIR": str(folder / "tensorboard"),
-        "ON_CPU_ORDER": "1",
-        "ON_CPU_DUMP": str(folder / "dump") if spec.watched else "",
-        "ON_CPU_FAULT": spec.fault,
-        "STUB_NOISE": "0.02",
-        "STUB_HASHES": str(folder / "weights"),
-        "KLMONITOR_CACHE_DIR": str(lab / "kernels"),
-        "RAY_TMPDIR": str(ray),
-        "RAY_DEDUP_LOGS": "0",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "HYDRA_FULL_ERROR": "1",
-        "VERL_ENGINE_DEVICE": "cuda",
-    }
-    ray.mkdir(exist_ok=True)
-    command = [
-        *("timeout", "-k", "10", str(LIMIT), sys.executable, "-m", "verl.trainer.main_ppo"),
-        *COMMON.split(),
-        f"trainer.use_v1={spec.v1}",
-        f"trainer.n_gpus_per_node={spec.ranks}",
-        f"+ray_kwargs.ray_init.num_gpus={spec.ranks}",
-        f"trainer.total_training_steps={spec.steps}",
-        f"trainer.experiment_name={name}",
-        f"trainer.default_local_dir={folder / 'checkpoints'}",
-        f"data.train_files={lab / 'train.parquet'}",
-        f"data.val_files={lab / 'val.parquet'}",
-        f"actor_rollout_ref.model.path={lab / 'tiny'}",
-        f"reward.custom_reward_function.path={lab / 'reward.py'}",
-        *spec.more,
-    ]
-    started = time.time()
-    with (folder / "log").open("w") as log:
-        rc = subprocess.run(
-            command, env=environ, cwd=folder, stdout=log, stderr=subprocess.STDOUT, check=False
-        ).returncode
-    subprocess.run(["rm", "-rf", str(ray)], check=False)
-    body = {
-        "spec": asdict(spec),
-        "verl": version("verl"),
-        "source": source(),
-        "rc": rc,
-        "seconds": round(time.time() - started),
-    }
-    (folder / "done.json").write_text(json.dumps(body))
-    return Done(folder, rc, (folder / "log").read_text())
-
-
-if __name__ == "__main__":
-    for wanted in sys.argv[1:] or RUNS:
-        begun = time.time()
-        found = run(wanted, again="--again" in os.environ.get("RUNS_ARGS", ""))
-        print(wanted, "rc", found.rc, "in", round(time.time() - begun), "s", flush=True)
-        for line in found.said[:12]:
-            print("   ", line[:300], flush=True)
+run = VerlRuns(RUNS).run

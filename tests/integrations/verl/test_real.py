@@ -6,23 +6,16 @@ and verl's metrics with and without klmonitor; what is left of a run that someth
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from klmonitor.record import read_run
+from tests.integrations.raylab.marks import real_runs
+from tests.integrations.raylab.truth import assert_mailbox_was_told_of_once, exact_lines
 
 from .runs import RUNS, run
 from .truth import lines
 
-pytestmark = [
-    pytest.mark.verl,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        os.environ.get("KLMONITOR_VERL") != "all", reason="real runs on Ray: make test-verl"
-    ),
-]
-EXACT = 1e-9
+pytestmark = real_runs("verl")
 WATCHED = [
     name for name, spec in RUNS.items() if spec.watched and not spec.fault and "stop" not in name
 ]
@@ -33,13 +26,8 @@ TIMES = ("timing", "perf/", "actor/perf/")  # and memory
 @pytest.mark.parametrize("name", WATCHED)
 def test_every_pair_equals_the_truth(name):
     done = run(name)
-    assert done.rc == 0, done.log[-2000:]
-    found = lines(done, "bypass" in name)
-    assert {line.step for line in found} == set(range(1, RUNS[name].steps + 1))
-    for line in found:
-        assert line.tokens[0] == line.tokens[1], line
-        assert line.ours == pytest.approx(line.truth, rel=EXACT, abs=1e-18), line
-    report = read_run(done.folder / "checkpoints/klmonitor").reports[-1]
+    exact_lines(name, done, lines, RUNS[name].steps)
+    report = read_run(done.run_dir).reports[-1]
     assert report.run_values["klmonitor/active"] == 1
     assert report.run_values["klmonitor/errors"] == report.run_values["klmonitor/dropped"] == 0
     assert all(pair["prompts"] >= 6 for pair in report.pairs.values())  # eight, less those rejected
@@ -70,19 +58,13 @@ def test_every_hook_raising_costs_nothing_but_numbers():
 
 
 def test_the_mailboxs_death_ends_the_workers_numbers_alone():
-    done = run("v1-mailbox-killed")
-    assert done.rc == 0
-    reports = read_run(done.folder / "checkpoints/klmonitor").reports
-    assert [set(report.pairs) >= {"old_policy"} for report in reports] == [True, False, False]
-    assert all("rollout_old" in report.pairs for report in reports)
-    assert [report.run_values["klmonitor/active"] for report in reports] == [1, 0, 0]
-    assert len([line for line in done.said if "mailbox is gone" in line]) == 2  # driver and worker
+    assert_mailbox_was_told_of_once(run("v1-mailbox-killed"))
 
 
 def test_a_worker_that_is_killed_leaves_a_record_that_can_be_read():
     """verl itself cannot go on without it: what is left is what had been closed before."""
     done = run("v1-worker-killed")
-    reports = read_run(done.folder / "checkpoints/klmonitor").reports
+    reports = read_run(done.run_dir).reports
     assert [report.step for report in reports] == [1]
     assert set(reports[0].pairs) >= {"old_policy", "rollout_old"}
     assert "Traceback" in done.log  # verl's own
@@ -95,7 +77,7 @@ def test_an_alert_stops_it(name, steps):
     assert done.rc == 0, done.log[-2000:]
     assert [row["step"] for row in done.rows] == steps
     assert sum("on_alert: stop, as step 1 asks for it" in line for line in done.said) == 1
-    reports = read_run(done.folder / "checkpoints/klmonitor").reports
+    reports = read_run(done.run_dir).reports
     assert [report.step for report in reports] == steps
     hashes = [(run(which).folder / "weights").read_text() for which in (f"{name}-stop", name)]
     assert len(hashes[0].splitlines()) == len(steps) + 1

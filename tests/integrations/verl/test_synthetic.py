@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from klmonitor.record import read_run
+from tests.integrations.raylab.marks import labs
 
 from .conftest import LocalMailbox, Owner, Tokenizer, tokens, truth
 
@@ -164,16 +166,9 @@ def actor_config():
 def lab(verl, tmp_path, monkeypatch):
     from klmonitor_verl.plugin import PROCESS
 
-    labs = []
-
-    def made(**settings):
-        labs.append(Lab(verl, tmp_path, monkeypatch, **settings))
-        return labs[-1]
-
     PROCESS.driver = PROCESS._worker = None
-    yield made
-    for one in labs:
-        one.end()
+    with labs(partial(Lab, verl, tmp_path, monkeypatch), Lab.end) as make:
+        yield make
     PROCESS.driver = PROCESS._worker = None
 
 

@@ -1,22 +1,11 @@
-"""A rollout engine of verl that samples with the HF model: the same for any order of requests.
+"""The rollout engine of verl's runs (`raylab_engine`): any replica of any request samples alike."""
 
-``STUB_NOISE`` is a real mismatch (noise on the logits that are sampled and scored with),
-``STUB_HASHES`` a file that gets a digest of the weights at each sync.
-"""
-
-import hashlib
 import os
-from pathlib import Path
 
 import ray
-import torch
+from raylab_engine import Sampler
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
-
-
-def seed_of(*what):
-    """A seed from anything that has a text."""
-    return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=7).digest(), "big")
 
 
 @ray.remote
@@ -24,14 +13,9 @@ class Server:
     """One engine."""
 
     def __init__(self, path, length, rank=0):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        torch.set_num_threads(1)
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        self.end = AutoTokenizer.from_pretrained(path).eos_token_id
+        self.sampler = Sampler(path)
         self.length, self.rank = length, rank
-        self.step, self.counts = 0, {}
-        self.noise = float(os.environ.get("STUB_NOISE", "0"))
+        self.step = 0
 
     async def _nothing(self, *args, **kwargs):
         pass
@@ -43,42 +27,16 @@ class Server:
         self.step = step
 
     async def load(self, weights, step):
-        self.model.load_state_dict(weights, strict=False)
-        self.counts = {}
+        self.sampler.load(weights, step)
         if step is not None:
             self.step = step
-        path = os.environ.get("STUB_HASHES")
-        if path:
-            digest = hashlib.sha256()
-            for name in sorted(weights):
-                digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
-            with Path(path).open("a") as file:
-                file.write(f"{step} {digest.hexdigest()}\n")
 
     async def generate(self, request_id, prompt_ids, sampling_params, **kwargs):
-        ids, out, scores = list(prompt_ids), [], []
         temperature = sampling_params.get("temperature", 1.0) or 1.0
         most = min(sampling_params.get("max_tokens") or self.length, self.length)
-        key = tuple(ids)
-        self.counts[key] = self.counts.get(key, 0) + 1
-        seed = seed_of(self.rank, self.step, key, self.counts[key])
-        generator = torch.Generator().manual_seed(seed)
-        most = 1 + seed % most if seed % 3 else max(1, most // 8)  # all lengths, many short ones
-        past, x = None, torch.tensor([ids])
-        for _ in range(most):
-            with torch.no_grad():
-                found = self.model(input_ids=x, past_key_values=past, use_cache=True)
-            past, logits = found.past_key_values, found.logits[0, -1].float()
-            logits = logits + self.noise * torch.randn(logits.shape, generator=generator)
-            log_probs = torch.log_softmax(logits / temperature, -1)
-            token = int(torch.multinomial(log_probs.exp(), 1, generator=generator))
-            out.append(token)
-            scores.append(float(log_probs[token]))
-            if token == self.end:
-                break
-            x = torch.tensor([[token]])
+        ids, scores = self.sampler.sample(list(prompt_ids), most, temperature, self.rank, self.step)
         return TokenOutput(
-            token_ids=out,
+            token_ids=ids,
             log_probs=scores,
             stop_reason="completed",
             num_preempted=0,
