@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from klmonitor import Monitor
+from klmonitor.numbers.student import interval
 
 ROWS, COLUMNS = 64, 128
 
@@ -48,7 +49,9 @@ def test_an_ordinary_step_believes_the_mixture_and_finds_no_fault():
     assert pair["best"] == 0
     lines = text.splitlines()
     assert "KL(policy || ref) over 8,192 tokens in 64 sequences" in lines[0]
-    assert lines[-1].strip().startswith(f"believe cv = {pair['cv/mean']:.3g} nats, the mixture")
+    low, high = interval(pair["cv/mean"], pair["cv/se"], 64, positive=True)
+    interval_told = f"(95 % interval {low:.3g} to {high:.3g}), the mixture"
+    assert lines[-1].strip().startswith(f"believe cv = {pair['cv/mean']:.3g} nats {interval_told}")
     assert pair["cv/se"] < min(pair["k1/se"], pair["k3/se"])
     assert "dominated" not in text
 

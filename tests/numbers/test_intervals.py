@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.intervals import DESIGNS, PAIR, coverage, intervals, merged
 from klmonitor.numbers.assemble import pair_reports
+from klmonitor.numbers.student import interval
 
 SEQUENCES, PROMPTS, FEW = DESIGNS
 
@@ -44,3 +45,13 @@ def test_one_sequence_a_prompt_makes_both_errors_one():
         assert by["by prompt"] == pytest.approx(by["by sequence"], rel=1e-12)
     values = pair_reports(step)[PAIR.name].values
     assert values["prompts"] == values["sequences"] == 64
+
+
+def test_the_interval_of_what_is_positive_has_its_upper_end_on_a_log_scale():
+    low, high = interval(2.0, 0.5, 16)
+    assert low + high == pytest.approx(4.0)
+    half = high - 2.0
+    assert interval(2.0, 0.5, 16, positive=True) == pytest.approx((low, 2.0 * np.exp(half / 2.0)))
+    wide = interval(0.1, 0.5, 16)
+    assert interval(0.1, 0.5, 16, positive=True) == wide, "an error above the mean"
+    assert np.isnan(interval(1.0, 0.1, 1, positive=True)).all()
