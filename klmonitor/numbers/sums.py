@@ -52,14 +52,14 @@ _FORMATS = slice(POLICY_COUNTS.index("bf16"), POLICY_COUNTS.index("fp16") + 1)
 _T, _K1 = SEQUENCE_FIELDS.index("t"), SEQUENCE_FIELDS.index("k1")
 
 
-def _token_sum(name: str) -> cached_property[Array]:
+def _token_sum(name: str) -> once[Array]:
     """[P] one of `TOKEN_SUMS`."""
 
     def found(step: StepSums) -> Array:
         column: Array = step._token_sums[:, TOKEN_SUMS[name]]
         return column
 
-    return cached_property(found)
+    return once(found)
 
 
 class StepSums:
@@ -114,46 +114,6 @@ class StepSums:
     def _token_sums(self) -> Array:
         return token_sums(self.sums)
 
-<<<<<<< HEAD
-    def _token_sum(self, name: str) -> Array:
-        found: Array = self._token_sums[:, TOKEN_SUMS[name]]
-        return found
-
-    @once
-    def n(self) -> Array:
-        """[P] tokens counted."""
-        return self._token_sum("n")
-
-    @once
-    def d(self) -> Array:
-        """[P] sum of d."""
-        return self._token_sum("d")
-
-    @once
-    def absolute(self) -> Array:
-        """[P] sum of |d|."""
-        return self._token_sum("abs")
-
-    @once
-    def d2(self) -> Array:
-        """[P] sum of d^2."""
-        return self._token_sum("d2")
-
-    @once
-    def k3(self) -> Array:
-        """[P] sum of k3."""
-        return self._token_sum("k3")
-
-    @once
-    def k3k3(self) -> Array:
-        """[P] sum of k3^2."""
-        return self._token_sum("k3k3")
-
-    @once
-    def dk3(self) -> Array:
-        """[P] sum of d k3."""
-        return self._token_sum("dk3")
-=======
     n = _token_sum("n")
     """[P] tokens counted."""
     d = _token_sum("d")
@@ -165,7 +125,6 @@ class StepSums:
     k3k3 = _token_sum("k3k3")
     dk3 = _token_sum("dk3")
     """[P] sum of d k3; the others likewise."""
->>>>>>> main
 
     # --- means, errors, variances ------------------------------------------------------------
     @once
