@@ -127,6 +127,11 @@ class Boundary:
         self._in_a_row = self._left_out = 0
         self._told = False
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last call failed, or was left out."""
+        return self._in_a_row > 0
+
     def __call__(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
         """The call's result; None if it failed, or was left out."""
         if self.resting and self._left_out < self._rest:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from types import MappingProxyType
 
 import numpy as np
 
+from klmonitor.numbers import receipt as receipts
 from klmonitor.numbers.buckets import coarse_histogram
 from klmonitor.numbers.clusters import Array, Clustered, divided
-from klmonitor.numbers.metrics import COMPUTED
-from klmonitor.numbers.receipt import receipt
+from klmonitor.numbers.metrics import AT_ONCE, LATER, Of
 from klmonitor.numbers.receiptrows import RowSums, of_audit
 from klmonitor.numbers.sums import KEY, StepSums
 from klmonitor.penalty import Penalty
-from klmonitor.report import ExtremeToken, ExtremeTokens, Later, PairReport
+from klmonitor.report import ExtremeToken, ExtremeTokens, Later, PairReport, Part, Values
 from klmonitor.summary.fields import TAILS
 
 ExtraValues = Callable[[str, Mapping[str, float], Array], Mapping[str, float]]
@@ -33,35 +32,44 @@ def pair_reports(
     """Every metric of every pair that follows from a step's sums.
 
     Args:
-        step: the sums; not looked at any more once the extreme tokens and histograms were.
+        step: the sums; not looked at any more once all that is made later was.
         extra: adds values of an adapter's own.
         workers: names of those whose parts were merged: token fields have -1 - index as rank.
         penalties: pair -> the KL term that the objective has on it.
     """
     if not step.pairs:
         return {}
-    with np.errstate(all="ignore"):
-        table = divided([of(step) for _, of in COMPUTED], len(step.pairs))
-        groups = list(_group_values(step))
-    names = [name for name, _ in COMPUTED]
+    at_once, later = _computed(AT_ONCE, step), Later(partial(_computed, LATER, step))
+    groups = list(_group_values(step))
     found = {}
     for i, pair in enumerate(step.pairs):
-        values = dict(zip(names, table[:, i].tolist(), strict=True)) | groups[i]
-        if extra is not None:
-            values |= extra(pair, values, step.histogram[i])
-        penalty = penalties.get(pair)
+        values = Values(at_once[i] | groups[i], [Part(LATER, partial(later.__getitem__, i))])
+        more = {} if extra is None else dict(extra(pair, values, step.histogram[i]))
+        parts, penalty, rows = [], penalties.get(pair), RowSums(step.pulls[i])
         if penalty is not None:
-            values |= receipt(penalty, step, i)
-            penalty = replace(penalty, beta=values["penalty/beta"])
-        values |= of_audit(RowSums(step.pulls[i]), math.nan if penalty is None else penalty.beta)
+            penalty = receipts.weighing(penalty, rows.beta(penalty.beta))
+            more |= receipts.at_once(penalty, step, i)
+            parts.append(Part(receipts.NAMES, partial(receipts.receipt, penalty, step, i)))
+        more |= of_audit(rows, math.nan if penalty is None else penalty.beta)
         found[pair] = PairReport(
             pair,
-            values,
+            values.joined(more, *parts),
             ExtremeTokens(partial(extreme_tokens, pair, step.tokens[i], workers)),
             Later(partial(coarse_histogram, step.histogram[i])),
-            penalty="" if penalty is None else str(penalty),
+            penalty="" if penalty is None else _said(penalty),
         )
     return found
+
+
+_said = lru_cache(64)(str)
+"""A penalty in words."""
+
+
+def _computed(table: Mapping[str, Of], step: StepSums) -> list[dict[str, float]]:
+    """Some rows of the table of metrics: a dictionary a pair."""
+    with np.errstate(all="ignore"):
+        found = divided([of(step) for of in table.values()], len(step.pairs))
+    return [dict(zip(table, column, strict=True)) for column in found.T.tolist()]
 
 
 def _group_values(step: StepSums) -> Iterator[dict[str, float]]:
@@ -69,12 +77,13 @@ def _group_values(step: StepSums) -> Iterator[dict[str, float]]:
     if len(step.groups) == 1:
         yield from ({} for _ in step.pairs)
         return
-    by_group = Clustered(step.by_group, step.prompts)
-    numbers = {
-        f"{name}/{what}": of(name).tolist()
-        for name in ("k1", "k3")
-        for what, of in (("mean", by_group.mean), ("se", by_group.se))
-    }
+    with np.errstate(all="ignore"):
+        by_group = Clustered(step.by_group, step.prompts)
+        numbers = {
+            f"{name}/{what}": of(name).tolist()
+            for name in ("k1", "k3")
+            for what, of in (("mean", by_group.mean), ("se", by_group.se))
+        }
     seen = by_group.totals[..., 0] > 0
     for i in range(len(step.pairs)):
         yield {

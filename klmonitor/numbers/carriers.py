@@ -15,7 +15,7 @@ import numpy as np
 
 from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.sums import KEY, StepSums
-from klmonitor.summary.fields import SEQUENCE_FIELDS
+from klmonitor.summary.fields import COLUMN, SEQUENCE_FIELDS
 
 HALF = 0.5
 APART, PULL = 2.5, 6.0
@@ -62,6 +62,13 @@ class Totals:
     tt: float
     ts: float
     ss: float
+
+    @classmethod
+    def of(cls, t: Array, s: Array) -> Totals:
+        """Of clusters that are all known."""
+        both = np.array((np.ones_like(t), t, s))
+        (count, whole, total), (_, tt, ts), (_, _, ss) = (both @ both.T).tolist()
+        return cls(count, whole, total, tt, ts, ss)
 
     def about(self, mean: float) -> float:
         """Sum (S - mean T)^2."""
@@ -129,7 +136,9 @@ def carriers(step: StepSums, i: int) -> Carriers:
     """What carries pair i of a step."""
     if not step.k3[i] > SMALLEST * step.n[i]:
         return Carriers()
-    known, prompts = step.sequences[i][step.sequences[i][:, KEY] > 0], _buckets(step, i)
+    rows, count = step.sequences[i], step.clustered.prompts[i]
+    known = rows[rows[:, KEY] > 0]
+    prompts = _buckets(step, i) if count >= MOST_SHARE else rows[:0]
     for name in ("k3", "k1"):
         by_tokens = _by_tokens(step, i, name)
         found = few(known[:, _FIELD["t"]], known[:, _FIELD[name]], _totals(step, i, name), name)
@@ -137,7 +146,7 @@ def carriers(step: StepSums, i: int) -> Carriers:
             return _said(step, i, name, found, known[list(found.places)])
         of_prompts = _prompts(prompts, name)
         if of_prompts is not None and not by_tokens >= HALF:
-            count, some = step.clustered.prompts[i], len(of_prompts.places)
+            some = len(of_prompts.places)
             text = f"{some} of {count:.0f} prompts hold {of_prompts.share:.0%} of {_WHOLE[name]}"
             tokens = prompts[list(of_prompts.places), 0].sum()
             return Carriers(text, float(tokens))
@@ -151,15 +160,18 @@ def _by_tokens(step: StepSums, i: int, name: str) -> float:
     return float(share[i]) if found.level[i] >= 1 and share[i] >= HALF else 0.0
 
 
+_COLUMNS = {
+    name: np.array([COLUMN[one] for one in ("sequences", "t.t", f"t.{name}", f"{name}.{name}")])
+    for name in _SUMS
+}
 _WHOLE = {"k1": "the spread of k1", "k3": "sum k3"}
 
 
 def _totals(step: StepSums, i: int, name: str) -> Totals:
     """Of all sequences."""
     total = step.k3[i] if name == "k3" else -step.d[i]
-    columns = ("t.t", f"t.{name}", f"{name}.{name}")
-    products = (float(step.column(column)[i]) for column in columns)
-    return Totals(float(step.column("sequences")[i]), float(step.n[i]), float(total), *products)
+    count, *products = step.sums[i, _COLUMNS[name]].tolist()
+    return Totals(count, float(step.n[i]), float(total), *products)
 
 
 def _buckets(step: StepSums, i: int) -> Array:
@@ -173,8 +185,7 @@ def _prompts(rows: Array, name: str) -> Few | None:
     if len(rows) < MOST_SHARE:
         return None
     t, s = rows[:, 0], rows[:, _SUMS[name]]
-    products = (float((t * t).sum()), float((t * s).sum()), float((s * s).sum()))
-    return few(t, s, Totals(float(len(t)), float(t.sum()), float(s.sum()), *products), name)
+    return few(t, s, Totals.of(t, s), name)
 
 
 def _said(step: StepSums, i: int, name: str, found: Few, rows: Array) -> Carriers:

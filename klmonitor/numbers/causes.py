@@ -39,7 +39,7 @@ from klmonitor.numbers.causewords import (
 )
 from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.evidence import Evidence, Z, oldest, signs_of
-from klmonitor.numbers.impossible import impossible, suspects
+from klmonitor.numbers.impossible import impossible, suspect
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.sums import StepSums
 from klmonitor.report import Cause, PairReport
@@ -91,10 +91,9 @@ class Causes:
             return {}
         sums = [sum(one[name] for one in steps if name in one) for name in mine]
         signs = signs_of(Signatures(np.array(sums)))
-        suspect = suspects(step).tolist()
         found = {}
         for i, (name, pair) in enumerate(pairs.items()):
-            why = impossible(step, i, pair.extremes) if suspect[i] else NO_CAUSE
+            why = impossible(step, i, pair.extremes) if suspect(step, i) else NO_CAUSE
             if not why.name and signs[i]["tokens"] >= FEWEST_TOKENS:
                 q, p = name.split("_")
                 turned = _turned(step, i) if pair["gap_z"] > 2 else math.nan
@@ -142,21 +141,26 @@ def _end_off(end: str, errors: float = 5.0) -> Callable[[Evidence], bool]:
 
 def _other_tokens(e: Evidence) -> bool:
     """Some tokens, here and there, are hardly possible to the trainer, the others fit."""
+    if not e.mismatch:
+        return False
     n, far, near = (
         e.numbers.get(name, math.nan) for name in ("tokens", "log_ratio/le_-2", "log_ratio/ge_2")
     )
     here_and_there = not far > 0.2 * e.carriers.tokens > 0
-    others_fit = e["up"] + e["down"] < 0.6 and abs(e.numbers.get("log_ratio/p50", 1.0)) < ASIDE
     some = far >= max(0.01 * n, 5) and far > 4 * near
-    return e.mismatch and some and others_fit and here_and_there and e["d_z"] < -5
+    if not (some and here_and_there and e["d_z"] < -5):
+        return False
+    return e["up"] + e["down"] < 0.6 and abs(e.numbers.get("log_ratio/p50", 1.0)) < ASIDE
 
 
 def _garbled(e: Evidence) -> bool:
     """Log-probs that do not go with each other: of other tokens, or of another place."""
+    if not e.mismatch:
+        return False
     apart = e["up"] + e["down"] > 0.6 and e["gap"] - e["d"] > 10 * COARSE
     n, far = (e.numbers.get(name, math.nan) for name in ("tokens", "log_ratio/le_-2"))
     lost = e["gap"] < -0.1 and e["gap_z"] < -5 and far > 0.1 * n and e["d_z"] < -5
-    return e.mismatch and apart and (e["qp"] < UNLIKE or (lost and e["qp"] < ALIKE))
+    return apart and (e["qp"] < UNLIKE or (lost and e["qp"] < ALIKE))
 
 
 def _scaled(e: Evidence) -> bool:
@@ -170,9 +174,11 @@ def _scaled(e: Evidence) -> bool:
 
 def _unnormalised(e: Evidence) -> bool:
     """The mirror of a cut: p above q nearly everywhere, by about the same."""
+    if not e.mismatch:
+        return False
     above = e["up"] > 3 * e["down"] and e["gap"] - e["d"] < 0.5 * e["gap"]
     flat = abs(e["slope"]) < 0.025
-    return e.mismatch and e["gap"] > 0.01 and e["gap_z"] > Z and above and flat
+    return e["gap"] > 0.01 and e["gap_z"] > Z and above and flat
 
 
 def _turned_round(e: Evidence) -> bool:
@@ -183,12 +189,14 @@ def _turned_round(e: Evidence) -> bool:
 
 def _argmax(e: Evidence) -> bool:
     """Q is never the lower one but for noise, and by moderate amounts, more than a cut leaves."""
+    if not e.mismatch:
+        return False
     above, near, far, very = (
         e.numbers.get(f"log_ratio/{k}", math.nan) for k in ("ge_1", "le_-1", "le_-2", "le_-5")
     )
     many = e["down"] > 0.05 and far >= max(0.005 * e.numbers.get("tokens", math.nan), 5)
     one_side = e["up"] <= 0.1 * e["down"] and above == 0 and not very > near / 3
-    return e.mismatch and one_side and many and e["gap_z"] < -Z
+    return one_side and many and e["gap_z"] < -Z
 
 
 def _reference(e: Evidence) -> bool:
@@ -230,9 +238,11 @@ def _apart(e: Evidence) -> bool:
 
 def _coarse_or_stale(e: Evidence) -> bool:
     """Of the tokens at large: over the last steps, and now without those that dominate."""
+    if not e.mismatch:
+        return False
     dominated = e.numbers.get("dominance/k3/level", 0.0) >= 1
     now = e.numbers.get("k3/mean_without_top" if dominated else "k3/mean", math.inf)
-    return e.mismatch and e["gap"] - e["d"] > COARSE and not now <= COARSE
+    return e["gap"] - e["d"] > COARSE and not now <= COARSE
 
 
 ALIKE, UNLIKE = 0.7, 0.3

@@ -39,7 +39,7 @@ _PRODUCTS = COLUMN[GRAM[0]] + np.array(_ORDER)
 TOKEN_SUMS = {name: i for i, name in enumerate(("n", *(moment.name for moment in MOMENTS)))}
 """Place of each sum over tokens among them: those of the core come first, then those beyond it."""
 _CORE, _TAIL = COLUMN["core/n"], COLUMN["tail/n"]
-_TOTALS = [TOKEN_SUMS[name] for name in ("n", "d", "d2", "k3")]
+_TOTALS = np.array([TOKEN_SUMS[name] for name in ("n", "d", "d2", "k3")])
 _SCALES = np.array([1.0, -1.0, 0.5, 1.0])
 
 
@@ -108,7 +108,9 @@ class Clustered:
         self.totals: Array = token_sums(sums)[..., _TOTALS] * _SCALES
         sequences, prompted = sums[..., COLUMN["sequences"]], sums[..., COLUMN["prompted"]]
         whole = (prompted > 0) & (prompted == sequences)
-        self.prompts: Array = np.where(whole, np.count_nonzero(prompts[..., 0], axis=-1), 0.0)
+        self.prompts: Array = np.zeros_like(sequences)
+        if whole.any():
+            self.prompts = whole * (prompts[..., 0] != 0).sum(axis=-1, dtype=np.float64)
         by_prompt = self.prompts >= MIN_PROMPTS
         self.count: Array = np.where(by_prompt, self.prompts, sequences)
         products = by_sequence = sums[..., _PRODUCTS]
@@ -119,7 +121,6 @@ class Clustered:
         self.products: Array = products
         tokens = self.totals[..., :1]
         self._means = ratio(self.totals @ _WEIGHTS.T, tokens)
-        self._products = products
         both = np.array((self.count, sequences))[..., None]
         self._errors, self._by_sequence = _errors(
             _WEIGHTS, self._means, tokens, both, np.array((products, by_sequence))
@@ -143,18 +144,19 @@ class Clustered:
         found: Array = self._by_sequence[..., _NAMES.index(name)]
         return found
 
-    def combined(self, parts: Mapping[str, Array]) -> tuple[Array, Array]:
-        """[...] mean of a sum of estimators and its standard error, nats.
+    def combined_se(self, parts: Mapping[str, Array]) -> Array:
+        """[...] standard error of a sum of estimators, nats.
 
         Args:
             parts: of `WEIGHTS` -> how much of it, [...].
         """
         terms = [np.multiply.outer(x, WEIGHTS[name]) for name, x in parts.items()]
         weights = np.sum(terms, axis=0)
-        mean = ratio((self.totals * weights).sum(-1), self.totals[..., 0])[..., None]
         tokens, count = self.totals[..., :1], self.count[..., None]
-        errors = _errors(weights[..., None, :], mean, tokens, count, self._products)
-        return mean[..., 0], errors[..., 0]
+        mean = ratio((self.totals * weights).sum(-1), self.totals[..., 0])[..., None]
+        errors = _errors(weights[..., None, :], mean, tokens, count, self.products)
+        found: Array = errors[..., 0]
+        return found
 
     def z(self, names: Sequence[str], magnitudes: Array) -> Array:
         """[..., n] means over their errors as normal deviates; 0 where a mean is rounding noise.

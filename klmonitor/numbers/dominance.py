@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 
 from klmonitor.numbers.without import Dominance, share, unknown, without
 from klmonitor.summary.fields import CORE_RADIUS
@@ -73,6 +74,7 @@ LARGEST_APART = 30.0
 """ln(x_k / x_{k+1}) is capped here; the next token may be exactly 0."""
 LARGEST_LOG_RATIO = 350.0
 """Nats: e^d is evaluated at most here, as in the sums."""
+_first = itemgetter(0)
 LARGEST_VARIANCE = 1e300
 """Squares near it overflow: only k3 of tokens with d > 345 gets there."""
 
@@ -151,8 +153,8 @@ def dominance_k3(
         return unknown(math.nan)
     if n >= 3 and not var < LARGEST_VARIANCE:
         return unknown(SEVERE)
-    d = sorted(_log_ratios(left, right), key=_k3, reverse=True)
-    k3 = [_k3(x) for x in d]
+    both = sorted(((_k3(x), x) for x in _log_ratios(left, right)), key=_first, reverse=True)
+    k3, d = [one for one, _ in both], [x for _, x in both]
     rest = max(map(_k3, unlisted), default=0.0)
 
     def leave(k: int) -> Dominance:
@@ -271,6 +273,8 @@ def _mean_outside_core(
     core_sum: float,
 ) -> float:
     """Mean k3 without the first k tokens; nan if a token beyond the core is not listed."""
+    if n == core_tokens:
+        return (core_sum - sum(k3[:k])) / (n - k)
     far = [abs(x) > CORE_RADIUS for x in d]
     if sum(far) != n - core_tokens:  # or it is not known
         return math.nan

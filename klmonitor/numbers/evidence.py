@@ -9,16 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from klmonitor.numbers.carriers import Carriers
-from klmonitor.numbers.clusters import Array
+from klmonitor.numbers.clusters import Array, ratio
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.student import normal_deviate
-from klmonitor.summary.fields import LAGS, SIGNATURE_RATIOS
+from klmonitor.summary.fields import LAGS, SIGNATURE, SIGNATURE_RATIOS
 
 Z = 8.0
 """Errors from which a signature is not chance: it is judged at every step of a run."""
 FEW = 1.6
 """Z errors of sixteen sequences are Z / 1.6 = 5 normal deviates: fewer need more errors."""
-CORRELATIONS, SHARES = ("qp", "before", "after"), ("up", "down")
+CORRELATIONS = ("qp", "before", "after")
+"""Of log q and log p within sequences; ``before`` is of log q(t) with log p(t - 1)."""
+SHARES = {"up": "tokens", "down": "tokens", "entropy": "entropic"}
+"""Sum -> that of which it is a share."""
 COUNTS = ("tokens", "sequences", "sure", "sure_other", "first_off", "last_off", "lone_off")
 
 
@@ -63,17 +66,21 @@ def signs_of(signatures: Signatures) -> list[dict[str, float]]:
     with np.errstate(all="ignore"):
         value, se = signatures.means()
         z = _z(value, se, signatures.sum("sequences")[:, None])
-        means = np.concatenate((value, se, z), axis=1)
-        correlations = [signatures.correlation(name) for name in CORRELATIONS]
-        shares = [*(signatures.share(name) for name in SHARES), signatures.entropy]
-    counts = [signatures.sum(name) for name in COUNTS]
-    others = np.array((*correlations, *shares, *counts)).T
-    return [dict(zip(_NAMES, row, strict=True)) for row in np.hstack((means, others)).tolist()]
+        variance = np.sqrt(signatures.sum("qq") * signatures.sum("pp"))[:, None]
+        correlations = ratio(signatures.sums[:, _CORRELATIONS], variance)
+        shares = ratio(signatures.sums[:, _SHARES], signatures.sums[:, _OF])
+    numbers = (value, se, z, correlations, shares, signatures.sums[:, _COUNTS])
+    table = np.concatenate(numbers, axis=1).tolist()
+    return [dict(zip(_NAMES, row, strict=True)) for row in table]
 
 
+_CORRELATIONS, _SHARES, _OF, _COUNTS = (
+    np.array([SIGNATURE[name] for name in names])
+    for names in (CORRELATIONS, SHARES.keys(), SHARES.values(), COUNTS)
+)
 _NAMES = (
-    *(f"{ratio}{what}" for what in ("", "_se", "_z") for ratio in SIGNATURE_RATIOS),
-    *(*CORRELATIONS, *SHARES, "entropy", *COUNTS),
+    *(f"{name}{what}" for what in ("", "_se", "_z") for name in SIGNATURE_RATIOS),
+    *(*CORRELATIONS, *SHARES, *COUNTS),
 )
 
 

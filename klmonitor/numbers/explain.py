@@ -13,7 +13,7 @@ from types import MappingProxyType
 from klmonitor.numbers.receiptwords import audit_line, told
 from klmonitor.numbers.student import interval
 from klmonitor.numbers.verdicts import gap_fails, unresolved, verdict
-from klmonitor.report import ExtremeToken, PairReport
+from klmonitor.report import ExtremeToken, PairReport, Part, Verdict, joined
 
 FEW_SEQUENCES = 30
 """Below it a cluster standard error is itself too noisy (docs/estimators.md)."""
@@ -34,26 +34,26 @@ def with_verdict(pair: PairReport, open_kinds: Collection[str] = ()) -> PairRepo
         pair: the numbers.
         open_kinds: kinds of alert that are open on it.
     """
-    return replace(
-        pair,
-        verdict=verdict(pair.values, open_kinds, pair.cause),
-        open_kinds=tuple(sorted(open_kinds)),
-        words=findings,
-    )
+    return replace(pair, verdict=_verdict, open_kinds=tuple(sorted(open_kinds)), words=findings)
 
 
 def judged(
     pair: PairReport, open_kinds: Collection[str] = (), more: Mapping[str, float] = NOTHING
 ) -> PairReport:
     """As `with_verdict`, with more values, and the verdict as the metric ``best``."""
-    found = verdict(pair.values, open_kinds, pair.cause)
+    kinds = tuple(sorted(open_kinds))
+    best = Part(("best",), lambda: {"best": verdict(pair.values, kinds, pair.cause).best})
     return replace(
         pair,
-        values={**pair.values, **more, "best": found.best},
-        verdict=found,
-        open_kinds=tuple(sorted(open_kinds)),
+        values=joined(pair.values, more, best),
+        verdict=_verdict,
+        open_kinds=kinds,
         words=findings,
     )
+
+
+def _verdict(pair: PairReport) -> Verdict:
+    return verdict(pair.values, pair.open_kinds, pair.cause)
 
 
 def findings(pair: PairReport) -> list[str]:

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from klmonitor.numbers.sums import QUANTILES, Bools, StepSums
+from klmonitor.numbers.sums import QUANTILES, StepSums
 from klmonitor.report import Cause, ExtremeToken
 from klmonitor.summary.fields import (
     PLACEHOLDER,
@@ -33,8 +33,8 @@ MANY = 0.1
 """Share of values above 0 that is no noise on log-probs near 0 any more; of such as are far above
 0, `FEWEST` are enough."""
 _POSITIVE, _N, _NONZERO = (POLICY_COUNTS.index(name) for name in ("positive", "n", "nonzero"))
-_COUNTED = [SIGNATURE[name] for name in ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")]
-_SQUARES = [SIGNATURE[name] for name in ("qq", "pp")]
+_COUNTED = ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")
+_LOOKED_AT = np.array([SIGNATURE[name] for name in (*_COUNTED, "qq", "pp")])
 _LOG_Q = TOKEN_FIELDS.index("log_q")
 ALIKE, VARIED = 1e-6, 1e-3
 """Variance within sequences, as a share of the other policy's, from which a value is one and the
@@ -48,18 +48,20 @@ FAR_APART = 15.0
 """Nats at the median token: a policy that knows nothing is 12.5 from one that is certain."""
 
 
-def suspects(step: StepSums) -> Bools:
-    """[P] whether anything may be what cannot be (the extreme tokens are looked at then)."""
-    counted = step.signatures[:, _COUNTED].any(axis=1)
-    far = step.maxima.max(axis=1) > FAR_APART
-    qq, pp = step.signatures[:, _SQUARES].T
-    smaller, larger = np.minimum(qq, pp), np.maximum(qq, pp)
-    alike = (smaller <= ALIKE * larger) & (larger > 0)
-    right, left = step.maxima.T
-    one_value = (right == -left) & (right != 0)
-    odd = far | alike | one_value | (step.tokens[:, :, 0, _LOG_Q].min(axis=1) < NO_TOKEN)
-    found: Bools = counted | odd | (step.policy_count("nonzero") == 0)
-    return found | (step.policy_count("positive") > 0)
+def suspect(step: StepSums, i: int) -> bool:
+    """Whether anything of pair i may be what cannot be (its extreme tokens are looked at then)."""
+    *counted, qq, pp = step.signatures[i, _LOOKED_AT].tolist()
+    (right, left), first = step.maxima[i].tolist(), step.tokens[i, :, 0, _LOG_Q].tolist()
+    counts = (step.q[i].tolist(), step.p[i].tolist())
+    return (
+        any(counted)
+        or max(right, left) > FAR_APART
+        or min(qq, pp) <= ALIKE * max(qq, pp) > 0
+        or right == -left != 0
+        or min(first) < NO_TOKEN
+        or not any(one[_NONZERO] for one in counts)
+        or any(one[_POSITIVE] > 0 for one in counts)
+    )
 
 
 def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:

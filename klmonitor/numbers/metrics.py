@@ -47,6 +47,8 @@ class Metric:
         text: one line of meaning.
         of: how it follows from a step's sums; None: another module adds it (a rule's score).
         core: whether it is sent to trackers by default.
+        judged: whether rules, causes or the verdict read it at a step where nothing is wrong: such
+            ones and the core are computed at once, the others when somebody looks.
         panel: the title of the panel in which trackers draw it; empty: none.
     """
 
@@ -56,6 +58,7 @@ class Metric:
     text: str
     of: Of | None = None
     core: bool = False
+    judged: bool = False
     panel: str = ""
 
 
@@ -98,10 +101,10 @@ def _count(threshold: int) -> list[Metric]:
     return [
         Metric(f"log_ratio/le_-{threshold}", "tokens", f"#(d <= -{threshold})",
                f"tokens that p finds {less} likely than q",
-               lambda t: t.at_most(float(threshold))),
+               lambda t: t.at_most(float(threshold)), judged=True),
         Metric(f"log_ratio/ge_{threshold}", "tokens", f"#(d >= {threshold})",
                f"tokens that p finds {more} likely than q",
-               lambda t: t.at_least(float(threshold))),
+               lambda t: t.at_least(float(threshold)), judged=True),
     ]  # fmt: skip
 
 
@@ -118,18 +121,19 @@ def _dominance(name: str) -> list[Metric]:
 
     return [
         Metric(f"dominance/{name}/level", "0, 1, 2", "docs/dominance.md",
-               f"is {name} dominated by its largest tokens: 0 no, 1 warn, 2 severe", of("level")),
+               f"is {name} dominated by its largest tokens: 0 no, 1 warn, 2 severe", of("level"),
+               judged=True),
         Metric(f"dominance/{name}/tokens", "tokens", "#o",
                f"how many of the largest tokens the rule for {name} takes together", of("tokens")),
         Metric(f"dominance/{name}/v", "share", "sum_o (x - mean)^2 / sum (x - mean)^2",
                f"share of {name}'s variance that its largest tokens o hold", of("v")),
         Metric(f"dominance/{name}/j", "standard errors", "(mean - mean without o) / SE without o",
-               f"how far the largest tokens move {name}/mean", of("j")),
+               f"how far the largest tokens move {name}/mean", of("j"), judged=True),
         Metric(f"dominance/{name}/top_share", "share", "sum_o |x| / sum |x|",
                f"share of sum |{name}| that the largest tokens hold", of("top_share"),
                panel="Share of the largest tokens"),
         Metric(f"{name}/mean_without_top", "nats", "mean of the tokens outside o",
-               f"{name}/mean without its largest tokens", of("mean_without_top")),
+               f"{name}/mean without its largest tokens", of("mean_without_top"), judged=True),
     ]  # fmt: skip
 
 
@@ -177,7 +181,7 @@ METRICS: tuple[Metric, ...] = (
            lambda t: t.k2_bias_z),
     Metric("gap", "nats", "mean(k3) - mean(k1) = mean(r) - 1",
            "0 in expectation if q drew the tokens; only where it did",
-           lambda t: Quotient(t.clustered.mean("gap"), t.on_policy)),
+           lambda t: Quotient(t.clustered.mean("gap"), t.on_policy), judged=True),
     Metric("gap_z", "standard errors", "z of gap / SE, clustered",
            "a t with B - 1 degrees of freedom as a normal deviate: beyond +-5 the tokens were "
            "hardly drawn from q (collapse, top-p, a stale sampler)", lambda t: t.gap_z,
@@ -185,36 +189,36 @@ METRICS: tuple[Metric, ...] = (
     Metric("gap_se", "nats", "sqrt(n/(n-1) sum (G_i - gap T_i)^2) / N, over n sequences",
            "error of the gap by sequence: its expectation is 0 for every prompt, so few prompts "
            "are no reason to wait",
-           lambda t: Quotient(t.clustered.sequence_se("gap"), t.on_policy)),
+           lambda t: Quotient(t.clustered.sequence_se("gap"), t.on_policy), judged=True),
     Metric("k1/sequence_se", "nats", "sqrt(n/(n-1) sum (S_i - mean T_i)^2) / N, over n sequences",
            "error of k1/mean by sequence: no prompt's KL is below 0",
-           lambda t: t.clustered.sequence_se("k1")),
+           lambda t: t.clustered.sequence_se("k1"), judged=True),
     Metric("cv/lambda", "share",
            "-Cov(k1, r - 1) / Var(r - 1), clamped to [0, 1], times (ess - .15) / .15 likewise",
            "best weight of r - 1 in -d + lambda (r - 1): 0 is k1, 1 is k3; below 1/2 k1 is "
            "the less noisy one", lambda t: t.weight),
     Metric("cv/mean", "nats", "sum(-d + lambda' (r - 1)) / N, lambda' without the token itself",
            "the estimate at lambda, which is 0 where the gap test fails or q is not the sampler",
-           lambda t: t.at_lambda[0]),
+           lambda t: t.mixture),
     Metric("cv/se", "nats", "cluster standard error of cv/mean, lambda taken as given",
-           "clusters as of k1/se", lambda t: t.at_lambda[1]),
+           "clusters as of k1/se", lambda t: t.mixture_se),
     Metric("cv/corr", "correlation", "Corr(-d, r - 1)", "how well r - 1 cancels k1's noise",
            lambda t: Quotient(t.cov_ratio, np.sqrt(t.var_k1 * t.var_ratio))),
     Metric("cv/variance_ratio", "ratio", "Var(k3) / Var(k1)", "above 1, k3 is noisier than k1",
            lambda t: Quotient(t.var_k3, t.var_k1)),
     Metric("best", "1, 3 or 0", "the verdict's (docs/estimators.md)",
            "what to believe here: k1, k3, or 0 for cv/mean; nan: none, or it is not judged"),
-    Metric("tokens", "tokens", "N", "tokens counted", lambda t: t.n),
+    Metric("tokens", "tokens", "N", "tokens counted", lambda t: t.n, judged=True),
     Metric("sequences", "sequences", "#(T_i > 0)", "sequences with a counted token",
-           lambda t: t.column("sequences")),
+           lambda t: t.column("sequences"), judged=True),
     Metric("clusters", "clusters", "B",
            "what the standard errors count as independent: prompts if at least 2 are known, "
-           "else sequences", lambda t: t.clustered.count),
+           "else sequences", lambda t: t.clustered.count, judged=True),
     Metric("prompts", "prompts", "#(prompts with tokens)", "where every sequence has a prompt id",
            lambda t: Quotient(t.clustered.prompts, t.clustered.prompts > 0)),
     Metric("on_policy", "0 or 1", "whether q is the sampler",
            "0: tokens were drawn from another policy; read iw/*",
-           lambda t: t.on_policy.astype(np.float64)),
+           lambda t: t.on_policy.astype(np.float64), judged=True),
     Metric("ess", "share", "(sum r)^2 / (N sum r^2)",
            "effective share of tokens if they were reweighted to p, unclamped",
            lambda t: Quotient(t.sum_r * t.sum_r, t.n * t.sum_r2)),
@@ -226,7 +230,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("iw/ess", "share", "(sum w)^2 / (N sum w^2)", "effective share of tokens under w",
            lambda t: _off_policy(t.column("w") ** 2, t.n * t.column("ww"), t)),
     Metric("nonfinite", "tokens", "#(d is nan or inf)", "excluded from every other number",
-           lambda t: t.column("nan") + t.column("inf")),
+           lambda t: t.column("nan") + t.column("inf"), judged=True),
     Metric("positive_logp", "tokens", "#(log q > 0.001) + #(log p > 0.001)",
            "no log-prob is positive: wrong tensor or scale",
            lambda t: t.policy_count("positive")),
@@ -234,24 +238,24 @@ METRICS: tuple[Metric, ...] = (
            "many: a placeholder instead of log-probs",
            lambda t: t.policy_count("n") - t.policy_count("nonzero")),
     Metric("identical", "share", "#(d = 0) / N", "1: both policies gave the very same numbers",
-           lambda t: Quotient(t.column("zero"), t.n)),
+           lambda t: Quotient(t.column("zero"), t.n), judged=True),
     Metric("clamped", "tokens", "#(d > 350)", "e^d was evaluated at 350",
            lambda t: t.column("clamped")),
     Metric("low_precision", "0 or 1", ">= 99 % of log-probs below -1/64 are bf16 or fp16 values",
-           "k2 and k3 below 1e-4 cannot be resolved", lambda t: t.low_precision),
+           "k2 and k3 below 1e-4 cannot be resolved", lambda t: t.low_precision, judged=True),
     Metric("outliers/k1", "tokens", "#(d <= -2)", "tokens on k1's heavy side",
            lambda t: t.at_most(OUTLIER), core=True, panel=OUTLIERS),
     Metric("outliers/k3", "tokens", "#(d >= 2)", "tokens on k3's heavy side",
            lambda t: t.at_least(OUTLIER), core=True, panel=OUTLIERS),
     Metric("outliers/rate", "per 10,000 tokens", "10^4 #(|d| >= 2) / N", "both sides together",
            lambda t: Quotient(1e4 * (t.at_most(OUTLIER) + t.at_least(OUTLIER)), t.n),
-           panel=OUTLIERS),
+           panel=OUTLIERS, judged=True),
     *(metric for threshold in COUNT_THRESHOLDS for metric in _count(threshold)),
     *(_quantile(number) for number in range(len(QUANTILES))),
     Metric("log_ratio/min", "nats", "min d", "exact",
            lambda t: Quotient(-t.maxima[:, 1], t.n > 0)),
     Metric("log_ratio/max", "nats", "max d", "exact",
-           lambda t: Quotient(t.maxima[:, 0], t.n > 0)),
+           lambda t: Quotient(t.maxima[:, 0], t.n > 0), judged=True),
     Metric("log_ratio/excluded", "tokens", f"#(|d| > {CORE_RADIUS:g})",
            "left out of the running numbers, which one of them would swamp",
            lambda t: t.column("tail/n")),
@@ -299,16 +303,21 @@ METRICS: tuple[Metric, ...] = (
     Metric("unclipped/tokens", "tokens", "#(A < 0, r >= 10)",
            "tokens of old_policy whose ratio no clipping of PPO's kind bounds, where "
            "observe(advantages=) gave A",
-           lambda t: Quotient(t.signs.sum("unclipped"), t.signs.sum("weighed") > 0)),
+           lambda t: Quotient(t.signs.sum("unclipped"), t.signs.sum("weighed") > 0), judged=True),
     Metric("unclipped/share", "share", "sum of their |A| r / sum |A| r",
            "how much of the loss's weight they hold; r is 10 at most where A > 0",
-           partial(_share, "unclipped_loss", "loss")),
+           partial(_share, "unclipped_loss", "loss"), judged=True),
     Metric("unclipped/ratio", "ratio", "exp(mean d) of these", "how far they are from old",
-           lambda t: np.exp(t.signs.share("unclipped_d", "unclipped"))),
+           lambda t: np.exp(t.signs.share("unclipped_d", "unclipped")), judged=True),
 )
 # fmt: on
 
 NAMES = tuple(metric.name for metric in METRICS)
 KNOWN.update(NAMES)
 CORE = frozenset(metric.name for metric in METRICS if metric.core)
-COMPUTED = tuple((metric.name, metric.of) for metric in METRICS if metric.of is not None)
+AT_ONCE, LATER = (
+    {metric.name: metric.of for metric in METRICS
+     if metric.of is not None and (metric.core or metric.judged) == at_once}
+    for at_once in (True, False)
+)  # fmt: skip
+"""Those that follow from a step's sums, by name: those that every step needs, and the others."""

@@ -42,24 +42,21 @@ def best_weight(n: Array, d: Array, g: Array, gg: Array, dg: Array) -> Array:
     return found
 
 
-def leaving_one_out(histogram: Array, maxima: Array) -> Array:
-    """[P] sum_i (lambda_(-i) - lambda) (r_i - 1) / N, nats; 0 of nothing.
+def leaving_one_out(counts: Array, largest: float, smallest: float) -> float:
+    """Sum_i (lambda_(-i) - lambda) (r_i - 1) / N over a pair's tokens, nats.
 
     Args:
-        histogram: [P, HISTOGRAM] counts of d by bucket.
-        maxima: [P, 2] the largest d and the largest -d.
+        counts: [HISTOGRAM] of d by bucket.
+        largest: d.
+        smallest: the largest -d.
     """
-    pair, bucket = np.nonzero(histogram > 0)
-    count = histogram[pair, bucket]
-    d = np.clip(MIDDLES[bucket], -maxima[pair, 1], np.minimum(maxima[pair, 0], CLAMP))
+    bucket = np.flatnonzero(counts > 0)
+    count = counts[bucket]
+    d = np.clip(MIDDLES[bucket], -smallest, min(largest, CLAMP))
     g = np.expm1(d)
-    moments = np.stack([np.ones_like(d), d, g, g * g, d * g])
-    pairs = len(histogram)
-    sums = np.stack([np.bincount(pair, count * x, minlength=pairs) for x in moments])
-    with np.errstate(all="ignore"):
-        whole = best_weight(*sums)
-        others = best_weight(*(sums[:, pair] - moments))
-        lone = moments[3] > LONE * sums[3, pair]
-        moved = np.where(lone, 0.0, np.nan_to_num(others - whole[pair])) * g * count
-        found: Array = np.nan_to_num(np.bincount(pair, moved, minlength=pairs) / sums[0])
-    return found
+    moments = np.array((np.ones_like(d), d, g, g * g, d * g))
+    sums = moments @ count
+    weights = best_weight(*np.column_stack((sums, sums[:, None] - moments)))  # first, of all
+    moved = weights[1:] - weights[0]
+    moved[np.isnan(moved) | (moments[3] > LONE * sums[3])] = 0.0
+    return float(moved @ (g * count)) / sums[0] if count.size else 0.0

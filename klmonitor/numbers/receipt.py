@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,8 @@ from numpy.typing import NDArray
 from klmonitor.numbers.buckets import EDGES, MIDDLES
 from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.dominance import most_tokens_k1
-from klmonitor.numbers.receiptrows import RowSums, of_rows
+from klmonitor.numbers.receiptmetrics import RECEIPT
+from klmonitor.numbers.receiptrows import RowSums, of_rows, slope_of
 from klmonitor.numbers.sums import KEY, StepSums
 from klmonitor.pairs import parse_pairs
 from klmonitor.penalty import Penalty
@@ -52,6 +54,8 @@ STRAIGHT = {
     ("reward", "k1"): 1.0,
 }
 """Terms whose c / rho is a straight line in t -> its slope, whatever the tokens are."""
+NAMES = frozenset(name for name, *_ in RECEIPT if name.startswith("penalty/"))
+"""What a receipt may have."""
 DEFAULT_PAIR = "policy_ref"
 """Whose a penalty is that came without a pair."""
 
@@ -100,9 +104,34 @@ def receipt(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
         pair: its position in them.
     """
     rows = RowSums(step.pulls[pair])
-    penalty = replace(penalty, beta=rows.beta(penalty.beta))
+    penalty = weighing(penalty, rows.beta(penalty.beta))
     found = of_rows(rows, penalty.beta) | _of_tokens(penalty, step, pair)
     return {"penalty/beta": penalty.beta, **found}
+
+
+def at_once(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
+    """Of `receipt` what rules and trackers read at every step, where the sums alone tell it."""
+    rows = RowSums(step.pulls[pair])
+    beta, on_policy = rows.beta(penalty.beta), bool(step.on_policy[pair])
+    known = step.n[pair] > 0 and not math.isnan(step.cumulative[pair, -1])
+    if not (known and of_tokens(penalty, on_policy) and pulls_all(penalty)):
+        return {}
+    if on_policy or penalty.ratio is not None:
+        slope = straight(penalty)
+        if on_policy and math.isnan(slope):
+            slope = _slope(step, pair, exact_sums(penalty, step, pair))
+    else:
+        slope = slope_of(rows)
+    if math.isnan(slope):
+        return {}
+    found = {"penalty/effective_beta": beta * slope, "penalty/dead_share": 0.0}
+    return {"penalty/beta": beta, **found}
+
+
+@lru_cache(64)
+def weighing(penalty: Penalty, beta: float) -> Penalty:
+    """The term with another weight."""
+    return replace(penalty, beta=beta)
 
 
 def _of_tokens(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
@@ -152,6 +181,15 @@ def clamped(penalty: Penalty) -> bool:
     return penalty.clamp is not None or penalty.clamp_d is not None
 
 
+def pulls_all(penalty: Penalty) -> bool:
+    """Whether c is 0 only where d is: no token is dead."""
+    if clamped(penalty):
+        return False
+    if penalty.placed == "reward":
+        return penalty.estimator == "k1"
+    return penalty.ratio != "differentiated" or penalty.estimator == "k3"
+
+
 def of_tokens(penalty: Penalty, on_policy: bool) -> bool:
     """Whether each token's c follows from its own d."""
     if penalty.returns != "token":
@@ -169,29 +207,22 @@ def spectrum(step: StepSums, pair: int, within: Array = MIDDLES[:, None]) -> Spe
         pair: its position in them.
         within: [HISTOGRAM, places] d of the places of a bucket.
     """
-    counts = step.histogram[pair].copy()
-    keys = step.tokens[pair, :, :, KEY]
-    if np.isnan(keys).any():  # a part came without its tokens: none is known to be the furthest
-        keys = np.empty((2, 0))
-    left, right = (tail[tail > 0] for tail in keys)
-    for place in (*(CENTRE - 1 - _bucket(left)).tolist(), *(CENTRE + _bucket(right)).tolist()):
-        counts[place] -= 1.0
+    keys = step.tokens[pair, :, :, KEY].tolist()
+    if any(math.isnan(key) for tail in keys for key in tail):
+        keys = [[], []]  # a part came without its tokens: none is known to be the furthest
+    left, right = ([key for key in tail if key > 0] for tail in keys)
+    listed = np.array([*(-key for key in left), *right])
+    bucket = EDGES.searchsorted(np.abs(listed), side="right")
+    place = np.where(listed < 0, CENTRE - bucket, CENTRE + bucket - 1)
+    counts = step.histogram[pair] - np.bincount(place, minlength=step.histogram.shape[1])
     kept = np.flatnonzero(counts > 0)
-    least, most = (
-        tail.min() if len(tail) else reach
-        for tail, reach in ((left, step.maxima[pair, 1]), (right, step.maxima[pair, 0]))
-    )
+    largest, smallest = step.maxima[pair].tolist()
+    least, most = left[-1] if left else smallest, right[-1] if right else largest
     inside = np.clip(within[kept], -least, most).ravel()
-    places = within.shape[1]
-    return Spectrum(
-        np.concatenate([inside, -left, right]),
-        np.concatenate([np.repeat(counts[kept] / places, places), np.ones(len(left) + len(right))]),
-    )
-
-
-def _bucket(magnitude: Array) -> NDArray[np.intp]:
-    """Position of |d| among the buckets of its sign."""
-    return np.searchsorted(EDGES, magnitude, side="right") - 1
+    d = np.concatenate([inside, listed])
+    weight = np.ones_like(d)
+    weight[: inside.size] = np.repeat(counts[kept] / within.shape[1], within.shape[1])
+    return Spectrum(d, weight)
 
 
 def _sums(
@@ -241,14 +272,19 @@ def _effective(
 ) -> tuple[float, float]:
     """cov(c, t) / var(t) and its standard error, from the sums of c and of c d."""
     n, d, d2 = (float(x[pair]) for x in (step.n, step.d, step.d2))
-    sum_c, sum_cd = sums
-    squares = d2 - d * d / n
-    if not squares > 0:
+    slope, squares = _slope(step, pair, sums), d2 - d * d / n
+    if math.isnan(slope):
         return math.nan, math.nan
-    slope = -(sum_cd - sum_c * d / n) / squares
     off = d / n - tokens.d  # t less its mean
-    influence = (c - sum_c / n - slope * off) * off
+    influence = (c - sums[0] / n - slope * off) * off
     return slope, _clustered_error(influence, step, pair, tokens) / squares
+
+
+def _slope(step: StepSums, pair: int, sums: tuple[float, float]) -> float:
+    """cov(c, t) / var(t) from the sums of c and of c d; nan where all t are alike."""
+    n, d, d2 = (float(x[pair]) for x in (step.n, step.d, step.d2))
+    squares = d2 - d * d / n
+    return -(sums[1] - sums[0] * d / n) / squares if squares > 0 else math.nan
 
 
 def _clustered_error(influence: Array, step: StepSums, pair: int, tokens: Spectrum) -> float:

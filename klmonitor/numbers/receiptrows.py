@@ -62,6 +62,13 @@ def of_rows(sums: RowSums, beta: float) -> dict[str, float]:
     return found
 
 
+def slope_of(sums: RowSums) -> float:
+    """cov(c / rho, t) / var(t), weighted with rho; nan: there is none."""
+    w, wt, wtt, c, ct = (sums[name] for name in PULL_TERMS)
+    squares = wtt - wt * wt / w if w > 0 else 0.0
+    return (ct - c * wt / w) / squares if squares > 0 else math.nan
+
+
 def _slope(sums: RowSums) -> tuple[float, float]:
     """cov(c / rho, t) / var(t), weighted with rho, and its cluster error (sequences).
 
@@ -69,11 +76,11 @@ def _slope(sums: RowSums) -> tuple[float, float]:
     sum over its tokens of (c - rho (a + slope t)) (t - m): linear in its sums of rho, rho t,
     rho t^2, c and c t, whose products are kept (White, Econometrica 48, 1980, by cluster).
     """
-    w, wt, wtt, c, ct = (sums[name] for name in PULL_TERMS)
-    squares = wtt - wt * wt / w if w > 0 else 0.0
-    if not squares > 0:
+    w, wt, wtt, c, _ = (sums[name] for name in PULL_TERMS)
+    slope = slope_of(sums)
+    if math.isnan(slope):
         return math.nan, math.nan
-    slope = (ct - c * wt / w) / squares
+    squares = wtt - wt * wt / w
     mean, base = wt / w, (c - slope * wt) / w
     weights = {
         "w": base * mean,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 
 from klmonitor.numbers.clusters import Array, positive, ratio
@@ -44,14 +42,7 @@ class Signatures:
         """[P] a count as a share of another."""
         return ratio(self.sum(name), self.sum(of))
 
-    def correlation(self, name: str) -> Array:
-        """[P] of log q and log p within sequences: ``qp``, or ``before``, ``after`` one position.
-
-        ``before`` is of log q(t) with log p(t - 1).
-        """
-        return ratio(self.sum(name), np.sqrt(self.sum("qq") * self.sum("pp")))
-
-    @cached_property
+    @property
     def entropy(self) -> Array:
         """[P] mean entropy of the trainer's policy, nats."""
         return ratio(self.sum("entropy"), self.sum("entropic"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from klmonitor.numbers.clusters import (
 )
 from klmonitor.numbers.dominance import MOST, dominance_k1, dominance_k3
 from klmonitor.numbers.mixture import best_weight, leaving_one_out
+from klmonitor.numbers.once import once
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.without import Dominance
 from klmonitor.pairs import PAIRS, POLICY_INDEX
@@ -48,18 +48,18 @@ KEY = TOKEN_FIELDS.index("key")
 """The field that orders tokens and sequences; -inf: there is none."""
 QUANTILES = (0.001, 0.01, 0.25, 0.5, 0.75, 0.99, 0.999)
 _CHECKED = POLICY_COUNTS.index("checked")
-_FORMATS = [POLICY_COUNTS.index(name) for name in ("bf16", "fp16")]
+_FORMATS = slice(POLICY_COUNTS.index("bf16"), POLICY_COUNTS.index("fp16") + 1)
 _T, _K1 = SEQUENCE_FIELDS.index("t"), SEQUENCE_FIELDS.index("k1")
 
 
-def _token_sum(name: str) -> cached_property[Array]:
+def _token_sum(name: str) -> once[Array]:
     """[P] one of `TOKEN_SUMS`."""
 
     def found(step: StepSums) -> Array:
         column: Array = step._token_sums[:, TOKEN_SUMS[name]]
         return column
 
-    return cached_property(found)
+    return once(found)
 
 
 class StepSums:
@@ -110,7 +110,7 @@ class StepSums:
         return found
 
     # --- sums over tokens --------------------------------------------------------------------
-    @cached_property
+    @once
     def _token_sums(self) -> Array:
         return token_sums(self.sums)
 
@@ -127,13 +127,13 @@ class StepSums:
     """[P] sum of d k3; the others likewise."""
 
     # --- means, errors, variances ------------------------------------------------------------
-    @cached_property
+    @once
     def clustered(self) -> Clustered:
         """Means over tokens and their errors, all groups together."""
         pairs, groups, buckets, size = self.prompts.shape
         return Clustered(self.sums, self.prompts.reshape(pairs, groups * buckets, size))
 
-    @cached_property
+    @once
     def variances(self) -> Array:
         """[3, P] sample variances of k1, k2 and k3 over tokens, nats^2."""
         first = np.array((self.d, 0.5 * self.d2, self.k3))
@@ -153,35 +153,35 @@ class StepSums:
         found: Array = self.variances[2]
         return found
 
-    @cached_property
+    @once
     def running_variances(self) -> Array:
         """[3, P] of k1, k2 and k3 over recent steps' tokens, nats^2."""
         n, first, squares = self.running[:, 0], self.running[:, 1:4].T, self.running[:, 4:].T
         mean = ratio(first, n)
         return positive(ratio(squares, n) - mean * mean)
 
-    @cached_property
+    @once
     def _cov_d_k3(self) -> Array:
         return ratio(self.dk3 - self.d * ratio(self.k3, self.n), self.n - 1)
 
-    @cached_property
+    @once
     def var_ratio(self) -> Array:
         """[P] sample variance of r - 1 = d + k3."""
         return positive(self.var_k1 + self.var_k3 + 2 * self._cov_d_k3)
 
-    @cached_property
+    @once
     def cov_ratio(self) -> Array:
         """[P] sample covariance of k1 = -d and r - 1."""
         found: Array = -self.var_k1 - self._cov_d_k3
         return found
 
-    @cached_property
+    @once
     def weight(self) -> Array:
         """[P] lambda, the weight of r - 1 in the mixture (`numbers.mixture`)."""
         g, gg = self.d + self.k3, self.d2 + self.k3k3 + 2 * self.dk3
         return best_weight(self.n, self.d, g, gg, self.d2 + self.dk3)
 
-    @cached_property
+    @once
     def gap_z(self) -> Array:
         """[P] gap over its error, as a normal deviate; nan where q did not draw the tokens."""
         return self.where(self.on_policy, self._z[:, 0])
@@ -192,30 +192,39 @@ class StepSums:
         found: Array = self._z[:, 1]
         return found
 
-    @cached_property
+    @once
     def _z(self) -> Array:
         sizes = np.array((self.absolute + self.k3, self.absolute + 0.5 * self.d2))
         return self.clustered.z(("gap", "k2_bias"), ratio(sizes, self.n).T)
 
-    @cached_property
-    def at_lambda(self) -> tuple[Array, Array]:
-        """[P] the mixture at lambda, each token at that of the others, and its error.
-
-        Lambda is 0 where the gap test fails or q is not the sampler.
-        """
+    @once
+    def _mixing(self) -> Array:
+        """[P] lambda, 0 where the gap test fails or q is not the sampler."""
         gap = np.abs(self.clustered.mean("gap"))
         missed = (np.abs(self.gap_z) > GAP_Z) & (gap > GAP_SHARE * self.clustered.mean("k3"))
-        mixed = ~missed & self.on_policy & (self.weight > 0)
-        weight = np.where(mixed, self.weight, 0.0)
-        mean, se = self.clustered.combined({"k1": 1 - weight, "k3": weight})
-        return mean + np.where(mixed, leaving_one_out(self.histogram, self.maxima), 0.0), se
+        found: Array = np.where(~missed & self.on_policy & (self.weight > 0), self.weight, 0.0)
+        return found
 
-    @cached_property
+    @property
+    def mixture(self) -> Array:
+        """[P] the mixture of k1 and k3, each token at the lambda of the others, nats."""
+        k1, k3, weight = self.clustered.mean("k1"), self.clustered.mean("k3"), self._mixing
+        mean = (1 - weight) * k1 + weight * k3
+        for i in np.flatnonzero(weight).tolist():
+            mean[i] += leaving_one_out(self.histogram[i], *self.maxima[i].tolist())
+        return mean
+
+    @property
+    def mixture_se(self) -> Array:
+        """[P] its error, lambda taken as given."""
+        return self.clustered.combined_se({"k1": 1 - self._mixing, "k3": self._mixing})
+
+    @once
     def signs(self) -> Signatures:
         """The signatures of causes."""
         return Signatures(self.signatures)
 
-    @cached_property
+    @once
     def on_policy(self) -> Bools:
         """[P] whether every token was drawn from q."""
         found: Bools = self.column("on_policy") == self.n
@@ -226,20 +235,20 @@ class StepSums:
         found: Array = np.where(condition, values, np.nan)
         return found
 
-    @cached_property
+    @once
     def sum_r(self) -> Array:
         """[P] sum of r = 1 + d + k3."""
         found: Array = self.n + self.d + self.k3
         return found
 
-    @cached_property
+    @once
     def sum_r2(self) -> Array:
         """[P] sum of r^2."""
         found: Array = self.n + self.d2 + self.k3k3 + 2 * (self.d + self.k3 + self.dk3)
         return found
 
     # --- the histogram -----------------------------------------------------------------------
-    @cached_property
+    @once
     def cumulative(self) -> Array:
         """[P, HISTOGRAM] tokens up to each bucket."""
         found: Array = self.histogram.cumsum(axis=1)
@@ -261,7 +270,7 @@ class StepSums:
         found: Array = self.cumulative[:, -1] - self.cumulative[:, CENTRE + edge_index(edge) - 1]
         return found
 
-    @cached_property
+    @once
     def quantiles(self) -> Array:
         """[`QUANTILES`, P] d at rank ceil(probability x N), to 0.8 % (numpy's ``inverted_cdf``)."""
         ranks = np.maximum(np.ceil(np.multiply.outer(self.n, QUANTILES)), 1) - 0.5
@@ -279,7 +288,7 @@ class StepSums:
         found: Array = self.q[:, column] + self.p[:, column]
         return found
 
-    @cached_property
+    @once
     def low_precision(self) -> Array:
         """[P] whether a policy's log-probs are bfloat16 or float16 numbers."""
         counts = np.array((self.q, self.p))
@@ -287,7 +296,7 @@ class StepSums:
         found = (checked > 0) & (formats >= LOW_PRECISION * checked)
         return np.asarray(found.any(axis=(0, 2)), dtype=np.float64)
 
-    @cached_property
+    @once
     def dominance(self) -> Mapping[str, Dominances]:
         """What `numbers.dominance` finds, for k1 and for k3."""
         k1, k3 = [], []
@@ -320,7 +329,7 @@ class StepSums:
         low, high = MIDDLES[np.minimum(places, len(MIDDLES) - 1)].tolist()
         return min(low, 0.0), max(high, 0.0)
 
-    @cached_property
+    @once
     def top_sequence_share(self) -> Array:
         """[P] largest share of sum_i (S1_i - mean T_i)^2 that one of `sequences` holds."""
         mean = self.clustered.mean("k1")

@@ -20,6 +20,7 @@ from klmonitor.report.step import (
     Verdict,
 )
 from klmonitor.report.tokens import ExtremeToken, ExtremeTokens, Later
+from klmonitor.report.values import Part, Values, joined, possible
 
 Row = dict[str, Any]
 """A JSON object: what one line of a record file holds."""
@@ -34,8 +35,12 @@ __all__ = [
     "Health",
     "Later",
     "PairReport",
+    "Part",
     "Report",
     "Row",
+    "Values",
     "Verdict",
+    "joined",
+    "possible",
     "text_html",
 ]

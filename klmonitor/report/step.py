@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from klmonitor.report.alert import Alert
 from klmonitor.report.markup import table_html, text_html
 from klmonitor.report.tokens import ExtremeToken, ExtremeTokens
+from klmonitor.report.values import joined
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,17 @@ def _nothing(pair: PairReport) -> Sequence[str]:
     return ()
 
 
+class _Judged:
+    """The field of a verdict, or of what gives it when somebody asks."""
+
+    def __get__(self, pair: PairReport | None, owner: type | None = None) -> Verdict:
+        found = Verdict() if pair is None else vars(pair)["_verdict"]
+        return found if isinstance(found, Verdict) else found(pair)
+
+    def __set__(self, pair: PairReport, given: Verdict | Callable[[PairReport], Verdict]) -> None:
+        vars(pair)["_verdict"] = given
+
+
 @dataclass(frozen=True)
 class PairReport:
     """The numbers of one pair at one step.
@@ -100,7 +112,7 @@ class PairReport:
     values: Mapping[str, float]
     extremes: Sequence[ExtremeToken] = ()
     histogram: Sequence[tuple[float, float]] = ()
-    verdict: Verdict = Verdict()
+    verdict: _Judged = _Judged()
     open_kinds: tuple[str, ...] = ()
     words: Callable[[PairReport], Sequence[str]] = field(default=_nothing, repr=False)
     penalty: str = ""
@@ -113,15 +125,18 @@ class PairReport:
         Raises:
             KeyError: there is no metric of that name; the message has the nearest.
         """
-        if metric in self.values or metric in KNOWN or metric.startswith("group/") or not KNOWN:
-            return self.values.get(metric, math.nan)
+        try:
+            return self.values[metric]
+        except KeyError:
+            if metric in KNOWN or metric.startswith("group/") or not KNOWN:
+                return math.nan
         near = difflib.get_close_matches(metric, KNOWN, n=1)
         hint = f": did you mean {near[0]!r}?" if near else ", see docs/metrics.md"
-        raise KeyError(f"no metric {metric!r}{hint}")
+        raise KeyError(f"no metric {metric!r}{hint}") from None
 
     def with_value(self, metric: str, value: float) -> PairReport:
         """A copy with one value more."""
-        return replace(self, values={**self.values, metric: value})
+        return replace(self, values=joined(self.values, {metric: value}))
 
     def explain(self, step: int) -> str:
         """A headline, a note, the cause, the first reasons, what is open, what to believe."""
@@ -131,7 +146,8 @@ class PairReport:
             f"step {step}, KL({q} || {p}) over {self.tokens:,.0f} tokens in "
             f"{self['sequences']:,.0f} sequences: {numbers} nats/token"
         )
-        believe = [f"believe {self.verdict.text}"] if self.verdict.text else []
+        verdict = self.verdict.text
+        believe = [f"believe {verdict}"] if verdict else []
         cause = [f"cause: {self.cause.text}"] if self.cause.text else []
         note = [f"note: {self.note}"] if self.note else []
         still = [f"open alerts: {', '.join(self.open_kinds)}"] if self.open_kinds else []

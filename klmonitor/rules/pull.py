@@ -22,8 +22,10 @@ def pull_dead(reading: Reading, limits: Thresholds) -> Finding | None:
     Thresholds: `share` of the sum of |d|, `tokens` at least.
     """
     pair = reading.pair
+    if not pair["penalty/dead_share"] * pair.tokens >= limits["tokens"]:
+        return None
     dead, lost = pair["penalty/dead_share"] * pair.tokens, pair["penalty/dead_pull"]
-    if not (dead >= limits["tokens"] and lost >= limits["share"] / 2):
+    if not lost >= limits["share"] / 2:
         return None
     if lost < limits["share"]:
         return SIMMERING
@@ -44,9 +46,10 @@ def pull_dominated(reading: Reading, limits: Thresholds) -> Finding | None:
     least in the step.
     """
     pair = reading.pair
+    if not (pair.tokens >= limits["tokens"] and pair["k3/mean"] >= limits["nats"]):
+        return None
     share = pair["penalty/top_share"]
-    enough = pair.tokens >= limits["tokens"] and pair["k3/mean"] >= limits["nats"]
-    if not (enough and share >= limits["share"] / 2):
+    if not share >= limits["share"] / 2:
         return None
     if share < limits["share"]:
         return SIMMERING

@@ -8,13 +8,13 @@ that comes from tokens has all of float64's, so that nothing is taken off it.
 from __future__ import annotations
 
 import math
-from decimal import Decimal
 
 
 def decimals(value: float) -> int:
     """Digits after the point in which a finite number is written at its shortest."""
-    exponent = Decimal(repr(float(value))).as_tuple().exponent
-    return max(0, -int(exponent))
+    mantissa, _, exponent = repr(float(value)).partition("e")
+    fraction = mantissa.partition(".")[2]
+    return max(0, len(fraction) - int(exponent or 0))
 
 
 def unit(most_decimals: float) -> float:

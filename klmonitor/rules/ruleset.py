@@ -117,8 +117,9 @@ class RuleSet:
                 reading, {what for rule, one in findings if one.level for what in rule.withholds}
             )
             open_kinds[name] = self._open_on(name)
-            believe = verdict(pair.values, open_kinds[name], pair.cause).text
-            said += (believing(alert, believe, pair.cause) for alert in of_pair)
+            if of_pair:
+                believe = verdict(pair.values, open_kinds[name], pair.cause).text
+                said += (believing(alert, believe, pair.cause) for alert in of_pair)
             errors += failed
         silences = self._silent(self._silences, report.step, present)
         errors += silences is None
@@ -145,11 +146,10 @@ class RuleSet:
         for one in self._judges:
             if reading.pair.cause.impossible and one.rule.kind not in DESPITE:
                 continue
-            found = one.boundary(_found, one.judge, reading, one.limits)
-            if found is None:
-                failed += 1
-            elif found[0] is not None:
-                finding = found[0] if one.rule.of_one else restrained(found[0], reading.pair)
+            finding = one.boundary(one.judge, reading, one.limits)
+            failed += one.boundary.failing
+            if finding is not None:
+                finding = finding if one.rule.of_one else restrained(finding, reading.pair)
                 findings.append((one.rule, finding))
         return findings, failed
 
@@ -162,6 +162,8 @@ class RuleSet:
         of_story: list[Found] = []
         for rule in (one.rule for one in self._judges):
             finding = by_kind.get(rule.kind)
+            if finding is None and (rule.kind, name) not in self._episodes:
+                continue
             size = finite(pair["k3/mean"]) if finding and not math.isnan(finding.base) else 0.0
             phase, episode = self._advance(step, rule, name, finding, size)
             if episode is None:
@@ -292,10 +294,3 @@ class _Guarded(NamedTuple):
 
 def _boundary(kind: str, log: HealthLog) -> Boundary:
     return Boundary(f"the rule {kind}", log, done_without="the others go on")
-
-
-def _found(
-    judge: Callable[[Reading, Thresholds], Finding | None], reading: Reading, limits: Thresholds
-) -> tuple[Finding | None]:
-    """What a rule finds, told apart from the None of a boundary."""
-    return (judge(reading, limits),)

@@ -22,13 +22,15 @@ OF_THEIR_OWN = ("nonfinite", "low_precision", "dominance_k1", "dominance_k3")
 
 def restrained(finding: Finding, pair: PairReport) -> Finding:
     """A finding that is not critical where too few tokens say so."""
+    if finding.severity != "critical":
+        return finding
     tokens = pair["tokens"] + max(pair["nonfinite"], 0.0)
     few = (
         tokens < LEAST_TOKENS
         or pair["sequences"] < LEAST_SEQUENCES
         or pair["clusters"] < LEAST_CLUSTERS
     )
-    if not few or finding.severity != "critical":
+    if not few:
         return finding
     words = [
         count(number, noun)

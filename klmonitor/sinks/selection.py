@@ -11,7 +11,7 @@ from functools import lru_cache
 from klmonitor.numbers.metrics import CORE, NAMES
 from klmonitor.numbers.runvalues import PREFIX, TABLE
 from klmonitor.pairs import PAIRS
-from klmonitor.report import Report
+from klmonitor.report import Report, possible
 
 Metrics = str | Sequence[str]
 """``"core"``, ``"full"``, or a list of globs, in which those two words may stand as well."""
@@ -26,8 +26,8 @@ RUN_NAMES = (
 """What belongs to the run."""
 GROUP_CORE = "/k3/mean"
 """The end of the one metric of a group that is in the core."""
-FIRST = ("policy_ref", "old_ref")
-"""Pairs whose groups are in the core: how far each group is from the reference."""
+FIRST = ("policy_ref", "old_ref", *(pair.name for pair in PAIRS))
+"""The first of these that there is has its groups in the core: how far each is from the ref."""
 EVAL_CORE = frozenset(name for name in CORE if name.endswith(("/mean", "/se")))
 """The core of an evaluation: the means and their errors."""
 
@@ -78,34 +78,27 @@ def select(metrics: Metrics, report: Report) -> dict[str, float]:
     globs = check_metrics(metrics)
     training = report.phase == "train"
     prefix = "" if training else f"{report.phase}/"
+    held = {name: possible(pair.values) for name, pair in report.pairs.items()}
+    named = [(f"kl/{name}/", pair.values, held[name]) for name, pair in report.pairs.items()]
     found = {}
-    named = [(f"kl/{name}/", pair.values) for name, pair in report.pairs.items()]
-    for start, values in (*named, ("", report.run_values)):
-        for full, short in _choice(globs, start, tuple(values), training):
-            if not math.isnan(values[short]):
-                found[prefix + full] = values[short]
-    if "core" in globs:
-        found |= {prefix + name: value for name, value in of_groups(report).items()}
-    return found
+    for start, values, names in (*named, ("", report.run_values, tuple(report.run_values))):
+        for full, short in _choice(globs, start, names, training):
+            found[prefix + full] = values.get(short, math.nan)
+    first = next((one for one in FIRST if one in held), None)
+    if first is not None and "core" in globs:
+        values = report.pairs[first].values
+        found |= {f"{prefix}kl/{first}/{one}": values[one] for one in _of_groups(held[first])}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
-def of_groups(report: Report) -> dict[str, float]:
-    """One series a declared group: the mean of k3 in it, of the pair that comes first in `FIRST`.
+@lru_cache(256)
+def _of_groups(names: tuple[str, ...]) -> tuple[str, ...]:
+    """One series a declared group, of some names: the mean of k3 in it.
 
     They come on top of the core's budget of series: whoever declares a group wants to see it.
     """
-    names = [pair.name for pair in PAIRS if pair.name in report.pairs]
-    name = next((one for one in FIRST if one in names), names[0] if names else None)
-    if name is None:
-        return {}
-    return {
-        f"kl/{name}/{metric}": value
-        for metric, value in report.pairs[name].values.items()
-        if metric.startswith("group/")
-        and metric.endswith(GROUP_CORE)
-        and metric != f"group/other{GROUP_CORE}"
-        and not math.isnan(value)
-    }
+    ours = (one for one in names if one.startswith("group/") and one.endswith(GROUP_CORE))
+    return tuple(one for one in ours if one != f"group/other{GROUP_CORE}")
 
 
 def is_chosen(metrics: Metrics, full: str, short: str, training: bool = True) -> bool:

@@ -160,13 +160,14 @@ class Intake:
         lent = any(isinstance(one, np.ndarray) for one in given)
         for part, pairs in parts:
             accumulate(state, part, pairs, place=place, groups=groups)
-            self._taken[phase] = signatures.add(state, part, pairs, extras, taken)
-            unclipped.add(state, part, pairs, extras.advantages)
             self._around(beside.add, place.micro_batch, part, pairs, state.tokens, lent)
-            for pair in pairs:
-                if pair.name in self.penalties:
-                    most = self._taken[phase] - taken
-                    pulls.add(state, part, pair, self.penalties[pair.name], extras, most)
+            with torch.inference_mode():  # a tenth less a call
+                self._taken[phase] = signatures.add(state, part, pairs, extras, taken)
+                unclipped.add(state, part, pairs, extras.advantages)
+                most = self._taken[phase] - taken
+                for pair in pairs:
+                    if pair.name in self.penalties:
+                        pulls.add(state, part, pair, self.penalties[pair.name], extras, most)
         self._micro_batches[phase] += 1
         self._checked = True
         self.seen.update(batch.log_probs)

@@ -21,7 +21,7 @@ from klmonitor.summary.numba_kernel import add_pair
 from klmonitor.summary.state import Summary
 from klmonitor.summary.tiles import first_shape
 
-LEAST_A_THREAD = 2**17
+LEAST_A_THREAD = 2**18
 """Tokens below which another thread costs more than it saves."""
 NONE = (0, 0)
 MOST_COPIED = 2**21
@@ -64,7 +64,9 @@ def add(
         )
         for i, (some, ends) in enumerate(zip(states, pairwise(cuts), strict=True))
     ]
-    for done in [_threads(threads).submit(job) for job in jobs]:
+    others = [_threads(threads - 1).submit(job) for job in jobs[1:]]
+    jobs[0]()
+    for done in others:
         done.result()
     for other in states[1:]:
         state.take_in(other)

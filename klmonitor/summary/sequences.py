@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from klmonitor.summary.batch import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,27 @@ class Rows:
 
     Attributes:
         count: sequences, S.
-        columns: int64 [C], 0 to C - 1.
+        width: C.
+        device: where they are.
         segments: int64 [C], the sequence of each token of packed input (R = 1); None: S = R.
     """
 
     count: int
-    columns: Tensor
+    width: int
+    device: torch.device
     segments: Tensor | None
+
+    @classmethod
+    def of(cls, batch: TokenBatch, rows: int, columns: int) -> Rows:
+        """Of the first rows (or packed columns) of a batch."""
+        if batch.segments is None:
+            return cls(rows, columns, batch.device, None)
+        return cls(batch.n_sequences, columns, batch.device, batch.segments[:columns])
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """int64 [C], 0 to C - 1."""
+        return torch.arange(self.width, device=self.device)
 
     def total(self, x: Tensor) -> Tensor:
         """Sums over each sequence, [..., R, C] -> [..., S] float64, in an order that is fixed."""
@@ -52,14 +67,14 @@ class Rows:
         """The last column of each sequence that is marked: bool [..., R, C] -> [..., S], or -1."""
         if self.segments is None:
             back = which.view(torch.uint8).flip(-1).argmax(-1)
-            return torch.where(which.any(-1), self.columns.numel() - 1 - back, -1)
+            return torch.where(which.any(-1), self.width - 1 - back, -1)
         return self.most(torch.where(which, self.columns, -1))
 
     def first(self, which: Tensor) -> Tensor:
         """And the first."""
         if self.segments is None:
             return torch.where(which.any(-1), which.view(torch.uint8).argmax(-1), -1)
-        end = self.columns.numel() - 1
+        end = self.width - 1
         back = self.most(torch.where(which, end - self.columns, -1))
         return torch.where(back >= 0, end - back, -1)
 
@@ -89,22 +104,19 @@ class Rows:
         zero, segments = x.new_zeros((*x.shape[:-1], self.count)), self.segments.expand_as(x)
         return torch.stack([zero.scatter_reduce(-1, segments, x, f"a{m}") for m in ("min", "max")])
 
-    def products(self, x: Tensor, which: Sequence[tuple[int, int]], lag: int = 0) -> Tensor:
-        """[S, n] sums over each sequence of x_i(t) x_j(t - lag).
+    def products(self, x: Tensor) -> Tensor:
+        """[S, 2, M, M] sums over each sequence of x_i(t) x_j(t), and of x_i(t) x_j(t - 1).
 
         Args:
             x: float64 [M, R, C], 0 where a token does not count.
-            which: n times (i, j).
-            lag: 0 or 1.
         """
-        now, before = x[..., lag:], x[..., : x.shape[-1] - lag]
         if self.segments is None:
-            every = (now.transpose(0, 1) @ before.permute(1, 2, 0)).unbind(1)
-            return torch.stack([every[i][:, j] for i, j in which], 1)
-        if lag:
-            together = self.segments[1:] == self.segments[:-1]
-            now, before = x, torch.nn.functional.pad(before * together, (1, 0))
-        return self.total(torch.stack([now[i] * before[j] for i, j in which])).T
+            x = x.transpose(0, 1)
+            return torch.stack((x @ x.mT, x[..., 1:] @ x[..., :-1].mT), 1)
+        together = self.segments[1:] == self.segments[:-1]
+        before = torch.nn.functional.pad(x[..., :-1] * together, (1, 0))
+        both = torch.stack((x, before)).unsqueeze(1)  # [2, 1, M, R, C]
+        return self.total(x.unsqueeze(1) * both).permute(3, 0, 1, 2)
 
     def spread(self, y: Tensor) -> Tensor:
         """What each token has of its sequence: [..., S] -> [..., R, C] or what broadcasts to it."""

@@ -58,15 +58,13 @@ NOWHERE = -1.0
 """Nats: in the place of a log-prob that does not count."""
 
 BINS = tuple(f"{x}_{i}" for x in ("n", "abs", "left") for i in range(len(PROBABILITIES) + 1))
-OF_SEQUENCES = (
-    *("tokens", "sequences", "ratio_above", "ratio_below", "ratio", "ratio2", "largest"),
-    *("up", "down"),
-)
-OF_ENTROPIES = ("entropy", "sure", "sure_other", "entropic")
+OF_TOKENS = ("tokens", "d", "gap", "up", "down")
+OF_ENTROPIES = ("surprise", "entropy", "sure", "sure_other", "entropic")
+OF_SEQUENCES = ("sequences", "ratio_above", "ratio_below", "ratio", "largest")
 PADDED = ("padded", "padded_rows")
+OF_ENDS = ("first", "last", "middle", "lone", "several", "inner", "alone")
 OFF = ("first_off", "last_off", "lone_off")
 PRODUCTS = ("qq", "pp", "qp", "before", "after")
-WITHIN = ("shift", "slope", "context")
 NOW: Mapping[str, tuple[int, int]] = {"qq": (0, 0), "pp": (1, 1), "qp": (0, 1), "bends": (2, 2)}
 LAGGED: Mapping[str, tuple[int, int]] = {
     "before": (0, 1),
@@ -74,21 +72,32 @@ LAGGED: Mapping[str, tuple[int, int]] = {
     "bent": (2, 1),
     "bent_after": (1, 2),
 }
-"""Products of (q, p, bend), less their means, at one token, and of one with the token before's."""
-_TERMS: tuple[dict[str, float], ...] = (
-    {"before": 1.0, "after": -1.0},
-    {"qq": 0.5, "pp": 0.5},
-    {"pp": 0.5, "qq": -0.5},
-    {"qq": 0.25, "pp": 0.25, "qp": 0.5},
-    {"bent": 1.0, "bent_after": -1.0},
-    {"bends": 1.0},
-    *({name: 1.0} for name in PRODUCTS),
-)
-"""Numerators and denominators of `WITHIN`, and `PRODUCTS`, from these."""
-Found: TypeAlias = "list[tuple[tuple[str, ...], Tensor]]"
-"""Names of `fields.SIGNATURES`, n of them, with their sums: [n, P], or [n, 1] of one pair."""
-Ratios: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
-"""By name of `fields.SIGNATURE_RATIOS`: numerator and denominator of each sequence, [S]."""
+"""Products of (q, p, 2 bend), less their means, at one token, and of one with the token before's.
+"""
+_TERMS: Mapping[str, Mapping[str, float]] = {
+    "shift/top": {"before": 1.0, "after": -1.0},
+    "shift/bottom": {"qq": 0.5, "pp": 0.5},
+    "slope/top": {"pp": 0.5, "qq": -0.5},
+    "slope/bottom": {"qq": 0.25, "pp": 0.25, "qp": 0.5},
+    "context/top": {"bent": 0.5, "bent_after": -0.5},
+    "context/bottom": {"bends": 0.25},
+    **{name: {name: 1.0} for name in PRODUCTS},
+}
+"""What is kept of a sequence, from these."""
+RATIOS: Mapping[str, tuple[str, str]] = {
+    "d": ("d", "tokens"),
+    "gap": ("gap", "tokens"),
+    "surprise": ("surprise", "entropic"),
+    "first": ("first", "several"),
+    "last": ("last", "several"),
+    "middle": ("middle", "inner"),
+    "lone": ("lone", "alone"),
+    **{name: (f"{name}/top", f"{name}/bottom") for name in ("shift", "slope", "context")},
+    **{name: (f"{name}/top", f"{name}/bottom") for name in ("who", *LAGS)},
+}
+"""Numerators and denominators of `fields.SIGNATURE_RATIOS`."""
+Found: TypeAlias = "dict[tuple[str, ...], Tensor]"
+"""By name, n of them: of each sequence [n, P, S], or of one pair [n, S]; of all tokens [n, P]."""
 
 
 def add(
@@ -116,40 +125,65 @@ def add(
     if rows <= 0 or columns <= 0:
         return taken
     one = next((k for k, pair in enumerate(pairs) if pair.q == "rollout"), 0)
-    with torch.inference_mode():  # a tenth less a call
-        found = signatures(batch, pairs, one, extras, rows, columns)
-        places = _places(
-            tuple((names, sums.shape[1]) for names, sums in found),
-            tuple(PAIR_INDEX[pair.name] for pair in pairs),
-            one,
-            batch.device,
-        )
-        sums = torch.cat([sums.reshape(-1) for _, sums in found])
-        state.signatures.view(-1).index_add_(0, places, sums.double())
+    by_sequence, whole = signatures(batch, pairs, one, extras, rows, columns)
+    every = torch.cat([x.flatten(0, -2) for x in by_sequence.values()])
+    taken_from, places = _places(
+        *(tuple((names, x.ndim) for names, x in some.items()) for some in (by_sequence, whole)),
+        tuple(PAIR_INDEX[pair.name] for pair in pairs),
+        one,
+        batch.device,
+    )
+    sums = torch.cat([(every @ every.mT).flatten(), *(x.flatten() for x in whole.values())])
+    state.signatures.view(-1).index_add_(0, places, sums.index_select(0, taken_from))
     return taken + rows * columns
 
 
 @cache
 def _places(
-    found: tuple[tuple[tuple[str, ...], int], ...],
+    by_sequence: tuple[tuple[tuple[str, ...], int], ...],
+    whole: tuple[tuple[tuple[str, ...], int], ...],
     pairs: tuple[int, ...],
     one: int,
     device: torch.device,
-) -> Tensor:
-    """Where sums of these names, for all pairs or for one, are in a state's signatures."""
-    places = [
-        pair * len(SIGNATURES) + SIGNATURE[name]
-        for names, width in found
+) -> tuple[Tensor, Tensor]:
+    """Which products over sequences, and sums behind them, are what of a state's signatures.
+
+    A sum over sequences is a product with ``sequences``, which is 1 where a pair has tokens.
+    """
+    every = range(len(pairs))
+    rows = [
+        (name, k)
+        for names, dimensions in by_sequence
         for name in names
-        for pair in (pairs if width == len(pairs) else pairs[one : one + 1])
+        for k in (every if dimensions == 3 else (one,))
     ]
-    return moved(torch.tensor(places), device)
+    row = {which: number for number, which in enumerate(rows)}
+    found = {(name, k): (name, "sequences") for name, k in rows if name in SIGNATURE}
+    for k in every:
+        seen = "rows" if ("rows", k) in row else "sequences"
+        found |= {("ratio2", k): ("ratio", "ratio"), ("rows", k): (seen, seen)}
+    for ratio, (a, b) in RATIOS.items():
+        products = ((a, "sequences"), (b, "sequences"), (a, a), (a, b), (b, b))
+        for k in every if ratio == "surprise" else (one,):
+            if (a, k) in row:
+                names = (f"{ratio}/{what}" for what in RATIO_SUMS)
+                found |= dict(zip(((name, k) for name in names), products, strict=True))
+    taken = [row[a, k] * len(rows) + row[b, k] for (_, k), (a, b) in found.items()]
+    of_tokens = [
+        (name, k)
+        for names, dimensions in whole
+        for name in names
+        for k in (every if dimensions == 2 else (one,))
+    ]
+    taken += range(len(rows) ** 2, len(rows) ** 2 + len(of_tokens))
+    places = [pairs[k] * len(SIGNATURES) + SIGNATURE[name] for name, k in (*found, *of_tokens)]
+    return moved(torch.tensor(taken), device), moved(torch.tensor(places), device)
 
 
 def signatures(
     batch: TokenBatch, pairs: Sequence[Pair], one: int, extras: Extras, rows: int, columns: int
-) -> Found:
-    """Sums over the first rows (or packed columns) of a batch.
+) -> tuple[Found, Found]:
+    """What the first rows (or packed columns) of a batch have, by sequence, and in sums.
 
     Args:
         batch: checked log-probs.
@@ -159,82 +193,65 @@ def signatures(
         rows: how many, and
         columns: how long.
     """
-    whole = (rows, columns) == batch.shape
+    cut = (rows, columns) != batch.shape
 
     def part(x: Tensor) -> Tensor:
-        return x if whole else x[:rows, :columns]
+        return x[:rows, :columns] if cut else x
 
-    segments = None if batch.segments is None else batch.segments[:columns]
     every = torch.stack([part(x) for x in batch.log_probs.values()]).float()
-    at = Rows(
-        rows if segments is None else batch.n_sequences,
-        torch.arange(columns, device=every.device),
-        segments,
-    )
-    if batch.mask is not None:
-        mask = part(batch.mask)
-    else:
-        mask = torch.ones_like(every[0], dtype=torch.bool)
-    if segments is not None and columns < batch.shape[1]:
-        assert batch.segments is not None  # as segments are not
-        mask = mask & (segments != batch.segments[columns])
-    found: Found = []
+    at = Rows.of(batch, rows, columns)
+    mask = torch.ones_like(every[0], dtype=torch.bool) if batch.mask is None else part(batch.mask)
+    if cut and batch.segments is not None:
+        mask = mask & (batch.segments[:columns] != batch.segments[columns])
+    found: Found = {}
+    whole: Found = {}
     if not _unrepeated(every, mask):
-        found.append((PADDED, _padding(every, mask, at).expand(-1, len(pairs))))
+        whole[PADDED] = _padding(every, mask, at).expand(-1, len(pairs))
     every = torch.where(mask, every, NOWHERE)
     log_probs = dict(zip(batch.log_probs, every.unbind(), strict=True))
     q, p = (torch.stack([log_probs[getattr(pair, k)] for pair in pairs]) for k in ("q", "p"))
-    usable, ordinary = mask.expand_as(q), every.is_cpu and _ordinary(every)
-    if not ordinary:
+    usable = mask.expand_as(q)
+    if not (every.is_cpu and _ordinary(every)):
+        found["rows",] = (at.total(mask.float()) > 0).expand(1, len(pairs), -1)
         counted, usable = _impossible(q, p, mask)
-        found += counted
+        whole |= counted
         q, p = (torch.where(usable, x, NOWHERE) for x in (q, p))
     d, counts = p - q, usable.float()
-    features = [counts, d, d > ASIDE, d < -ASIDE]
+    gap = torch.expm1(d.clamp(max=LARGEST_FLOAT))
+    features = [counts, d, gap, d > ASIDE, d < -ASIDE]
     if extras.entropy is not None:
         trainer = log_probs["old" if "old" in log_probs else "policy"]
         features += _of_entropies(trainer, part(extras.entropy).float(), usable)
-    tokens, of_sequence, up, down, *entropic = at.total(torch.stack(features)).unbind()
-    sums, seen = _of_sequences(d, tokens, of_sequence, at)
-    names: tuple[str, ...] = OF_SEQUENCES
-    sums += [up, down]
-    if entropic:
-        names, sums = (*names, *OF_ENTROPIES), [*sums, *entropic[1:]]
-        found += _ratios_of(entropic[0], entropic[-1])
-    found.append((names, torch.stack(sums).sum(-1)))
-    seen = seen if ordinary else (at.total(mask.float()) > 0).expand_as(tokens)
-    found.append((("rows",), seen.sum(-1).unsqueeze(0)))
-    q, d, counts = (x[one : one + 1] for x in (q, d, counts))
-    tokens = tokens[one]
-    gap = at.total(torch.expm1(d.clamp(max=LARGEST_FLOAT)))[0]
-    ratios: Ratios = {"d": (of_sequence[one], tokens), "gap": (gap, tokens)}
-    sums_within, of_within = _within(q, q + d, counts, tokens, at)
-    ratios |= of_within
+    totals = at.total(torch.stack(features))
+    found[(*OF_TOKENS, *OF_ENTROPIES)[: len(features)]] = totals
+    tokens, of_sequence, *_ = totals.unbind()
+    found[OF_SEQUENCES] = _of_sequences(d, tokens, of_sequence, at)
+    if len(pairs) > 1:
+        q, p, d, counts, usable = (x[one : one + 1] for x in (q, p, d, counts, usable))
+        tokens = tokens[one : one + 1]
     size = d.abs()
-    found += [*sums_within, (BINS, _by_probability(q, size, counts))]
+    found[tuple(_TERMS)] = _within(torch.cat([q, p]), counts, usable, tokens, at)
+    whole[BINS] = _by_probability(q, size, counts)
     if pairs[one].q == "rollout":  # what nobody asks of other pairs
-        off, of_ends = _ends(size, counts, tokens, at)
-        found.append((OFF, off))
-        ratios |= of_ends
+        found |= _ends(size, counts, tokens, at)
         if "ref" in log_probs:
-            ratios["who"] = _who(q, d, log_probs["ref"], counts, at)
+            found["who/top", "who/bottom"] = _who(q, d, log_probs["ref"], counts, at)
         if extras.lag is not None:
-            ratios |= _by_lag(extras.lag[: at.count], d, tokens, at)
-    return found + _in_order(ratios)
+            found |= _by_lag(extras.lag[: at.count], d, tokens, at)
+    return found, whole
 
 
-def _who(q: Tensor, d: Tensor, ref: Tensor, counts: Tensor, at: Rows) -> tuple[Tensor, Tensor]:
-    """Whether q is nearer to the reference than to p."""
+def _who(q: Tensor, d: Tensor, ref: Tensor, counts: Tensor, at: Rows) -> Tensor:
+    """[2, S] whether q is nearer to the reference than to p, and of how many tokens."""
     known = (counts > 0) & (ref.abs() < SENTINEL)
     nearer = torch.where(known, (q - ref).square() - d.square(), 0.0)
-    found, count = at.total(torch.cat([nearer, known])).unbind()
-    return found, count
+    return at.total(torch.cat([nearer, known]))
 
 
 def _ordinary(x: Tensor) -> bool:
     """Whether all are finite log-probs below 0 and no sentinel (nan fails both questions)."""
-    low, high = x.aminmax()
-    return bool(high < 0) and bool(low > -SENTINEL)
+    low, high = (float(one) for one in x.aminmax())
+    return high < 0 and low > -SENTINEL
 
 
 def _impossible(q: Tensor, p: Tensor, mask: Tensor) -> tuple[Found, Tensor]:
@@ -252,28 +269,25 @@ def _impossible(q: Tensor, p: Tensor, mask: Tensor) -> tuple[Found, Tensor]:
         "high_q": usable & (q > HIGH),
         "high_p": usable & (p > HIGH),
     }
-    return [(tuple(counted), torch.stack(list(counted.values())).sum((-2, -1)))], usable
+    return {tuple(counted): torch.stack(list(counted.values())).sum((-2, -1))}, usable
 
 
-def _of_sequences(
-    d: Tensor, tokens: Tensor, of_sequence: Tensor, at: Rows
-) -> tuple[list[Tensor], Tensor]:
-    """The sequences' ratios exp(sum d) and their largest token k3; which have tokens. [P, S]."""
+def _of_sequences(d: Tensor, tokens: Tensor, of_sequence: Tensor, at: Rows) -> Tensor:
+    """[5, P, S] which have tokens, their ratios exp(sum d), and their largest token k3."""
     seen, far = tokens > 0, math.log(SEQUENCE_RATIO)
     ratio = of_sequence.clamp(-LARGEST_SEQUENCE, LARGEST_SEQUENCE).exp() * seen
     ends = at.extent(d).double()  # k3 is convex
     k3 = (torch.expm1(ends.clamp(max=CLAMP)) - ends).amax(0)
-    above, below = of_sequence > far, of_sequence < -far
-    return [tokens, seen, above, below, ratio, ratio * ratio, k3], seen
+    return torch.stack([seen, of_sequence > far, of_sequence < -far, ratio, k3])
 
 
 def _by_probability(q: Tensor, size: Tensor, counts: Tensor) -> Tensor:
-    """Mean |d| by bins of q(x), beside 1 - q(x) (arXiv 2512.23087: mismatch grows as 1 - p)."""
+    """[`BINS`] mean |d| by bins of q(x), beside 1 - q(x) (arXiv 2512.23087: mismatch grows so)."""
     edges, inside = _edges(q.device)
     probability = q.clamp(max=0.0).exp()
-    features = torch.cat([counts, size, counts - probability * counts]).flatten(1).double()
+    features = torch.cat([counts, size, (1 - probability) * counts]).flatten(1).double()
     above = (probability >= edges).flatten(1).double()  # [bins, tokens]: from each edge on
-    return (inside @ (above @ features.T)).T.reshape(-1, 1)
+    return (features @ above.mT @ inside).flatten()
 
 
 @cache
@@ -282,50 +296,53 @@ def _edges(device: torch.device) -> tuple[Tensor, Tensor]:
     bins = len(PROBABILITIES) + 1
     edges = torch.tensor([-1.0, *PROBABILITIES]).view(bins, 1, 1)
     inside = torch.eye(bins, dtype=torch.float64)
-    inside -= torch.diag(inside.new_ones(bins - 1), 1)
+    inside -= torch.diag(inside.new_ones(bins - 1), -1)
     return moved(edges, device), moved(inside, device)
 
 
-def _within(q: Tensor, p: Tensor, counts: Tensor, tokens: Tensor, at: Rows) -> tuple[Found, Ratios]:
-    """Products of log q and log p less their means in the sequence, now and one position on."""
-    size = tokens.clamp(min=1)
+def _within(both: Tensor, counts: Tensor, usable: Tensor, tokens: Tensor, at: Rows) -> Tensor:
+    """[`_TERMS`, S] products of log q and log p less their means, now and one position on.
+
+    Args:
+        both: [2, R, C] log q and log p.
+        counts: [1, R, C] 1 where a token counts, else 0; and
+        usable: as a mask.
+        tokens: [1, S] how many.
+        at: where the sequences are.
+    """
 
     def centred(x: Tensor) -> Tensor:
-        return (x - at.spread((at.total(x) / size).float())) * counts
+        mean = at.spread((at.total(x * counts) / tokens).float())
+        return torch.where(usable, x - mean, 0.0)
 
-    both = centred(torch.cat([q, p]) * counts)
+    both = centred(both)
     squares = both * both
-    bend = centred((squares[1:] - squares[:1]) / 2)  # d (q + p) / 2: large where one is sharper
-    three = torch.cat([both, bend]).double()
-    now = at.products(three, tuple(NOW.values()))
-    lagged = at.products(three, tuple(LAGGED.values()), 1)
-    terms = torch.cat([now, lagged], 1) @ _combined(q.device)
-    cut = 2 * len(WITHIN)
-    tops, bottoms = terms[:, :cut:2].unbind(1), terms[:, 1:cut:2].unbind(1)
-    ratios = dict(zip(WITHIN, zip(tops, bottoms, strict=True), strict=True))
-    return [(PRODUCTS, terms[:, cut:].sum(0).unsqueeze(-1))], ratios
+    bend = centred(squares[1:] - squares[:1])  # 2 d (q + p) / 2: large where one is sharper
+    products = at.products(torch.cat([both, bend]).double())
+    return (products.flatten(1) @ _combined(both.device)).mT
 
 
 @cache
 def _combined(device: torch.device) -> Tensor:
     """[products, `_TERMS`] how much of each product is in each term."""
-    weights = [[term.get(name, 0.0) for term in _TERMS] for name in (*NOW, *LAGGED)]
-    return moved(torch.tensor(weights, dtype=torch.float64), device)
+    weights = torch.zeros(2, 3, 3, len(_TERMS), dtype=torch.float64)
+    for column, term in enumerate(_TERMS.values()):
+        for name, weight in term.items():
+            lag, (i, j) = (0, NOW[name]) if name in NOW else (1, LAGGED[name])
+            weights[lag, i, j, column] = weight
+    return moved(weights.flatten(0, 2), device)
 
 
-def _ends(size: Tensor, counts: Tensor, tokens: Tensor, at: Rows) -> tuple[Tensor, Ratios]:
+def _ends(size: Tensor, counts: Tensor, tokens: Tensor, at: Rows) -> Found:
     """|d| of the first and the last token of each sequence, of the others, and of an only one."""
     first, last = at.ends(counts, size).unbind()
     several, alone = (tokens > 1).double(), (tokens == 1).double()
-    values = torch.cat([first, last, last]) * torch.stack([several, several, alone])
+    values = torch.cat([first, last, last]) * torch.cat([several, several, alone])
     at_first, at_last, of_lone = values.unbind()
     middle = at.total(size)[0] - first[0] - at_last
-    return (values > END_OFF).sum(-1, keepdim=True), {
-        "first": (at_first, several),
-        "last": (at_last, several),
-        "lone": (of_lone, alone),
-        "middle": (middle, (tokens - 2).clamp(min=0)),
-    }
+    inner = (tokens[0] - 2).clamp(min=0)
+    ends = (at_first, at_last, middle, of_lone, several[0], inner, alone[0])
+    return {OFF: values > END_OFF, OF_ENDS: torch.stack(ends)}
 
 
 def _of_entropies(trainer: Tensor, entropy: Tensor, usable: Tensor) -> list[Tensor]:
@@ -345,15 +362,14 @@ def _of_entropies(trainer: Tensor, entropy: Tensor, usable: Tensor) -> list[Tens
     ]
 
 
-def _by_lag(lag: Tensor, d: Tensor, tokens: Tensor, at: Rows) -> Ratios:
-    """k3 of the sequences of each lag."""
+def _by_lag(lag: Tensor, d: Tensor, tokens: Tensor, at: Rows) -> Found:
+    """The k3 of the sequences of each lag, and their tokens: [2, S] each."""
     d = d.double()
-    k3 = at.total(torch.expm1(d.clamp(max=CLAMP)) - d)[0]
-    bounded = lag.clamp(0, len(LAGS) - 1)
-    of_lags = {name: bounded == i for i, name in enumerate(LAGS)}
+    k3 = at.total(torch.expm1(d.clamp(max=CLAMP)) - d)
+    both, bounded = torch.cat([k3, tokens]), lag.clamp(0, len(LAGS) - 1)
     return {
-        name: (torch.where(which, k3, 0.0), torch.where(which, tokens, 0.0))
-        for name, which in of_lags.items()
+        (f"{name}/top", f"{name}/bottom"): torch.where(bounded == i, both, 0.0)
+        for i, name in enumerate(LAGS)
     }
 
 
@@ -404,25 +420,3 @@ def _stretch(
     least = torch.where(certain, SHORTEST_CERTAIN, SHORTEST_PADDING)
     padded = (lengths >= least) & (others > 0) & (alike - lengths <= RARE * others)
     return torch.where(padded, lengths, 0.0)
-
-
-def _ratios_of(a: Tensor, b: Tensor) -> Found:
-    """The surprise of every pair, [P, S]: its five sums."""
-    return [(_SURPRISE, torch.stack([a, b, a * a, a * b, b * b]).sum(-1))]
-
-
-def _in_order(ratios: Ratios) -> Found:
-    """The five sums of each ratio of the one pair."""
-    terms = torch.stack([x for both in ratios.values() for x in both])
-    both = terms.view(len(ratios), 2, -1)
-    products = both @ both.transpose(1, 2)
-    sums = torch.cat([both.sum(-1), products[:, 0], products[:, 1, 1:]], -1)
-    return [(_names_of(tuple(ratios)), sums.reshape(-1, 1))]
-
-
-@cache
-def _names_of(ratios: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{ratio}/{what}" for ratio in ratios for what in RATIO_SUMS)
-
-
-_SURPRISE = _names_of(("surprise",))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,6 +42,17 @@ MANY = 4
 """Times as many records as are kept from which candidates are chosen before they are sorted."""
 
 
+class _View:
+    """A part of `Summary.flat` in its shape; made when it is asked for, as most are not."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, of: Summary, owner: type | None = None) -> Tensor:
+        part, shape = _parts(of.config)[self._name]
+        return of.flat[part].view(shape)
+
+
 @dataclass
 class Summary:
     """Sums and maxima over the tokens seen; all tensors float64 on one device.
@@ -61,26 +73,16 @@ class Summary:
     tokens: Tensor
     sequences: Tensor
     around: Around | None = field(default=None, kw_only=True)
-    sums: Tensor = field(init=False)
-    histogram: Tensor = field(init=False)
-    prompts: Tensor = field(init=False)
-    policies: Tensor = field(init=False)
-    signatures: Tensor = field(init=False)
-    pulls: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        shapes, sizes = _sum_shapes(self.config)
-        for (name, shape), part in zip(shapes.items(), torch.split(self.flat, sizes), strict=True):
-            setattr(self, name, part.view(shape))
+    sums, histogram, prompts, policies, signatures, pulls = (_View() for _ in range(6))
 
     @classmethod
     def empty(cls, config: SummaryConfig, device: torch.device | str | None = None) -> Summary:
         """A summary of no tokens: the identity of `merge`."""
-        _, sizes = _sum_shapes(config)
+        size = max(part.stop for part, _ in _parts(config).values())
         if device is None or torch.device(device).type != "cpu":
-            flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+            flat = torch.zeros(size, dtype=torch.float64, device=device)
         else:
-            flat = torch.from_numpy(np.zeros(sum(sizes)))
+            flat = torch.from_numpy(np.zeros(size))
         return cls(config, flat, *(copied(part) for part in _no_maxima(config.top, flat.device)))
 
     def merge(self, other: Summary) -> Summary:
@@ -94,18 +96,14 @@ class Summary:
         """
         return merge_all([self, other])
 
-    def take_in(self, other: Summary) -> None:
-        """Merge another of the same configuration and device into this one, in place."""
-        top = self.config.top
-        if self.flat.is_cpu:
-            self.flat.numpy()[:] += other.flat.numpy()
-        else:
-            self.flat += other.flat
-        torch.maximum(self.maxima, other.maxima, out=self.maxima)
-        for name, order in (("tokens", N_ORDER), ("sequences", N_SEQUENCE_ORDER)):
+    def take_in(self, later: Summary) -> None:
+        """Merge one of tokens that come behind these into this one, in place; on the CPU only."""
+        self.flat.numpy()[:] += later.flat.numpy()
+        torch.maximum(self.maxima, later.maxima, out=self.maxima)
+        for name in ("tokens", "sequences"):
             mine: Tensor = getattr(self, name)
-            both = torch.cat([mine, getattr(other, name)], dim=-2)
-            mine.copy_(first_of(both, top, order))
+            both = torch.cat([mine, getattr(later, name)], dim=-2)
+            mine.copy_(first_of(both, self.config.top, 1))  # of equal keys the first stays first
 
     def to(self, device: torch.device | str) -> Summary:
         """A copy on another device (the same object if it is there already)."""
@@ -135,7 +133,9 @@ class Summary:
     @cached_property
     def arrays(self) -> Mapping[str, Floats]:
         """The same memory as numpy arrays, by attribute; on the CPU only."""
-        return {name: getattr(self, name).numpy() for name in (*_ARRAYS, *self.config.sum_shapes())}
+        flat, parts = self.flat.numpy(), _parts(self.config)
+        found = {name: flat[part].reshape(shape) for name, (part, shape) in parts.items()}
+        return found | {name: getattr(self, name).numpy() for name in _ARRAYS}
 
     def of_pair(self, pair: int) -> list[Floats]:
         """A pair's part of the arrays `BY_PAIR`; on the CPU only."""
@@ -157,10 +157,14 @@ def copied(part: Tensor) -> Tensor:
 
 
 @cache
-def _sum_shapes(config: SummaryConfig) -> tuple[dict[str, tuple[int, ...]], list[int]]:
-    """What `flat` consists of: shapes by name, and their sizes."""
+def _parts(config: SummaryConfig) -> dict[str, tuple[slice, tuple[int, ...]]]:
+    """What `flat` consists of: places and shapes by name."""
     shapes = config.sum_shapes()
-    return shapes, [math.prod(shape) for shape in shapes.values()]
+    ends = list(accumulate(map(math.prod, shapes.values())))
+    places = map(slice, (0, *ends), ends)
+    return {
+        name: (place, shape) for place, (name, shape) in zip(places, shapes.items(), strict=True)
+    }
 
 
 @cache

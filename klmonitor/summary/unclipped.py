@@ -15,12 +15,16 @@ from torch import Tensor
 
 from klmonitor.pairs import PAIR_INDEX, Pair
 from klmonitor.summary.batch import TokenBatch
-from klmonitor.summary.fields import FAR_RATIO, SIGNATURE
+from klmonitor.summary.fields import FAR_RATIO, SIGNATURE, SIGNATURES
 from klmonitor.summary.state import Summary
 
 PAIR = "old_policy"
 NAMES = ("weighed", "loss", "unclipped", "unclipped_loss", "unclipped_d")
 """Of `fields.SIGNATURE_SUMS`, one behind the other."""
+FIRST = PAIR_INDEX[PAIR] * len(SIGNATURES) + SIGNATURE[NAMES[0]]
+PLACES = slice(FIRST, FIRST + len(NAMES))
+"""Of these in a state's signatures."""
+FAR = math.log(FAR_RATIO)
 LARGEST = 300.0
 """Nats: a token's log-ratio is clamped to it, so that the sums stay finite."""
 
@@ -39,15 +43,12 @@ def add(
     if advantages is None or PAIR not in {pair.name for pair in pairs}:
         return
     d = (batch.log_probs["policy"] - batch.log_probs["old"]).double()
-    known = d.isfinite() & advantages.isfinite()
+    known = (d + advantages).isfinite()
     if batch.mask is not None:
         known &= batch.mask
     advantage = torch.where(known, advantages, 0.0)
     d = torch.where(known, d, 0.0).clamp(max=LARGEST)
-    far = (advantage < 0) & (d >= math.log(FAR_RATIO))
-    bounded = torch.where(advantage > 0, d.clamp(max=math.log(FAR_RATIO)), d)
-    enters = advantage.abs() * bounded.exp()
-    terms = torch.stack([known.double(), enters, far.double(), enters * far, d * far])
-    sums = terms.sum((-2, -1))
-    row = state.signatures[PAIR_INDEX[PAIR]]
-    row[SIGNATURE[NAMES[0]] : SIGNATURE[NAMES[-1]] + 1] += sums
+    far = (advantage < 0) & (d >= FAR)
+    enters = advantage.abs() * torch.where(advantage > 0, d.clamp(max=FAR), d).exp()
+    terms = torch.stack([known, enters, far, enters * far, d * far])
+    state.signatures.view(-1)[PLACES] += terms.sum((-2, -1))
