@@ -20,10 +20,10 @@ are large long after the ramp has ended (m lags by five steps), the changes from
 not, and of noise with an autocorrelation up to 1/2 they are no smaller than the noise. A spread is
 the larger of 1.4826 MAD and the third largest value over 1.9: where tails are heavy the second is.
 
-How far a heavy tail reaches few values do not tell. Of 90 r and more, the last 0.8 of the run's
-and at most 400, a value is estimated that one step in 1,400 exceeds at most (Weissman's estimator:
-the largest twentieth, extended by Hill's index less half its standard error), and no smaller rise
-has a z of 4.4. Only rises count as tail: a run that dips is none that jumps.
+How far a heavy tail reaches a hundred values do not tell. Of 150 r and more, the last 0.8 of the
+run's and at most 400, a value is estimated that one step in a thousand exceeds at most (Weissman's
+estimator: the furthest tenth on either side, extended by Hill's index less its standard error), and
+no smaller rise has a z of 4.4.
 
 Whether the level has moved is asked of medians of seven, against their own past:
 
@@ -66,10 +66,10 @@ MOVES_SHARE, MOVES_LEAST, MOVES = 0.8, 40, 150
 """D that the scale of D is taken from."""
 MOVES_UNCERTAIN = 10.0
 """D overlap, so that n of them are few: their scale is widened by 1 + 10 / n."""
-TAIL_LEAST, TAIL = 90, 400
+TAIL_LEAST, TAIL = 150, 400
 """r that the tail is estimated from."""
 TAIL_Z = 4.4
-"""z of a rise that the tail exceeds once in 1,400 steps."""
+"""z of a rise that the tail exceeds once in a thousand steps."""
 SCALES = 0.5
 """A median of seven strays by half the scale of a step at least."""
 
@@ -168,7 +168,7 @@ class Level:
         return Score(y, se, near, level, scale, z, *moved)
 
     def _tail(self) -> float:
-        """What r exceeds once in 1,400 steps; 0 while too few are known."""
+        """What r exceeds once in a thousand steps; 0 while too few are known."""
         misses = self._misses.last(int(min(MOVES_SHARE * self._steps, TAIL)))
         return far_quantile(misses, median(misses)) if misses.size >= TAIL_LEAST else 0.0
 
