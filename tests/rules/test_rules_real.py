@@ -158,6 +158,16 @@ def test_the_far_quantile_errs_on_the_quiet_side(noise):
     assert 1 < far / noise.isf(ONCE) < 1.6
 
 
+def test_a_run_that_dips_or_jumped_before_is_not_blind_for_a_jump():
+    rng = np.random.default_rng(3)
+    for _ in range(5):
+        y = math.log(0.05) + 0.12 * rng.normal(size=401)
+        y[rng.random(401) < 0.05] -= math.log(10)
+        y[[200, 330]] = math.log(0.05 * 5), math.log(0.05 * 8)
+        y[400] = math.log(0.05 * 8)
+        assert "spike" in kinds([a for a in backtest(np.exp(y)) if a.step == 400])
+
+
 def test_normal_noise_needs_no_more_than_its_spread_asks_for():
     draws = stats.norm.rvs(size=(300, 150), random_state=2)
     assert np.median([far_quantile(one, 0.0) for one in draws]) < TAIL_Z
