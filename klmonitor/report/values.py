@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, ItemsView, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 
-class Part(NamedTuple):
-    """Values that are made together.
+class Part:
+    """Values that are made together, when somebody first asks for one of them.
 
-    Attributes:
+    Args:
         names: those that it may have.
-        make: gives them.
+        make: gives them. Two threads that ask at once may both call it: they find the same.
     """
 
-    names: Collection[str]
-    make: Callable[[], Mapping[str, float]]
+    __slots__ = ("_made", "_make", "names")
+
+    def __init__(self, names: Collection[str], make: Callable[[], Mapping[str, float]]) -> None:
+        self.names = names
+        self._make: Callable[[], Mapping[str, float]] | None = make
+        self._made: Mapping[str, float] = {}
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """By name."""
+        make = self._make
+        if make is not None:
+            self._made = make()
+            self._make = None  # behind it: who finds none finds what was made
+        return self._made
 
 
 class Values(Mapping[str, float]):
@@ -24,13 +37,14 @@ class Values(Mapping[str, float]):
 
     Args:
         known: values that are there; they go before those that are made.
-        parts: the others.
+        parts: the others, the earlier before the later.
     """
 
-    __slots__ = ("_known", "_parts")
+    __slots__ = ("_known", "_parts", "_whole")
 
     def __init__(self, known: Mapping[str, float], parts: Sequence[Part] = ()) -> None:
         self._known, self._parts = known, tuple(parts)
+        self._whole: Mapping[str, float] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -40,11 +54,11 @@ class Values(Mapping[str, float]):
 
     def __getitem__(self, name: str) -> float:
         found = self._known.get(name)
+        for part in self._parts if found is None else ():
+            if name in part.names and (found := part.values.get(name)) is not None:
+                break
         if found is None:
-            for part in self._parts:
-                if name in part.names:
-                    self._make(part)
-            found = self._known[name]
+            raise KeyError(name)
         return found
 
     def __iter__(self) -> Iterator[str]:
@@ -69,14 +83,11 @@ class Values(Mapping[str, float]):
         return Values({**self._known, **more}, (*self._parts, *parts))
 
     def _all(self) -> Mapping[str, float]:
-        for part in self._parts:
-            self._make(part)
-        return self._known
-
-    def _make(self, part: Part) -> None:
-        """Two threads may, of one part: they find the same."""
-        self._known = {**part.make(), **self._known}
-        self._parts = tuple(one for one in self._parts if one is not part)
+        whole = self._whole
+        if whole is None:
+            first = (self._known, *(part.values for part in self._parts))
+            whole = self._whole = dict(chain.from_iterable(one.items() for one in reversed(first)))
+        return whole
 
 
 def joined(values: Mapping[str, float], more: Mapping[str, float], *parts: Part) -> Values:

@@ -66,6 +66,27 @@ def test_a_copy_is_a_plain_table():
         assert same == values
 
 
+def test_what_another_thread_makes_meanwhile_is_not_lost():
+    class Meanwhile(dict):
+        """Lets another thread look at "b", once, as soon as somebody copies it."""
+
+        def keys(self):
+            if not looked:
+                looked.append(Thread(target=lambda: values["b"]))
+                looked[0].start()
+                looked[0].join()
+            return super().keys()
+
+        def __iter__(self):  # its own, so that copying asks for the keys
+            return super().__iter__()
+
+    looked = []
+    values = Values(Meanwhile(x=0.0), [counted([], a=1.0), counted([], b=2.0)])
+    assert values["a"] == 1.0
+    assert values["b"] == 2.0
+    assert set(values) == {"x", "a", "b"}
+
+
 def test_threads_that_look_at_once_find_the_same():
     values = Values({"a": 1.0}, [Part((str(i),), lambda i=i: {str(i): i}) for i in range(200)])
     found = [dict] * 4
