@@ -9,10 +9,11 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from klmonitor import Monitor
+from klmonitor import Monitor, Penalty
 from klmonitor.numbers import assemble
 from klmonitor.numbers.metrics import LATER
 from klmonitor.report import Part, Values, joined, possible
+from tests.helpers.steps import choose_pass
 
 
 def counted(made, **values):
@@ -127,3 +128,27 @@ def test_a_calm_step_makes_only_what_rules_and_trackers_read(monkeypatch):
     assert calm > 40
     assert report.pairs["policy_ref"]["k2/se"] > 0
     assert any(made)
+
+
+def test_a_report_that_is_looked_at_late_says_what_it_said_at_its_step(monkeypatch):
+    """Sums, running sums, tokens and penalties of a step are not those of a later one."""
+
+    def looked(report):
+        return {
+            name: (dict(pair.values), pair.explain(report.step), list(pair.extremes))
+            for name, pair in report.pairs.items()
+        }
+
+    def reports():
+        draw, term = np.random.default_rng(5), Penalty("k3", clamp=0.5, beta=0.04)
+        monitor = Monitor(process_group=False, penalty=term)
+        for step in range(30):
+            policy = -draw.exponential(1.5, (12, 60)) - 0.01
+            d = draw.standard_t(4, policy.shape) * (0.05 if step < 20 else 0.5)
+            others = {"ref": policy + d, "old": policy + d / 9, "rollout": policy + d / 30}
+            monitor.observe(policy=policy, **{k: np.minimum(x, -1e-4) for k, x in others.items()})
+            yield monitor.step(step)
+
+    choose_pass(monkeypatch, "plain")  # the other may come between, and differs in the last bits
+    at_once, late = [looked(report) for report in reports()], list(reports())
+    assert repr([looked(report) for report in late]) == repr(at_once)
