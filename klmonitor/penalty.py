@@ -37,16 +37,16 @@ Array: TypeAlias = Any
 VALUES: dict[str, Callable[[Array], Array]] = {
     "k1": lambda d: -d,
     "k2": lambda d: 0.5 * d * d,
-    "k3": lambda d: _namespace(d).expm1(d) - d,
+    "k3": lambda d: namespace(d).expm1(d) - d,
     "abs": abs,
     "square": lambda d: d * d,
 }
 """Estimator -> f, nats (``square``: nats^2); k3 to 2 eps |d|."""
 SLOPES: dict[str, Callable[[Array], Array]] = {
-    "k1": lambda d: -_namespace(d).ones_like(d),
+    "k1": lambda d: -namespace(d).ones_like(d),
     "k2": lambda d: d,
-    "k3": lambda d: _namespace(d).expm1(d),
-    "abs": lambda d: _namespace(d).sign(d),
+    "k3": lambda d: namespace(d).expm1(d),
+    "abs": lambda d: namespace(d).sign(d),
     "square": lambda d: 2.0 * d,
 }
 """Estimator -> f' = df / dd."""
@@ -168,7 +168,7 @@ class Penalty:
         Returns:
             c, d's shape and kind; 0 where the mask is.
         """
-        xp = _namespace(d)
+        xp = namespace(d)
         f, slope, difference = own_terms(self, d)
         if mask is not None:
             mask = mask != 0
@@ -196,7 +196,7 @@ class Penalty:
             return total - f.cumsum(-1) + f
         if self.leave_one_out:
             total = total - self._mean_of_others(total, prompts)
-        return total + _namespace(f).zeros_like(f)
+        return total + namespace(f).zeros_like(f)
 
     def _mean_of_others(self, total: Array, prompts: Array | None) -> Array:
         """Of returns [B, 1], the mean of the other rows of the prompt."""
@@ -204,7 +204,7 @@ class Penalty:
         if prompts is None:
             grouped = total.reshape(-1, self.leave_one_out)
             return ((grouped.sum(-1)[:, None] - grouped) / others).reshape(total.shape)
-        xp = _namespace(total)
+        xp = namespace(total)
         same = prompts[:, None] == prompts[None, :]
         mean = (xp.where(same, total.reshape(1, -1), 0.0).sum(-1)[:, None] - total) / others
         return xp.where((same.sum(-1) == self.leave_one_out)[:, None], mean, math.nan)
@@ -219,7 +219,7 @@ class Penalty:
         if self.level == "token":
             return log_ratio
         if mask is not None:
-            log_ratio = _namespace(log_ratio).where(mask, log_ratio, 0.0)
+            log_ratio = namespace(log_ratio).where(mask, log_ratio, 0.0)
         total = log_ratio.sum(-1)[..., None]
         return total if self.level == "sequence" else total / _lengths(log_ratio, mask)
 
@@ -285,7 +285,7 @@ def true_coefficient(d: Array, log_ratio: Array | None = None) -> Array:
         d: log ref - log pi, nats.
         log_ratio: log pi - log sampler, nats, same shape; None: rho = 1.
     """
-    return -d if log_ratio is None else -_namespace(d).exp(log_ratio) * d
+    return -d if log_ratio is None else -namespace(d).exp(log_ratio) * d
 
 
 def own_terms(penalty: Penalty, d: Array) -> tuple[Array, Array, Array]:
@@ -298,7 +298,7 @@ def own_terms(penalty: Penalty, d: Array) -> tuple[Array, Array, Array]:
         penalty: its estimator, clamps and straight-through are looked at.
         d: log ref - log pi, nats.
     """
-    xp = _namespace(d)
+    xp = namespace(d)
     inside = d if penalty.clamp_d is None else xp.clip(d, -penalty.clamp_d, penalty.clamp_d)
     f, slope = VALUES[penalty.estimator](inside), SLOPES[penalty.estimator](inside)
     difference = -d if penalty.estimator == "k3" else f - slope
@@ -318,10 +318,10 @@ def _lengths(x: Array, mask: Array | None) -> Array:
     """[..., 1] tokens that count in each sequence, at least 1."""
     if mask is None:
         return x.shape[-1]
-    return _namespace(x).clip(mask.sum(-1)[..., None], 1, None)
+    return namespace(x).clip(mask.sum(-1)[..., None], 1, None)
 
 
-def _namespace(x: Array) -> Any:
+def namespace(x: Array) -> Any:
     """Namespace of torch for its tensors, else of numpy; what both spell alike is used."""
     torch = sys.modules.get("torch")
     return torch if torch is not None and isinstance(x, torch.Tensor) else np

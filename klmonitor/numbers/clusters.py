@@ -109,12 +109,12 @@ class Clustered:
         sequences, prompted = sums[..., COLUMN["sequences"]], sums[..., COLUMN["prompted"]]
         whole = (prompted > 0) & (prompted == sequences)
         self.prompts: Array = np.zeros_like(sequences)
-        if whole.any():
+        if np.count_nonzero(whole):
             self.prompts = whole * (prompts[..., 0] != 0).sum(axis=-1, dtype=np.float64)
         by_prompt = self.prompts >= MIN_PROMPTS
         self.count: Array = np.where(by_prompt, self.prompts, sequences)
         products = by_sequence = sums[..., _PRODUCTS]
-        if by_prompt.any():
+        if np.count_nonzero(by_prompt):
             products = np.where(
                 by_prompt[..., None, None], prompts.swapaxes(-1, -2) @ prompts, products
             )

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from klmonitor.numbers.student import normal_deviate
+from klmonitor.numbers.student import deviate_of_t
 from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import SIGNED, Reading, sign_error
 from klmonitor.rules.words import dominating, heaviest, name_tokens, nats
@@ -89,7 +89,7 @@ def _negative_at_once(reading: Reading, limits: Thresholds) -> Finding | None:
     for steps in sorted({1, means.size + 1}):
         k1 = (sum(means[means.size + 1 - steps :].tolist()) + reading["k1/mean"]) / steps
         spread = math.sqrt(sum(squares[squares.size + 1 - steps :].tolist()) + error**2) / steps
-        z = float(normal_deviate(k1 / spread, steps * (reading["sequences"] - 1)))
+        z = deviate_of_t(k1 / spread, steps * (reading["sequences"] - 1))
         if z < -limits["at_once"] and k1 < -limits["nats"]:
             together = "" if steps == 1 else f" over {steps} steps"
             return Finding(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from klmonitor.numbers.stored import count_of, numbers_of
-from klmonitor.numbers.student import normal_deviate, t_of_deviate
+from klmonitor.numbers.student import deviate_of_t, t_of_deviate
 from klmonitor.record.rows import as_float, finite_or_none
 from klmonitor.report import PairReport
 from klmonitor.rules.flat import LENGTH, SKIP, FlatLevel, FlatScore
@@ -341,7 +341,7 @@ def gap_error(pair: PairReport) -> float:
     if (error := finite(pair["gap_se"])) > 0:
         t = t_of_deviate(z, pair["clusters"] - 1)
         t = gap / error if math.isnan(t) or abs(t) > abs(gap / error) else t
-        z = float(normal_deviate(t, pair["sequences"] - 1))
+        z = deviate_of_t(t, pair["sequences"] - 1)
     if gap == 0:
         return 0.0
     return finite(gap / z) if z else math.nan

@@ -1,7 +1,8 @@
 """What a KL term pulls where that takes more than each token's d: a ratio, a return, an advantage.
 
-Beside the passes over all tokens, on the same tokens as the signatures of causes, in plain torch
-and float64; nothing waits for the device. With w = rho, t = -d and c the term's coefficient, sums
+Beside the passes over all tokens, on the same tokens as the signatures of causes, in float64: numpy
+on the CPU, whose calls on few tokens cost a third of torch's, and torch on a device, for which
+nothing waits. With w = rho, t = -d and c the term's coefficient, sums
 of w, w t, w t^2, c and c t tell the slope of c / rho on t under the weights rho; their products by
 sequence tell its error (`numbers.receipt`).
 """
@@ -11,11 +12,12 @@ from __future__ import annotations
 from functools import cache
 from itertools import combinations_with_replacement
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from klmonitor.pairs import PAIR_INDEX, Pair, sampler
-from klmonitor.penalty import Penalty
+from klmonitor.penalty import Array, Penalty, namespace
 from klmonitor.summary.batch import TokenBatch, moved
 from klmonitor.summary.extras import Extras
 from klmonitor.summary.fields import PULL, PULL_TERMS, PULLS
@@ -64,50 +66,73 @@ def _terms(
 
     trained = "policy" if "policy" in batch.log_probs else pair.q
     drew = "old" if "old" in batch.log_probs else sampler(batch.log_probs)
-    used = dict.fromkeys((pair.p, pair.q, trained, drew))
-    every = torch.stack([part(batch.log_probs[name]) for name in used]).double()
-    held = dict(zip(used, every.unbind(), strict=True))
-    d = held[pair.p] - held[pair.q]
-    log_ratio = (held[trained] - held[drew]).clamp(max=LARGEST)
-    known = (d + log_ratio).isfinite()
-    if batch.mask is not None:
-        known &= part(batch.mask)
-    d, log_ratio = torch.where(known, torch.stack([d, log_ratio]), 0.0).unbind()
-    prompts = None if batch.prompt_ids is None else batch.prompt_ids[:rows]
-    if penalty.leave_one_out and prompts is None:
-        return (), d
-    c = penalty.coefficient(d, log_ratio, known, prompts if penalty.leave_one_out else None)
-    known &= c.isfinite()
-    c, t, w = torch.where(known, torch.stack([c, -d, log_ratio.exp()]), 0.0).unbind()
-    far, wt, ct, dead = t.abs(), w * t, c * t, known & (c == 0) & (d != 0)
+    used = {pair.p, pair.q, trained, drew}
+    held = {name: _array(part(batch.log_probs[name]).double()) for name in used}
+    mask = None if batch.mask is None else _array(part(batch.mask))
+    advantages = None if penalty.placed != "loss" else extras.advantages
+    advantages = None if advantages is None else _array(part(advantages).double())
+    prompts = None
+    if penalty.leave_one_out:
+        if batch.prompt_ids is None:
+            return (), torch.empty(0)
+        prompts = _array(batch.prompt_ids[:rows])
+    d, log_ratio = held[pair.p] - held[pair.q], (held[trained] - held[drew]).clip(max=LARGEST)
+    with np.errstate(all="ignore"):
+        terms = _of_tokens(penalty, d, log_ratio, mask, advantages, prompts, extras.beta)
+        of_tokens = namespace(d).stack(list(terms.values()))
+    if isinstance(of_tokens, np.ndarray):
+        of_tokens = torch.from_numpy(of_tokens)
+    sums = Rows.of(batch, rows, columns).total(of_tokens)
+    sequences = sums[len(PULL_TERMS)] > 0  # those with tokens
+    return (*terms, "sequences"), torch.cat([sums, sequences.unsqueeze(0)])
+
+
+def _array(x: Tensor) -> Array:
+    """As a numpy array, where it is on the CPU."""
+    return x.numpy(force=True) if x.is_cpu else x
+
+
+def _of_tokens(
+    penalty: Penalty,
+    d: Array,
+    log_ratio: Array,
+    mask: Array | None,
+    advantages: Array | None,
+    prompts: Array | None,
+    beta: float | None,
+) -> dict[str, Array]:
+    """What is summed, by name: [R, C] each."""
+    xp = namespace(d)
+    known = xp.isfinite(d + log_ratio)
+    if mask is not None:
+        known &= mask
+    d, log_ratio = xp.where(known, d, 0.0), xp.where(known, log_ratio, 0.0)
+    c = penalty.coefficient(d, log_ratio, known, prompts)
+    known &= xp.isfinite(c)
+    c, t, w = (xp.where(known, x, 0.0) for x in (c, -d, xp.exp(log_ratio)))
+    far, wt, ct, dead = abs(t), w * t, c * t, known & (c == 0) & (d != 0)
     terms = {
         **dict(zip(PULL_TERMS, (w, wt, wt * t, c, ct), strict=True)),
         "tokens": known,
-        "size": c.abs(),
+        "size": abs(c),
         "dead": dead,
         "opposite": ct < 0,
         "far": far,
         "lost": far * dead,
     }
-    beta = penalty.beta if extras.beta is None else extras.beta
-    if extras.beta is not None:
-        terms |= {"weighed": known, "beta": beta * known.double()}
-    if extras.advantages is not None and penalty.placed == "loss":
-        advantages = part(extras.advantages).double()
-        terms |= _rewarded(beta * c, advantages, w, known & advantages.isfinite(), d)
-    sums = Rows.of(batch, rows, columns).total(torch.stack(list(terms.values())))
-    sequences = sums[len(PULL_TERMS)] > 0  # those with tokens
-    return (*terms, "sequences"), torch.cat([sums, sequences.unsqueeze(0)])
+    if beta is not None:
+        terms |= {"weighed": known, "beta": xp.where(known, xp.full_like(d, beta), 0.0)}
+    if advantages is not None:
+        weight, told = penalty.beta if beta is None else beta, known & xp.isfinite(advantages)
+        terms |= _rewarded(weight * c, xp.where(told, advantages * w, 0.0), d)
+    return terms
 
 
-def _rewarded(
-    pull: Tensor, advantages: Tensor, w: Tensor, known: Tensor, d: Tensor
-) -> dict[str, Tensor]:
+def _rewarded(pull: Array, reward: Array, d: Array) -> dict[str, Array]:
     """The penalty beside the reward: the update descends beta c - A rho."""
-    reward = torch.where(known, advantages * w, 0.0)
     rewarded = reward != 0
     pull = pull * rewarded
-    size, paid = reward.abs(), pull.abs()
+    size, paid = abs(reward), abs(pull)
     overruled = rewarded & (pull * reward > 0) & (paid > size)
     return {
         "rewarded": rewarded,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from klmonitor.numbers.dominance import dominance_k1, dominance_k3
 from klmonitor.numbers.explain import judged
-from klmonitor.numbers.student import normal_deviate
+from klmonitor.numbers.student import deviate_of_t
 from klmonitor.report import ExtremeToken, PairReport, Report
 
 Floats = NDArray[np.float64]
@@ -227,7 +227,7 @@ def batch_report(
             values[f"{name}/var"] = float(value[finite].var(ddof=1))
         values["gap"] = values.pop("gap/mean")
         clusters = int(np.count_nonzero(lengths))
-        values["gap_z"] = float(normal_deviate(values["gap"] / values.pop("gap/se"), clusters - 1))
+        values["gap_z"] = deviate_of_t(values["gap"] / values.pop("gap/se"), clusters - 1)
         values["outliers/rate"] = 1e4 * float(np.count_nonzero(np.abs(d) >= 2)) / n
         found = {
             "k1": dominance_k1(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from klmonitor.numbers.metrics import CORE, METRICS, NAMES
-from klmonitor.numbers.student import normal_deviate, t_quantile
+from klmonitor.numbers.student import deviate_of_t, normal_deviate, t_quantile
 from klmonitor.pairs import default_pairs
 from klmonitor.summary.batch import build
 from klmonitor.summary.extremes import Place
@@ -242,6 +244,11 @@ def test_a_ratio_to_a_rough_error_is_told_as_a_normal_deviate(df, short):
             exact = stats.norm.isf(tail)
             assert (1 - short) * exact <= found <= exact
     assert np.isnan(normal_deviate(3.0, 0))
+
+
+@given(st.floats(), st.floats(-1, 1e6))
+def test_one_ratio_is_told_as_many_are(t, df):
+    np.testing.assert_allclose(deviate_of_t(t, df), normal_deviate(t, df), rtol=1e-12)
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 10, 100])
