@@ -16,9 +16,10 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,9 @@ from torch import Tensor
 from klmonitor.boundary import Boundary, cause, say
 from klmonitor.monitor.beside import surroundings
 from klmonitor.monitor.configuration import monitor_settings
+from klmonitor.monitor.exchange import Exchange, Pending
 from klmonitor.monitor.flags import Flags
+from klmonitor.monitor.judge import Judge
 from klmonitor.monitor.loop import LoopWatch, check_world
 from klmonitor.monitor.stepnumbers import StepNumbers
 from klmonitor.monitor.steps import Steps
@@ -40,13 +43,10 @@ from klmonitor.numbers.stored import check_plain, count_of
 from klmonitor.penalty import Penalty
 from klmonitor.record import Achieved, RecordWriter
 from klmonitor.record.around import AROUND, Words
-from klmonitor.record.mutes import in_force
 from klmonitor.record.notices import Notice
 from klmonitor.report import Health, Report
-from klmonitor.rules import Judgement, RuleSet, settings_to_row
+from klmonitor.rules import RuleSet, settings_to_row
 from klmonitor.rules.file import load_rules
-from klmonitor.rules.mutes import marked
-from klmonitor.rules.notices import RunNotices
 from klmonitor.sinks import Metrics, Sink
 from klmonitor.sinks.delivery import Delivery
 from klmonitor.sinks.table import EVENTS_SHARE, MAX_DISK, SinkOptions, make_sinks
@@ -55,10 +55,7 @@ from klmonitor.summary.logged import LoggedSteps
 from klmonitor.summary.observer import Observer
 from klmonitor.summary.parts import unpack
 from klmonitor.summary.reduce import (
-    DisagreementError,
-    HostCopy,
     Ranks,
-    Reducer,
     default_ranks,
     rank_of,
     world_of,
@@ -69,16 +66,6 @@ logger = logging.getLogger("klmonitor")
 
 LEAST_DISK = 10**5
 """Bytes: some dozens of rows."""
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A step whose numbers are on their way to the host."""
-
-    step: int
-    phase: str
-    copy: HostCopy
-    why: str
 
 
 class Monitor(Observer):
@@ -157,8 +144,7 @@ class Monitor(Observer):
         if not max_disk >= LEAST_DISK:
             raise ValueError(f"max_disk = {max_disk!r}: give bytes, {LEAST_DISK} or more")
         super().__init__(groups, pairs, prompts, strict)
-        self._rules = RuleSet(load_rules(rules), self.log)
-        self._notices = RunNotices()
+        self._judge = Judge(RuleSet(load_rules(rules), self.log), self.log, strict)
         self._group = process_group
         self.penalties = self._intake.penalties = by_pair(penalty)
         self._numbers = StepNumbers(half_life, extra_values, clip_range, self.penalties, notes)
@@ -166,14 +152,12 @@ class Monitor(Observer):
         self._health_of: dict[str, Health] = {}
         self._pending: Pending | None = None
         self._rows = LoggedSteps() if merge_rows else None
-        self._reducer: Reducer | None = None
         self._closed = self._told_closed = False
         self._always = {
             name: Boundary(name, self.log, patience=None, strict=strict)
             for name in (
                 "step",
                 "report",
-                "rules",
                 "rows",
                 "notes",
                 "close",
@@ -182,6 +166,7 @@ class Monitor(Observer):
             )
         }
         self._steps = Steps(self._always["step"])
+        self._exchange = Exchange(self._intake, self._ranks, self._always["step"], self.log)
         self._made_for = self._world()
         self._delivery = Delivery(self.log)
         if self._enabled and rank_of(self._ranks()) == 0:
@@ -192,7 +177,7 @@ class Monitor(Observer):
                     Path(run_dir),
                     {**declared, **self._numbers.settings(), **(meta or {})},
                     max_bytes=int((1 - EVENTS_SHARE) * max_disk),
-                    rules=settings_to_row(self._rules.settings),
+                    rules=settings_to_row(self._judge.rules.settings),
                     log=self.log,
                 )
             self._delivery = Delivery(
@@ -247,7 +232,7 @@ class Monitor(Observer):
     def _open(self) -> bool:
         if self._closed:
             self._after_close()
-        return not (self._closed or self._is_off())
+        return not (self._closed or self._exchange.off)
 
     def add_part(self, part: bytes) -> None:
         """Add what a worker's `Collector.take` gave, before `step` on the driver.
@@ -300,62 +285,19 @@ class Monitor(Observer):
         known, number = self._steps.known(run), self._steps.number(step)
         if self._closed:
             self._after_close()
-        if (not self._enabled and not self._ranks()) or self._closed or self._is_off():
+        if (not self._enabled and not self._ranks()) or self._closed or self._exchange.off:
             return self._nothing(number, phase)
-        if self._reducer is not None:
-            self._reducer.begin()
-        pending = self._always["step"](self._begin, number, phase, known)
-        if pending is None:
-            self._intake.drop(phase)
-            self._always["step"](self._attend)
+        pending = self._exchange.start(number, phase, partial(self._flags, known))
         earlier, self._pending = self._pending, None if wait else pending
         found = None if earlier is None else self._finish(earlier)
         if wait:
             found = None if pending is None else self._finish(pending)
         return found or self._nothing(number if wait else None, phase)
 
-    def _begin(self, step: int, phase: str, run: Mapping[str, float]) -> Pending | None:
-        """Reduce; whatever fails before the collectives travels as a flag."""
-        reducer = self._ready()
-        with self._agreeing():
-            reducer.agree(self._intake.digest, self._intake.on_device())
-        why = ""
-
-        def make() -> tuple[Summary, Sequence[float]]:
-            nonlocal why
-            health = self._health()
-            why = health.why
-            flags = Flags.of(health, self.offer, self._delivery.mutes, run).encode()
-            return self._intake.take(phase), flags
-
-        summary, flags, failure = reducer.reduce(make)
-        if failure is not None:
-            self._intake.drop(phase)
-            self._always["step"].caught(failure)
-        return Pending(step, phase, HostCopy.start(summary, flags), why)
-
-    def _attend(self) -> None:
-        """A step has failed here: take part in its collectives all the same, for others wait."""
-        reducer = self._ready()
-        with self._agreeing():
-            reducer.attend()
-
-    def _ready(self) -> Reducer:
-        if self._reducer is None:
-            self._reducer = Reducer(self._intake.config, self._ranks(), Flags.N)
-        return self._reducer
-
-    @contextmanager
-    def _agreeing(self) -> Iterator[None]:
-        try:
-            yield
-        except DisagreementError as error:  # on every rank alike
-            self.log.stop("monitoring", str(error))
-            raise
-
-    def _is_off(self) -> bool:
-        """Whether ranks have refused one another's settings: then none reduces any more."""
-        return self._reducer is not None and bool(self._reducer.off)
+    def _flags(self, run: Mapping[str, float]) -> tuple[Flags, str]:
+        """What travels with a step's sums, and why numbers are missing here."""
+        health = self._health()
+        return Flags.of(health, self.offer, self._delivery.mutes, run), health.why
 
     def _nothing(self, step: int | None, phase: str) -> Report:
         """The report of a step of which nothing is known."""
@@ -411,20 +353,14 @@ class Monitor(Observer):
             report = replace(report, pairs={name: judged(pair) for name, pair in pairs.items()})
             self._delivery.send(report)
             return report
-        found = self._always["rules"](self._rules.judge, report)
-        judgement = Judgement(errors=1) if found is None else found
-        mutes = in_force(self._rules.settings.mute, flags.mutes)
-        judgement = replace(
-            judgement, alerts=marked(judgement.alerts, mutes), ended=marked(judgement.ended, mutes)
-        )
-        report = _with_judgement(report, judgement)
+        report, ended = self._judge.of(report, flags.mutes)
         if self._rows is not None:
             self._rows.keep(summary, report.told)
         around = NOTHING
         if self._delivery.keeps_tokens:
             around = self._always[AROUND](surroundings, report, beside) or NOTHING
-        self._delivery.send(report, judgement.ended, around)
-        for notice in self._always["notes"](self._notices.read, report) or ():
+        self._delivery.send(report, ended, around)
+        for notice in self._judge.notices(report):
             self._delivery.note(notice)
         return report
 
@@ -481,7 +417,7 @@ class Monitor(Observer):
 
         A pair has its baseline in its own time: a step counts that had its tokens.
         """
-        found = self._rules.standing(pairs)
+        found = self._judge.rules.standing(pairs)
         return "\n".join(f"{name}: {standing}" for name, standing in found.items())
 
     # --- life cycle --------------------------------------------------------------------------
@@ -493,8 +429,7 @@ class Monitor(Observer):
             "version": 1,
             "run_id": self._delivery.run_id,
             "running": self._numbers.running.state_dict(),
-            "rules": self._rules.state_dict(),
-            "notices": self._notices.state_dict(),
+            **self._judge.state_dict(),
             "step": self._steps.last,
         }
 
@@ -507,13 +442,15 @@ class Monitor(Observer):
         if not isinstance(state, Mapping) or state.get("version") != 1:
             version = state.get("version") if isinstance(state, Mapping) else None
             raise ValueError(f"state has version {version!r}, this is 1: start with a new Monitor")
-        running, rules = self._numbers.running.fresh(), self._rules.fresh()
-        notices, step, run_id = RunNotices(), state.get("step"), state.get("run_id", "")
+        running, step, run_id = (
+            self._numbers.running.fresh(),
+            state.get("step"),
+            state.get("run_id", ""),
+        )
         try:
             check_plain(dict(state))
             running.load_state_dict(state["running"])
-            rules.load_state_dict(state["rules"])
-            notices.resume(state.get("notices", {}), step)
+            judge = self._judge.resumed(state, step)
             last = None if step is None else count_of(step, "the step of the state")
             if not isinstance(run_id, str):
                 raise TypeError("run_id is no text")
@@ -521,8 +458,7 @@ class Monitor(Observer):
             raise ValueError(
                 f"the state is damaged ({cause(error)}): start with a new Monitor"
             ) from error
-        self._numbers.running, self._rules = running, rules
-        self._notices, self._steps.last = notices, last
+        self._numbers.running, self._judge, self._steps.last = running, judge, last
         self._always["close"](self._delivery.resumed, last, run_id)
 
     def flush(self, timeout: float = 5.0) -> Achieved:
@@ -568,17 +504,3 @@ class Monitor(Observer):
         if self._group is False:
             return None
         return default_ranks() if self._group is None else self._group
-
-
-def _with_judgement(report: Report, found: Judgement) -> Report:
-    """A report with what the rules say of it, and each pair's verdict."""
-    pairs = {
-        name: judged(
-            pair, found.open_kinds.get(name, ()), {"spike/z": found.scores.get(name, math.nan)}
-        )
-        for name, pair in report.pairs.items()
-    }
-    run_values = {**report.run_values, "kl/alerts": float(sum(not a.muted for a in found.alerts))}
-    if found.errors:
-        run_values["klmonitor/rule_errors"] = float(found.errors)
-    return replace(report, pairs=pairs, alerts=found.alerts, run_values=run_values)

@@ -65,7 +65,7 @@ def test_a_monitor_says_it_of_pairs_seen_and_to_come():
     for step in range(40):
         one = report(step, k3__mean=wobble(step), pair="policy_ref")
         if step % 10 == 0:
-            monitor._rules.judge(one)
+            monitor._judge.rules.judge(one)
     ahead = "shift judges from the 69th, runaway judges from the 81st, drift judges from the 101st"
     assert monitor.describe(["policy_ref", "old_policy"]).splitlines() == [
         f"policy_ref: 4 steps with its tokens so far; spike judges from the 16th, {ahead}",

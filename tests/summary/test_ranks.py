@@ -176,7 +176,7 @@ def test_ranks_that_refused_each_other_never_reduce_again(found):
     reducer = Reducer.__new__(Reducer)
     reducer.off = "ranks [1] are configured differently"
     monitor = Monitor()
-    monitor._reducer = reducer
+    monitor._exchange._reducer = reducer
     monitor.observe(policy=LP, ref=LP)
     assert monitor.step(0).pairs == {}
     assert not monitor.step(1).health.errors
