@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -56,20 +56,17 @@ def add(
         values.add_to(state, pairs, place, first_shape(batch))
         return
     cuts = np.linspace(0, batch.n_sequences, threads + 1).astype(np.int64).tolist()
-    with torch.inference_mode(False):
-        states = [state, *(Summary.empty(state.config, "cpu") for _ in cuts[2:])]
-    jobs = [
-        partial(
-            values.between(*ends).add_to, some, pairs, place, first_shape(batch) if not i else NONE
-        )
-        for i, (some, ends) in enumerate(zip(states, pairwise(cuts), strict=True))
-    ]
-    others = [_threads(threads - 1).submit(job) for job in jobs[1:]]
-    jobs[0]()
-    for done in others:
-        done.result()
-    for other in states[1:]:
-        state.take_in(other)
+
+    def summed(ends: tuple[int, int]) -> Summary:
+        apart = Summary.empty(state.config, "cpu")
+        values.between(*ends).add_to(apart, pairs, place, NONE)
+        return apart
+
+    first, *others = pairwise(cuts)
+    later = [_threads(threads - 1).submit(summed, ends) for ends in others]
+    values.between(*first).add_to(state, pairs, place, first_shape(batch))
+    for done in later:
+        state.take_in(done.result())
 
 
 @dataclass(frozen=True)
