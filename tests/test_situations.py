@@ -282,6 +282,32 @@ def test_a_filler_is_told_and_an_infinity_is_counted():
     assert f"8 of {ROWS * COLUMNS} log-ratios are NaN or infinite" in alert.message
 
 
+@pytest.mark.parametrize("rows", [ROWS // 8, ROWS - 1, ROWS])
+def test_log_probs_that_are_nan_are_critical_however_many_they_are(rows):
+    """A sequence of NaN alone is in no count: the more of them, the fewer a finding rests on."""
+
+    def broken(mine, theirs):
+        mine = mine.copy()
+        mine[:rows] = np.nan
+        return mine, theirs
+
+    (alert,) = said(engine_of(broken, pair=("policy", "ref")), "nonfinite")
+    assert (alert.step, alert.severity) == (1, "critical")
+    assert f"{rows * COLUMNS} of {ROWS * COLUMNS} log-ratios are NaN" in alert.message
+
+
+def test_some_nan_in_a_batch_of_one_sequence_warn():
+    mask = np.arange(ROWS)[:, None] == np.zeros(COLUMNS)
+
+    def one(mine, theirs):
+        mine = mine.copy()
+        mine[0, 5] = np.nan
+        return mine, theirs
+
+    (alert,) = said(engine_of(one, pair=("policy", "ref"), mask=mask), "nonfinite")
+    assert alert.severity == "warn"
+
+
 def test_a_tool_s_tokens_behind_the_mask_say_nothing():
     mask = np.ones((ROWS, COLUMNS), dtype=bool)
     mask[:, 20:32] = False
