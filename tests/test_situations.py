@@ -282,6 +282,45 @@ def test_a_filler_is_told_and_an_infinity_is_counted():
     assert f"8 of {ROWS * COLUMNS} log-ratios are NaN or infinite" in alert.message
 
 
+@pytest.mark.parametrize(("extra", "told"), [(0.2, True), (0.0, False)])
+def test_an_engine_hides_no_k1_that_is_below_0(extra, told):
+    """Of a trainer that spreads its mass over padded rows of the vocabulary, whoever sampled."""
+    world = Policies(6)
+
+    def make(_):
+        context, token = world.tokens()
+        mine = score(world.base, context, token)
+        engine = mine + 0.01 * world.rng.normal(size=mine.shape)
+        given = {"rollout": engine, "old": mine - extra, "ref": score(world.other, context, token)}
+        return given, {"prompt_ids": PROMPTS}
+
+    reports = steps(Monitor(process_group=False), 6, make)
+    alerts = [alert for alert in said(reports, "k1_negative") if alert.pair == "old_ref"]
+    assert [alert.step for alert in alerts] == [1] * told
+    for report in reports:
+        pair = report.pairs["old_ref"]
+        assert (pair["on_policy"], pair["iw/ess"] > 0.98) == (0, True)
+        assert np.isnan(pair["best"]) == told
+    assert all("(importance-weighted) is" in alert.message for alert in alerts)
+
+
+def test_tokens_of_older_weights_make_no_k1_below_0():
+    """Their plain mean is -KL(engine || old), no KL of old and ref; the weighted one is."""
+    world = Policies(7, drift=0.1)
+
+    def make(_):
+        context, token = world.tokens()
+        engine = score(world.base, context, token)
+        given = {"rollout": engine, "old": score(world.other, context, token), "ref": engine + 0.0}
+        return given, {"prompt_ids": PROMPTS}
+
+    reports = steps(Monitor(process_group=False), 60, make)
+    pairs = [report.pairs["old_ref"] for report in reports]
+    assert np.mean([pair["k1/mean"] for pair in pairs]) < -0.002
+    assert all(pair["iw/ess"] > 0.98 for pair in pairs)
+    assert not [alert for alert in said(reports, "k1_negative") if alert.pair == "old_ref"]
+
+
 @pytest.mark.parametrize("rows", [ROWS // 8, ROWS - 1, ROWS])
 def test_log_probs_that_are_nan_are_critical_however_many_they_are(rows):
     """A sequence of NaN alone is in no count: the more of them, the fewer a finding rests on."""
