@@ -193,6 +193,50 @@ def test_sequences_of_one_prompt_are_named():
     assert {f"{n} of micro-batch 0" in pair.cause.text for n in (8, 9, 10, 11)} == {True}
 
 
+@pytest.mark.parametrize("share", [0.005, 0.01, 0.02, 0.04])
+@pytest.mark.parametrize("size", [0.8, 1.5])
+def test_odd_tokens_here_and_there_make_no_odd_sequences(share, size):
+    """As of a router that now and then chooses other experts: each token for itself."""
+    world = Policies(9)
+    rows = 2 * ROWS
+
+    def make(_):
+        context, token = world.tokens(rows=rows)
+        old = score(world.base, context, token)
+        rollout = old + 0.01 * world.rng.normal(size=old.shape)
+        odd = world.rng.random(old.shape) < share
+        routed = world.base[context[odd]]
+        routed = log_softmax(routed + size * world.rng.normal(size=routed.shape))
+        token[odd] = (routed + world.rng.gumbel(size=routed.shape)).argmax(-1)
+        rollout[odd] = np.take_along_axis(routed, token[odd][:, None], axis=1)[:, 0]
+        old[odd] = score(world.base, context, token)[odd]
+        return {"rollout": rollout, "old": old}, {"prompt_ids": np.arange(rows) // 4}
+
+    reports = steps(Monitor(process_group=False), 12, make)
+    assert "sequences" not in {report.pairs["rollout_old"].cause.name for report in reports}
+    assert max(report.pairs["rollout_old"]["k3/mean"] for report in reports) > 1e-3
+
+
+@pytest.mark.parametrize(("columns", "odd"), [(64, 1), (64, 6), (12, 6)])
+def test_sequences_that_are_odd_as_a_whole_are_named(columns, odd):
+    world = Policies(10)
+    far = world.base + world.rng.normal(size=world.base.shape)
+    rows = 2 * ROWS
+
+    def make(_):
+        context, token = (x[:, :columns] for x in world.tokens(rows=rows))
+        rollout = score(world.base, context, token)
+        old = rollout + 0.01 * world.rng.normal(size=rollout.shape)
+        some = slice(None, 4 * odd, 4)  # each of another prompt
+        old[some] = score(far, context, token)[some]
+        return {"rollout": rollout, "old": old}, {"prompt_ids": np.arange(rows) // 4}
+
+    pairs = [r.pairs["rollout_old"] for r in steps(Monitor(process_group=False), 6, make)]
+    named = [pair.cause.text for pair in pairs if pair.cause.name == "sequences"]
+    assert len(named) >= 3
+    assert all(1 <= int(text.split(" of 64 sequence")[0]) <= odd for text in named)
+
+
 @pytest.mark.parametrize("odd", [1, 2, 3, 5, 8])
 def test_odd_tokens_of_a_thousand_are_believed_by_neither(odd):
     rng = np.random.default_rng(odd)
