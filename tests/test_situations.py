@@ -237,6 +237,28 @@ def test_sequences_that_are_odd_as_a_whole_are_named(columns, odd):
     assert all(1 <= int(text.split(" of 64 sequence")[0]) <= odd for text in named)
 
 
+@pytest.mark.parametrize("size", [1.0, 1.5, 2.0])
+def test_positions_that_an_engine_computes_otherwise_are_no_other_tokens(size):
+    """As of a sliding window or a cache: it draws what it scores, and k1 and k3 hold."""
+    world = Policies(12)
+    rows, last = 2 * ROWS, slice(3 * COLUMNS // 4, None)
+    wrong = log_softmax(world.base + size * world.rng.normal(size=world.base.shape))
+
+    def make(_):
+        context, token = world.tokens(rows=rows)
+        theirs = wrong[context[:, last]]
+        token[:, last] = (theirs + world.rng.gumbel(size=theirs.shape)).argmax(-1)
+        old = score(world.base, context, token)
+        rollout = old + 0.01 * world.rng.normal(size=old.shape)
+        rollout[:, last] = wrong[context, token][:, last]
+        return {"rollout": rollout, "old": old}, {"prompt_ids": np.arange(rows) // 4}
+
+    reports = steps(Monitor(process_group=False), 6, make)
+    pairs = [report.pairs["rollout_old"] for report in reports]
+    assert {pair.cause.name for pair in pairs} == {"coarse or stale"}
+    assert not any("same tokens" in pair.verdict.text for pair in pairs)
+
+
 @pytest.mark.parametrize("odd", [1, 2, 3, 5, 8])
 def test_odd_tokens_of_a_thousand_are_believed_by_neither(odd):
     rng = np.random.default_rng(odd)
