@@ -193,6 +193,72 @@ def test_sequences_of_one_prompt_are_named():
     assert {f"{n} of micro-batch 0" in pair.cause.text for n in (8, 9, 10, 11)} == {True}
 
 
+@pytest.mark.parametrize("share", [0.005, 0.01, 0.02, 0.04])
+@pytest.mark.parametrize("size", [0.8, 1.5])
+def test_odd_tokens_here_and_there_make_no_odd_sequences(share, size):
+    """As of a router that now and then chooses other experts: each token for itself."""
+    world = Policies(9)
+    rows = 2 * ROWS
+
+    def make(_):
+        context, token = world.tokens(rows=rows)
+        old = score(world.base, context, token)
+        rollout = old + 0.01 * world.rng.normal(size=old.shape)
+        odd = world.rng.random(old.shape) < share
+        routed = world.base[context[odd]]
+        routed = log_softmax(routed + size * world.rng.normal(size=routed.shape))
+        token[odd] = (routed + world.rng.gumbel(size=routed.shape)).argmax(-1)
+        rollout[odd] = np.take_along_axis(routed, token[odd][:, None], axis=1)[:, 0]
+        old[odd] = score(world.base, context, token)[odd]
+        return {"rollout": rollout, "old": old}, {"prompt_ids": np.arange(rows) // 4}
+
+    reports = steps(Monitor(process_group=False), 12, make)
+    assert "sequences" not in {report.pairs["rollout_old"].cause.name for report in reports}
+    assert max(report.pairs["rollout_old"]["k3/mean"] for report in reports) > 1e-3
+
+
+@pytest.mark.parametrize(("columns", "odd"), [(64, 1), (64, 6), (12, 6)])
+def test_sequences_that_are_odd_as_a_whole_are_named(columns, odd):
+    world = Policies(10)
+    far = world.base + world.rng.normal(size=world.base.shape)
+    rows = 2 * ROWS
+
+    def make(_):
+        context, token = (x[:, :columns] for x in world.tokens(rows=rows))
+        rollout = score(world.base, context, token)
+        old = rollout + 0.01 * world.rng.normal(size=rollout.shape)
+        some = slice(None, 4 * odd, 4)  # each of another prompt
+        old[some] = score(far, context, token)[some]
+        return {"rollout": rollout, "old": old}, {"prompt_ids": np.arange(rows) // 4}
+
+    pairs = [r.pairs["rollout_old"] for r in steps(Monitor(process_group=False), 6, make)]
+    named = [pair.cause.text for pair in pairs if pair.cause.name == "sequences"]
+    assert len(named) >= 3
+    assert all(1 <= int(text.split(" of 64 sequence")[0]) <= odd for text in named)
+
+
+@pytest.mark.parametrize("size", [1.0, 1.5, 2.0])
+def test_positions_that_an_engine_computes_otherwise_are_no_other_tokens(size):
+    """As of a sliding window or a cache: it draws what it scores, and k1 and k3 hold."""
+    world = Policies(12)
+    rows, last = 2 * ROWS, slice(3 * COLUMNS // 4, None)
+    wrong = log_softmax(world.base + size * world.rng.normal(size=world.base.shape))
+
+    def make(_):
+        context, token = world.tokens(rows=rows)
+        theirs = wrong[context[:, last]]
+        token[:, last] = (theirs + world.rng.gumbel(size=theirs.shape)).argmax(-1)
+        old = score(world.base, context, token)
+        rollout = old + 0.01 * world.rng.normal(size=old.shape)
+        rollout[:, last] = wrong[context, token][:, last]
+        return {"rollout": rollout, "old": old}, {"prompt_ids": np.arange(rows) // 4}
+
+    reports = steps(Monitor(process_group=False), 6, make)
+    pairs = [report.pairs["rollout_old"] for report in reports]
+    assert {pair.cause.name for pair in pairs} == {"coarse or stale"}
+    assert not any("same tokens" in pair.verdict.text for pair in pairs)
+
+
 @pytest.mark.parametrize("odd", [1, 2, 3, 5, 8])
 def test_odd_tokens_of_a_thousand_are_believed_by_neither(odd):
     rng = np.random.default_rng(odd)
@@ -280,6 +346,71 @@ def test_a_filler_is_told_and_an_infinity_is_counted():
     assert not said(infinite, "impossible")
     (alert,) = said(infinite, "nonfinite")
     assert f"8 of {ROWS * COLUMNS} log-ratios are NaN or infinite" in alert.message
+
+
+@pytest.mark.parametrize(("extra", "told"), [(0.2, True), (0.0, False)])
+def test_an_engine_hides_no_k1_that_is_below_0(extra, told):
+    """Of a trainer that spreads its mass over padded rows of the vocabulary, whoever sampled."""
+    world = Policies(6)
+
+    def make(_):
+        context, token = world.tokens()
+        mine = score(world.base, context, token)
+        engine = mine + 0.01 * world.rng.normal(size=mine.shape)
+        given = {"rollout": engine, "old": mine - extra, "ref": score(world.other, context, token)}
+        return given, {"prompt_ids": PROMPTS}
+
+    reports = steps(Monitor(process_group=False), 6, make)
+    alerts = [alert for alert in said(reports, "k1_negative") if alert.pair == "old_ref"]
+    assert [alert.step for alert in alerts] == [1] * told
+    for report in reports:
+        pair = report.pairs["old_ref"]
+        assert (pair["on_policy"], pair["iw/ess"] > 0.98) == (0, True)
+        assert np.isnan(pair["best"]) == told
+    assert all("(importance-weighted) is" in alert.message for alert in alerts)
+
+
+def test_tokens_of_older_weights_make_no_k1_below_0():
+    """Their plain mean is -KL(engine || old), no KL of old and ref; the weighted one is."""
+    world = Policies(7, drift=0.1)
+
+    def make(_):
+        context, token = world.tokens()
+        engine = score(world.base, context, token)
+        given = {"rollout": engine, "old": score(world.other, context, token), "ref": engine + 0.0}
+        return given, {"prompt_ids": PROMPTS}
+
+    reports = steps(Monitor(process_group=False), 60, make)
+    pairs = [report.pairs["old_ref"] for report in reports]
+    assert np.mean([pair["k1/mean"] for pair in pairs]) < -0.002
+    assert all(pair["iw/ess"] > 0.98 for pair in pairs)
+    assert not [alert for alert in said(reports, "k1_negative") if alert.pair == "old_ref"]
+
+
+@pytest.mark.parametrize("rows", [ROWS // 8, ROWS - 1, ROWS])
+def test_log_probs_that_are_nan_are_critical_however_many_they_are(rows):
+    """A sequence of NaN alone is in no count: the more of them, the fewer a finding rests on."""
+
+    def broken(mine, theirs):
+        mine = mine.copy()
+        mine[:rows] = np.nan
+        return mine, theirs
+
+    (alert,) = said(engine_of(broken, pair=("policy", "ref")), "nonfinite")
+    assert (alert.step, alert.severity) == (1, "critical")
+    assert f"{rows * COLUMNS} of {ROWS * COLUMNS} log-ratios are NaN" in alert.message
+
+
+def test_some_nan_in_a_batch_of_one_sequence_warn():
+    mask = np.arange(ROWS)[:, None] == np.zeros(COLUMNS)
+
+    def one(mine, theirs):
+        mine = mine.copy()
+        mine[0, 5] = np.nan
+        return mine, theirs
+
+    (alert,) = said(engine_of(one, pair=("policy", "ref"), mask=mask), "nonfinite")
+    assert alert.severity == "warn"
 
 
 def test_a_tool_s_tokens_behind_the_mask_say_nothing():

@@ -13,15 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from klmonitor.numbers.buckets import MIDDLES
 from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.sums import KEY, StepSums
-from klmonitor.summary.fields import COLUMN, SEQUENCE_FIELDS
+from klmonitor.summary.fields import CLAMP, COLUMN, SEQUENCE_FIELDS
 
 HALF = 0.5
 APART, PULL = 2.5, 6.0
 """Smallest sqrt(j) ln(w_j / w_(j+1)), and smallest pull in standard errors of the rest."""
 OWN = 0.85
 """Of what few sequences hold: if few tokens hold as much, it is these tokens, not the sequences."""
+CHANCE = 1e-4
+"""Odd tokens that fall here and there fall into few sequences by chance: judged at every step of a
+run, a smaller chance is none."""
 MOST_SHARE = 4
 """At most one in so many sequences, or prompts, is few."""
 SMALLEST = 1e-3
@@ -143,13 +147,16 @@ def carriers(step: StepSums, i: int) -> Carriers:
         by_tokens = _by_tokens(step, i, name)
         found = few(known[:, _FIELD["t"]], known[:, _FIELD[name]], _totals(step, i, name), name)
         if found is not None and not by_tokens >= OWN * found.share:
-            return _said(step, i, name, found, known[list(found.places)])
+            some, every = known[list(found.places)], step.column("sequences")[i]
+            if not _by_chance(step, i, name, found, some[:, _FIELD["t"]].sum(), every):
+                return _said(step, i, name, found, some)
         of_prompts = _prompts(prompts, name)
         if of_prompts is not None and not by_tokens >= HALF:
-            some = len(of_prompts.places)
-            text = f"{some} of {count:.0f} prompts hold {of_prompts.share:.0%} of {_WHOLE[name]}"
             tokens = prompts[list(of_prompts.places), 0].sum()
-            return Carriers(text, float(tokens))
+            if not _by_chance(step, i, name, of_prompts, tokens, count):
+                few_of = f"{len(of_prompts.places)} of {count:.0f} prompts"
+                text = f"{few_of} hold {of_prompts.share:.0%} of {_WHOLE[name]}"
+                return Carriers(text, float(tokens))
     return Carriers()
 
 
@@ -158,6 +165,41 @@ def _by_tokens(step: StepSums, i: int, name: str) -> float:
     found = step.dominance[name]
     share = found.v if name == "k1" else found.top_share
     return float(share[i]) if found.level[i] >= 1 and share[i] >= HALF else 0.0
+
+
+def _by_chance(
+    step: StepSums, i: int, name: str, found: Few, tokens: float, clusters: float
+) -> bool:
+    """Whether odd tokens that lie anywhere would put as much into some j of the clusters.
+
+    m tokens, the fewest that hold `OWN` of the whole, each in the j with the share f of all tokens:
+    of `found.share` of them the chance is exp(-m KL(share, f)) at most (Chernoff), for any j of B
+    clusters times B over j.
+
+    Args:
+        step: the sums.
+        i: the pair's place in them.
+        name: ``"k1"`` or ``"k3"``.
+        found: the j clusters.
+        tokens: that they have.
+        clusters: B.
+    """
+    share, f, j = min(found.share, 1.0), tokens / float(step.n[i]), len(found.places)
+    if not f < share:
+        return True
+    right, left = np.minimum(step.maxima[i], CLAMP)
+    d = np.clip(MIDDLES, -left, right)
+    odd = np.expm1(d) - d if name == "k3" else (d - step.d[i] / step.n[i]) ** 2
+    order = np.argsort(-odd)
+    counts = step.histogram[i][order]
+    held = (counts * odd[order]).cumsum()
+    enough = int(np.searchsorted(held, OWN * held[-1]))
+    others = counts[:enough].sum()
+    m = others + (OWN * held[-1] - (held[enough - 1] if enough else 0.0)) / odd[order[enough]]
+    far = share * math.log(share / f)
+    far += (1 - share) * math.log((1 - share) / (1 - f)) if share < 1 else 0.0
+    ways = math.lgamma(clusters + 1) - math.lgamma(j + 1) - math.lgamma(clusters - j + 1)
+    return bool(ways - m * far > math.log(CHANCE))
 
 
 _COLUMNS = {

@@ -147,7 +147,11 @@ def _end_off(end: str, errors: float = 5.0) -> Callable[[Evidence], bool]:
 
 
 def _other_tokens(e: Evidence) -> bool:
-    """Some tokens, here and there, are hardly possible to the trainer, the others fit."""
+    """Some tokens, here and there, are hardly possible to the trainer, the others fit.
+
+    Of the same tokens, computed otherwise (other weights, a wrong cache), some are likelier to the
+    trainer and make up for them: mean(e^d) stays 1. Of others nothing does: it lacks their share.
+    """
     if not e.mismatch:
         return False
     n, far, near = (
@@ -156,6 +160,8 @@ def _other_tokens(e: Evidence) -> bool:
     here_and_there = not far > 0.2 * e.carriers.tokens > 0
     some = far >= max(0.01 * n, 5) and far > 4 * near
     if not (some and here_and_there and e["d_z"] < -5):
+        return False
+    if not (e["gap"] < -LACKING * far / n and e["gap_z"] < -5):
         return False
     return e["up"] + e["down"] < 0.6 and abs(e.numbers.get("log_ratio/p50", 1.0)) < ASIDE
 
@@ -262,6 +268,9 @@ TILTED, FITS = 4.0, 0.45
 """Twice cov(d, m) over var(d), and m's share of d's variance (`Signatures.tilt`): of weights that
 are .3 to 2 in logits apart 1.3 to 3.2 and at most .27; of temperatures up to 1.5 it is above 5, and
 from 1.5 on the share is above .6."""
+LACKING = 0.5
+"""Of the share of tokens that the trainer finds hardly possible, what the gap must lack: all of it
+where the ids are others, nothing where the engine drew what it scores."""
 SURE = 100.0
 """Tokens beside the nearly sure ones that should have come: enough to tell none from few."""
 COARSE = 0.01

@@ -59,7 +59,10 @@ def says_lone(e: Evidence) -> str:
 
 def says_sequences(e: Evidence) -> str:
     """Which they are, and how much they hold."""
-    why = ": whole sequences of another prompt, template or tokenisation on one side"
+    why = (
+        ": whole sequences of another prompt, template or tokenisation on one side, or of an "
+        "engine that has other weights"
+    )
     return e.carriers.text + (why if e.mismatch else "")
 
 

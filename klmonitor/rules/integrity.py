@@ -144,6 +144,7 @@ NONFINITE = Rule(
     ),
     source="docs/alerts.md#nonfinite: counted on the device, never averaged in",
     calm_for=5,
+    of_excluded=True,
 )
 GAP = Rule(
     judge=gap,

@@ -83,6 +83,7 @@ class Rule:
         lasting: a state rather than an event: it joins a story and never prolongs one.
         explains: it knows why: its `means` and `action` are those of a story that it is part of.
         of_one: whether a single token is enough for a critical alert.
+        of_excluded: its evidence is the tokens that every count leaves out.
     """
 
     thresholds: Thresholds
@@ -100,6 +101,7 @@ class Rule:
     lasting: bool = False
     explains: bool = False
     of_one: bool = False
+    of_excluded: bool = False
 
     def __post_init__(self) -> None:
         if not self.kind and self.judge is not None:

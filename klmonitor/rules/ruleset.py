@@ -149,7 +149,8 @@ class RuleSet:
             finding = one.boundary(one.judge, reading, one.limits)
             failed += one.boundary.failing
             if finding is not None:
-                finding = finding if one.rule.of_one else restrained(finding, reading.pair)
+                if not one.rule.of_one:
+                    finding = restrained(finding, reading.pair, one.rule)
                 findings.append((one.rule, finding))
         return findings, failed
 

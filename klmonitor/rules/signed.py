@@ -12,7 +12,7 @@ import numpy as np
 
 from klmonitor.numbers.student import deviate_of_t
 from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
-from klmonitor.rules.track import SIGNED, Reading, sign_error
+from klmonitor.rules.track import SIGNED, Reading, sign_error, signed_mean
 from klmonitor.rules.words import dominating, heaviest, name_tokens, nats
 
 TOGETHER = 5
@@ -52,15 +52,16 @@ def k1_excursion(reading: Reading, limits: Thresholds) -> Finding | None:
 def k1_negative(reading: Reading, limits: Thresholds) -> Finding | None:
     """The mean of k1 over the last 50 steps is significantly negative, which KL never is.
 
-    Judged where q drew the tokens (elsewhere k1's mean may well be negative). A single step is
-    enough where it is `at_once` errors below, by sequence, or the last five are together.
+    Judged where q drew the tokens, or tokens as good: an engine's that rounds (elsewhere k1's mean
+    may well be negative). A single step is enough where it is `at_once` errors below, by sequence,
+    or the last five are together.
     Thresholds: `z`, `rearm` and `at_once`, standard errors below 0; `nats`, the least that a step
     must be below 0 to be enough.
     """
     if (found := _negative_at_once(reading, limits)) is not None:
         return found
     means, squares = reading.signs
-    if means.size < SIGNED or reading["on_policy"] == 0:
+    if means.size < SIGNED or math.isnan(signed_mean(reading.pair)):
         return None
     mean = sum(means.tolist()) / SIGNED
     if mean >= 0:
@@ -82,20 +83,22 @@ def k1_negative(reading: Reading, limits: Thresholds) -> Finding | None:
 
 def _negative_at_once(reading: Reading, limits: Thresholds) -> Finding | None:
     """One step, or the last few together, whose k1 is so far below 0 that no more are needed."""
-    error = sign_error(reading.pair)
-    if reading["on_policy"] == 0 or not (error > 0 and reading["k1/mean"] < -limits["nats"]):
+    error, now = sign_error(reading.pair), signed_mean(reading.pair)
+    if not (error > 0 and now < -limits["nats"]):
         return None
+    weighted = " (importance-weighted)" if reading["on_policy"] == 0 else ""
     means, squares = (earlier[1 - TOGETHER :] for earlier in reading.signs)
     for steps in sorted({1, means.size + 1}):
-        k1 = (sum(means[means.size + 1 - steps :].tolist()) + reading["k1/mean"]) / steps
+        k1 = (sum(means[means.size + 1 - steps :].tolist()) + now) / steps
         spread = math.sqrt(sum(squares[squares.size + 1 - steps :].tolist()) + error**2) / steps
         z = deviate_of_t(k1 / spread, steps * (reading["sequences"] - 1))
         if z < -limits["at_once"] and k1 < -limits["nats"]:
             together = "" if steps == 1 else f" over {steps} steps"
             return Finding(
                 message=(
-                    f"k1 = {nats(k1)} per token{together} is {-k1 / spread:.0f} standard errors "
-                    "below 0, which no KL is: the tokens are not draws from q as it is scored"
+                    f"k1 = {nats(k1)} per token{weighted}{together} is {-k1 / spread:.0f} "
+                    "standard errors below 0, which no KL is: the tokens are not draws from q as "
+                    "it is scored"
                 ),
                 values={"k1": k1, "z": z},
             )

@@ -20,27 +20,24 @@ OF_THEIR_OWN = ("nonfinite", "low_precision", "dominance_k1", "dominance_k3")
 """Kinds that a cause of mismatch does not explain."""
 
 
-def restrained(finding: Finding, pair: PairReport) -> Finding:
-    """A finding that is not critical where too few tokens say so."""
+def restrained(finding: Finding, pair: PairReport, rule: Rule) -> Finding:
+    """A finding that is not critical where too few tokens say so.
+
+    Tokens that are not finite, and the sequences that have no others, are in no count: they are
+    evidence of `nonfinite` alone, which asks for no sequences where they are the most.
+    """
     if finding.severity != "critical":
         return finding
-    tokens = pair["tokens"] + max(pair["nonfinite"], 0.0)
-    few = (
-        tokens < LEAST_TOKENS
-        or pair["sequences"] < LEAST_SEQUENCES
-        or pair["clusters"] < LEAST_CLUSTERS
-    )
-    if not few:
+    excluded = max(pair["nonfinite"], 0.0) if rule.of_excluded else 0.0
+    counted = [(pair["tokens"] + excluded, "token", LEAST_TOKENS)]
+    if not excluded > pair["tokens"]:
+        counted += [
+            (pair["sequences"], "sequence", LEAST_SEQUENCES),
+            (pair["clusters"], "cluster", LEAST_CLUSTERS),
+        ]
+    if not any(number < least for number, _, least in counted):
         return finding
-    words = [
-        count(number, noun)
-        for number, noun in (
-            (tokens, "token"),
-            (pair["sequences"], "sequence"),
-            (pair["clusters"], "cluster"),
-        )
-        if not math.isnan(number)
-    ]
+    words = [count(number, noun) for number, noun, _ in counted if not math.isnan(number)]
     message = f"{finding.message}; a warning only, since it rests on {', '.join(words)}"
     return replace(finding, level=WARN, severity="warn", message=message)
 

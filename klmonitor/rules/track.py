@@ -18,6 +18,7 @@ import numpy as np
 
 from klmonitor.numbers.stored import count_of, numbers_of
 from klmonitor.numbers.student import deviate_of_t, t_of_deviate
+from klmonitor.numbers.verdicts import NEARLY_ALL
 from klmonitor.record.rows import as_float, finite_or_none
 from klmonitor.report import PairReport
 from klmonitor.rules.flat import LENGTH, SKIP, FlatLevel, FlatScore
@@ -248,11 +249,11 @@ class Track:
         if reading["on_policy"] == 1 and not math.isnan(error):
             self._gaps[0].append(gap)
             self._gaps[1].append(error**2)
-        if not math.isnan(reading.k1.value):
-            self._signs[0].append(reading.k1.value)
+        if not math.isnan(k1 := signed_mean(reading.pair)):
+            self._signs[0].append(k1)
             error = sign_error(reading.pair)
             error = reading.k1.se if math.isnan(error) else error
-            error = abs(reading.k1.value) if math.isnan(error) else error  # of one sequence
+            error = abs(k1) if math.isnan(error) else error  # of one sequence
             self._signs[1].append(error**2)
 
     def _take_k3(self, k3: float, score: Score, moved: bool) -> None:
@@ -322,6 +323,17 @@ class Track:
             self._level.load_state_dict(state["level"])
         else:
             self._level.relive(seen)
+
+
+def signed_mean(pair: PairReport) -> float:
+    """K1 of tokens that q drew, so that its expectation is a KL; nan: they are of another policy.
+
+    Of another's tokens that weights hardly change (`NEARLY_ALL`) the weighted mean: it is that of
+    draws from q at these prefixes, and no prefix has a KL below 0.
+    """
+    if pair["on_policy"] != 0:
+        return finite(pair["k1/mean"])
+    return finite(pair["iw/k1/mean"]) if pair["iw/ess"] >= NEARLY_ALL else math.nan
 
 
 def sign_error(pair: PairReport) -> float:
