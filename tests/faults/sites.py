@@ -28,6 +28,7 @@ SITES = (
     "klmonitor.summary.passes:Kernel._add",
     "klmonitor.summary.passes:compare",
     "klmonitor.summary.numba_pass:add",
+    "klmonitor.summary.signature_pass:add",
     "klmonitor.summary.state:Summary.empty",
     "klmonitor.monitor.core:Monitor._rank",
     "klmonitor.monitor.core:Monitor._world",

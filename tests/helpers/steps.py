@@ -26,6 +26,12 @@ def reports_of(state, running=None):
     return pair_reports(step)
 
 
+def wait_for_kernels():
+    """Wait until what is compiled for the CPU is there: bits change where it takes over."""
+    if importlib.util.find_spec("numba") is not None:
+        assert passes.KERNELS["cpu"].loader.wait(COMPILE_SECONDS)
+
+
 def choose_pass(patch, name):
     """Make the CPU's passes, over tokens and for signatures, ``"compiled"`` or ``"plain"`` ones."""
     kernels = (passes.KERNELS["cpu"], signatures.KERNEL)

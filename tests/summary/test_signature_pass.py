@@ -46,24 +46,25 @@ def drawn(seed, odd=None, dtypes=(torch.float32,)):
     """A batch whose every property is drawn, with what is known beside; log-probs vary."""
     rng = np.random.default_rng(seed)
     packed = rng.random() < 0.5
-    rows, columns = int(rng.integers(1, 9)), int(rng.choice([1, 2, 3, 12, 40]))
+    rows, columns = int(rng.integers(1, 9)), int(rng.choice([1, 2, 3, 12, 40, 40]))
     lengths = rng.integers(0, columns + 1, rows) * (rng.random(rows) < 0.8)
     lengths[rng.integers(rows)] += 1  # one token at least
     shape = (int(lengths.sum()),) if packed else (rows, columns)
     common = -rng.exponential(rng.choice([0.05, 1.0]), shape) - 0.001
     noise = rng.choice([0.02, 0.5])
-    share = rng.choice([0.02, 0.3]) if odd is None else odd
+    share = rng.choice([0.005, 0.3]) if odd is None else odd
     log_probs = {}
     kept = rng.random(shape) < rng.choice([0.1, 0.8, 1.0])
     kept[..., :1] &= rng.random() < 0.5
     if not packed:
         kept[:, columns // 2 :] &= rng.random((rows, 1)) < 0.5
         kept &= rng.random((rows, 1)) < 0.8
-    masked, padded, tail = rng.random() < 0.7, rng.random() < 0.3, rng.integers(4, 12)
+    masked, step = rng.random() < 0.7, int(rng.choice([-1, 1]))
+    order = [np.arange(n)[::step] for n in (lengths if packed else [columns] * rows)]
+    padded = np.concatenate(order).reshape(shape) < rng.choice([0, 5, 8, 20])  # at either end
     for name in SETS[seed % len(SETS)]:
         values = common * rng.uniform(0.9, 1.1, shape) - noise * rng.exponential(1.0, shape)
-        if padded and share:
-            values[..., -tail:] = -rng.choice([0.0, 1e-4, 7.0])
+        values[padded] = -rng.choice([7.0, 1e-4, 1e-4])
         odd_values = rng.choice(ODD if packed else (*ODD, *FAR), shape)
         values = np.where(rng.random(shape) < share, odd_values, values)
         if masked:  # whatever lies there
