@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -44,7 +45,10 @@ def add(
         return x[:rows, :columns] if cut else x
 
     def values(x: Tensor | None) -> NDArray[Any]:
-        return NO_VALUES if x is None else flat(part(x).float())
+        if x is None:
+            return NO_VALUES
+        x = part(x)
+        return flat(x if x.dtype == torch.float32 else x.float())  # no call is free
 
     known = batch.log_probs
     add_sequences(

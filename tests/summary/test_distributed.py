@@ -13,7 +13,6 @@ import torch.distributed as dist
 from klmonitor import Monitor
 from klmonitor.summary.reduce import COLLECTIVES_PER_STEP
 from tests.helpers.ranks import run_ranks
-from tests.helpers.steps import wait_for_kernels
 
 ROWS, COLUMNS = 24, 30
 COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "reduce", "gather", "all_gather_object")
@@ -62,7 +61,6 @@ def numbers(report):
 
 
 def distributed_run(rank, world, steps):
-    wait_for_kernels()
     calls = []
     for name in COLLECTIVES:
         original = getattr(dist, name)
