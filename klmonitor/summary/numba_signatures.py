@@ -1,7 +1,7 @@
 """The kernel of `signature_pass`: the sums of `signatures`, one sequence behind the other.
 
 A scalar loop. It needs no look at all of a batch beforehand and makes nothing of a batch's size, so
-that it costs what the tokens cost. Log-probs are float32, as the plain pass takes them, and all
+that it costs what the tokens cost. Values are float32, as the plain pass takes them, and all
 arithmetic is float64.
 """
 
@@ -15,19 +15,13 @@ from klmonitor.summary import fields
 from klmonitor.summary.fields import SIGNATURE
 from klmonitor.summary.numba_kernel import SMALLEST_EXPONENT, exp_of, inner, k3_of
 
-# The compiler sees globals as constants. Thresholds of tokens are float32, as torch compares them.
+# The compiler sees globals as constants.
+SENTINEL, PLACEHOLDER, BLANK, HIGH = fields.SENTINEL, fields.PLACEHOLDER, fields.BLANK, fields.HIGH
+ASIDE, END_OFF, FAR = fields.ASIDE, fields.END_OFF, math.log(fields.SEQUENCE_RATIO)
+CERTAIN, SURE, EDGES = fields.CERTAIN, fields.SURE, fields.PROBABILITIES
 CLAMP, LARGEST_FLOAT, LARGEST_SEQUENCE = fields.CLAMP, fields.LARGEST_FLOAT, fields.LARGEST_SEQUENCE
 SHORTEST_PADDING, SHORTEST_CERTAIN = fields.SHORTEST_PADDING, fields.SHORTEST_CERTAIN
-RARE, END_OFF, FAR = fields.RARE, fields.END_OFF, math.log(fields.SEQUENCE_RATIO)
-LAST_LAG, N_RATIO_SUMS = len(fields.LAGS) - 1, len(fields.RATIO_SUMS)
-SENTINEL, PLACEHOLDER, BLANK, HIGH, ASIDE, CERTAIN, SURE, *_edges = (
-    float(np.float32(x))
-    for x in (
-        *(fields.SENTINEL, fields.PLACEHOLDER, fields.BLANK, fields.HIGH, fields.ASIDE),
-        *(fields.CERTAIN, fields.SURE, *fields.PROBABILITIES),
-    )
-)
-EDGES = tuple(_edges)
+RARE, LAST_LAG, N_RATIO_SUMS = fields.RARE, len(fields.LAGS) - 1, len(fields.RATIO_SUMS)
 
 (TOKENS, SEQUENCES, UP, DOWN, ROWS, PADDED, PADDED_ROWS, ENTROPIC, ENTROPY, FORESEEN, OTHER) = (
     SIGNATURE[name]

@@ -3,8 +3,9 @@
 On at most `fields.SAMPLED` tokens a step; beside the passes over all tokens, not in them. Formulas
 and what each is for: docs/causes.md. On the CPU they are `signature_pass`'s where that is there and
 agrees with what follows, which is for every device, in plain torch. All pairs of a batch are
-computed at once, [P, R, C] for R rows of C tokens, in float32 (a signature is good to 1e-5 of its
-terms), sums over sequences in float64; nothing waits for the device.
+computed at once, [P, R, C] for R rows of C tokens; of float32 values, on a GPU in float32 (there a
+signature is good to 1e-5 of its terms), sums over sequences in float64; nothing waits for the
+device.
 
 A batch of a small model costs what the calls cost, whatever they compute: what is summed is stacked
 and summed at once, products are one matrix product a sequence, and what cannot be is looked for in
@@ -59,8 +60,8 @@ TRIAL_SHAPE = (5, 60)
 """Sequences and tokens by which a kernel is tried: few, so that one token more is seen."""
 ODD = (0.0, 1.0, -2e4, torch.inf, -torch.inf, torch.nan)
 """Values in the trial that are no log-probs."""
-TOLERANCE = 1e-5
-"""Of the trial's sums, relative to them or to their terms."""
+TOLERANCE = 1e-9
+"""Of the trial's sums, relative to them or to their terms: far above rounding."""
 
 BINS = tuple(f"{x}_{i}" for x in ("n", "abs", "left") for i in range(len(PROBABILITIES) + 1))
 OF_TOKENS = ("tokens", "d", "gap", "up", "down")
@@ -251,12 +252,12 @@ def signatures(
     def part(x: Tensor) -> Tensor:
         return x[:rows, :columns] if cut else x
 
-    every = torch.stack([part(x) for x in batch.log_probs.values()]).float()
+    every = _widened(torch.stack([part(x) for x in batch.log_probs.values()]))
     at = Rows.of(batch, rows, columns)
     mask = torch.ones_like(every[0], dtype=torch.bool) if batch.mask is None else part(batch.mask)
     if cut and batch.segments is not None:
         mask = mask & (batch.segments[:columns] != batch.segments[columns])
-    entropy = None if extras.entropy is None else part(extras.entropy).float()
+    entropy = None if extras.entropy is None else _widened(part(extras.entropy))
     if at.segments is not None and (rowwise := unpacked(at.segments)):
         at, places, inside = rowwise
         every, mask = every[:, 0, places], mask[0, places] & inside
@@ -274,7 +275,7 @@ def signatures(
         counted, usable = _impossible(q, p, mask)
         whole |= counted
         q, p = (torch.where(usable, x, NOWHERE) for x in (q, p))
-    d, counts = p - q, usable.float()
+    d, counts = p - q, usable.to(q.dtype)
     gap = torch.expm1(d.clamp(max=LARGEST_FLOAT))
     totals = at.total(torch.stack([counts, d, gap, d > ASIDE, d < -ASIDE]))
     found[OF_TOKENS] = totals
@@ -298,6 +299,11 @@ def signatures(
         if extras.lag is not None:
             found |= _by_lag(extras.lag[: at.count], d, tokens, at)
     return found, whole
+
+
+def _widened(x: Tensor) -> Tensor:
+    """As float32, and on the CPU those values as float64, in which the compiled pass computes."""
+    return x.float().double() if x.is_cpu else x.float()
 
 
 def _who(q: Tensor, d: Tensor, ref: Tensor, counts: Tensor, at: Rows) -> Tensor:
@@ -353,7 +359,7 @@ def _by_probability(q: Tensor, size: Tensor, counts: Tensor) -> Tensor:
 def _edges(device: torch.device) -> tuple[Tensor, Tensor]:
     """Lower edges of the bins of q(x), and what makes of sums from each edge on those of bins."""
     bins = len(PROBABILITIES) + 1
-    edges = torch.tensor([-1.0, *PROBABILITIES]).view(bins, 1, 1)
+    edges = torch.tensor([-1.0, *PROBABILITIES], dtype=torch.float64).view(bins, 1, 1)
     inside = torch.eye(bins, dtype=torch.float64)
     inside -= torch.diag(inside.new_ones(bins - 1), -1)
     return moved(edges, device), moved(inside, device)
@@ -371,7 +377,7 @@ def _within(both: Tensor, counts: Tensor, usable: Tensor, tokens: Tensor, at: Ro
     """
 
     def centred(x: Tensor) -> Tensor:
-        mean = at.spread((at.total(x * counts) / tokens).float())
+        mean = at.spread((at.total(x * counts) / tokens).to(x.dtype))
         return torch.where(usable, x - mean, 0.0)
 
     both = centred(both)
