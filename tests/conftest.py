@@ -1,7 +1,5 @@
 """No deadlines, so that a busy machine fails no test; the same examples, and the same pass."""
 
-import importlib.util
-
 import pytest
 from hypothesis import settings
 
@@ -11,9 +9,7 @@ settings.load_profile("klmonitor")
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_pass():
-    """The compiled pass is there from the first test on: bits change where it takes over."""
-    if importlib.util.find_spec("numba") is not None:
-        from klmonitor.summary.passes import KERNELS
-        from tests.helpers.steps import COMPILE_SECONDS
+    """The compiled passes are there from the first test on."""
+    from tests.helpers.steps import wait_for_kernels
 
-        assert KERNELS["cpu"].loader.wait(COMPILE_SECONDS)
+    wait_for_kernels()

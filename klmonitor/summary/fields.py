@@ -112,6 +112,15 @@ CERTAIN = 1e-3
 """Nats: a log-prob nearer to 0 is that of a token that had to come."""
 SURE = 0.15
 """Nats: at an entropy below it one token has at least .96 of the probability."""
+LARGEST_SEQUENCE = 300.0
+"""Nats: a sequence's log-ratio is clamped to it, so that the square of its ratio stays finite."""
+LARGEST_FLOAT = 80.0
+"""Nats: beyond it e^d is no float32 any more."""
+SHORTEST_PADDING, SHORTEST_CERTAIN = 4, 8
+"""Tokens of one value at the end of a row that are called padding; and where the value is near 0,
+which the last tokens of a template have too."""
+RARE = 0.05
+"""Share of the other tokens that may have the padding's value."""
 LAGS = ("lag0", "lag1", "lag2", "lag3")
 """Weight updates between what sampled a sequence and the trainer; the last: three and more."""
 SIGNATURE_RATIOS = (

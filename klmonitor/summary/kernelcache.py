@@ -1,4 +1,4 @@
-"""Where the CPU's kernel is compiled and kept: by a process beside training, never within it.
+"""Where the CPU's kernels are compiled and kept: by a process beside training, never within it.
 
 A cache is a directory: numba's files, a lock, and a mark that says that they are whole. Its name
 holds a digest of what was compiled, for which numba, Python and processor. Who finds no mark and
@@ -22,15 +22,18 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 try:
     import fcntl
 except ImportError:  # where there are no such locks
     fcntl = None  # type: ignore[assignment]
 
-KERNEL = "klmonitor.summary.numba_kernel"
-SOURCES = ("numba_kernel.py", "collected.py", "fields.py")
+KERNELS = {
+    "klmonitor.summary.numba_kernel": "add_pair",
+    "klmonitor.summary.numba_signatures": "add_sequences",
+}
+"""Modules, and the function of each that is compiled for its `TYPES`."""
+SOURCES = ("numba_kernel.py", "numba_signatures.py", "collected.py", "fields.py")
 """What the compiled code is made of, constants included."""
 MARK, LOCK = "whole", "lock"
 LOOK_SECONDS = 0.5
@@ -78,23 +81,24 @@ def directory() -> Path:
     raise OSError(f"neither {wanted} nor {spare} can be written: set KLMONITOR_CACHE_DIR")
 
 
-def load(place: Path) -> Any:
-    """The kernel's module, whose functions are kept in a directory."""
+def load(place: Path) -> None:
+    """Load the kernels' modules, whose functions are kept in a directory."""
     import numba
 
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(place)
     try:
-        kernel: Any = import_module(KERNEL)
-        for signature in kernel.SIGNATURES:  # found in the cache, or compiled by the child
-            kernel.add_pair.compile(signature)
-        kernel.add_pair.disable_compile()
+        for module, name in KERNELS.items():
+            kernel = import_module(module)
+            function = getattr(kernel, name)
+            for signature in kernel.TYPES:  # found in the cache, or compiled by the child
+                function.compile(signature)
+            function.disable_compile()
     finally:
         numba.config.CACHE_DIR = before
-    return kernel
 
 
 class Loader:
-    """Brings the kernel into this process once it is compiled, while others do its work.
+    """Brings the kernels into this process once they are compiled, while others do their work.
 
     Attributes:
         error: why there is none and will be none in this process; None: nothing is wrong so far.
@@ -110,7 +114,7 @@ class Loader:
         self._loaded = False
 
     def ready(self) -> bool:
-        """Whether it is loaded; else this sees to it that it will be. Costs microseconds.
+        """Whether they are loaded; else this sees to it that they will be. Costs microseconds.
 
         Raises:
             ModuleNotFoundError: numba is not installed.
@@ -123,7 +127,7 @@ class Loader:
         return self._loaded
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it is loaded, or cannot be; for tests and benchmarks."""
+        """Wait until they are loaded, or cannot be; for tests and benchmarks."""
         deadline = time.monotonic() + seconds
         while not self.ready() and self.error is None and time.monotonic() < deadline:
             time.sleep(0.05)

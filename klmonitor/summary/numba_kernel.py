@@ -458,7 +458,7 @@ def _add_pair(
 add_pair: Any = njit(_add_pair, cache=True, nogil=True)
 _flags, _ids, _pair = types.uint8[::1], types.int64[::1], types.UniTuple(types.int64, 2)
 _table, _floats = types.float64[:, ::1], types.float64[::1]
-SIGNATURES = tuple(
+TYPES = tuple(
     (
         *(some[::1], some[::1], some[::1], _flags, types.int64, types.int64, _ids, _ids, _ids),
         *(types.int64, _ids, types.boolean, _pair, _pair, _pair, _table, _table, _floats),

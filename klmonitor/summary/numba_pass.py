@@ -105,13 +105,13 @@ class _Values:
         return cls(
             log_probs=_log_probs({name: batch.log_probs[name] for name in needed}),
             behaviour=behaviour,
-            mask=NO_MASK if batch.mask is None else _values(batch.mask).view(np.uint8),
+            mask=NO_MASK if batch.mask is None else flat(batch.mask).view(np.uint8),
             columns=batch.shape[1],
-            offsets=_offsets(batch),
-            token_ids=_ids(batch.token_ids),
-            prompt_ids=_ids(batch.prompt_ids),
+            offsets=offsets(batch),
+            token_ids=ids(batch.token_ids),
+            prompt_ids=ids(batch.prompt_ids),
             group=groups if isinstance(groups, int) else 0,
-            groups=NO_IDS if isinstance(groups, int) else _ids(groups),
+            groups=NO_IDS if isinstance(groups, int) else ids(groups),
         )
 
     @property
@@ -173,7 +173,7 @@ def _threads(number: int) -> ThreadPoolExecutor:
 
 def _log_probs(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     """One array a policy, all float32 or, where one is, float64."""
-    found = {name: _values(x) for name, x in tensors.items()}
+    found = {name: flat(x) for name, x in tensors.items()}
     dtypes = {x.dtype for x in found.values()}
     if dtypes == {NARROW}:
         return found
@@ -181,7 +181,7 @@ def _log_probs(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     return {name: x.astype(common, copy=False) for name, x in found.items()}
 
 
-def _values(tensor: Tensor) -> NDArray[Any]:
+def flat(tensor: Tensor) -> NDArray[Any]:
     """A tensor's values, one behind the other; the same memory where it holds them so."""
     try:
         values: NDArray[Any] = tensor.numpy().ravel()
@@ -194,11 +194,12 @@ def _values(tensor: Tensor) -> NDArray[Any]:
     return values
 
 
-def _ids(tensor: Tensor | None) -> NDArray[np.int64]:
-    return NO_IDS if tensor is None else _values(tensor).astype(np.int64, copy=False)
+def ids(tensor: Tensor | None) -> NDArray[np.int64]:
+    """The same of integers; empty: there are none."""
+    return NO_IDS if tensor is None else flat(tensor).astype(np.int64, copy=False)
 
 
-def _offsets(batch: TokenBatch) -> NDArray[np.int64]:
+def offsets(batch: TokenBatch) -> NDArray[np.int64]:
     """Flat index of each packed sequence's first token, and the number of tokens."""
     if batch.segments is None:
         return NO_IDS

@@ -8,7 +8,7 @@ with one warning. `chunked` does the work of all that is not there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -24,7 +24,7 @@ from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import SummaryConfig
 from klmonitor.summary.kernelcache import Loader
-from klmonitor.summary.state import Summary
+from klmonitor.summary.state import Saved, Summary
 
 REST = 1000
 """Batches for which a kernel that failed is left alone."""
@@ -64,19 +64,31 @@ class Kernel:
     Args:
         compiler: who compiles it.
         module: its module, with `fits` and `add`.
-        loader: brings it here while `chunked` does its work; None: it is compiled at first use.
+        loader: brings it here while the plain pass does its work; None: it is compiled at first
+            use.
+        agree: compares it with the plain pass, as `compare`, which it is if None.
+        saved: what it changes of a state, for `Summary.restore`.
 
     Attributes:
-        wrong: why it is not used any more: it found other sums than `chunked`.
-        tried: where it has agreed with `chunked`: devices, on the CPU with the dtypes (on a GPU a
-            later trial would wait for the device).
+        wrong: why it is not used any more: it found other sums than the plain pass.
+        tried: where it has agreed with the plain pass: devices, on the CPU with the dtypes (on a
+            GPU a later trial would wait for the device).
     """
 
-    def __init__(self, compiler: str, module: str, loader: Loader | None = None) -> None:
+    def __init__(
+        self,
+        compiler: str,
+        module: str,
+        loader: Loader | None = None,
+        agree: Callable[[Callable[..., None], TokenBatch, Sequence[Pair]], None] | None = None,
+        saved: Callable[[Summary, Iterable[int]], Saved] = Summary.saved,
+    ) -> None:
         self.wrong: str | None = None
         self.tried: set[tuple[torch.device, frozenset[torch.dtype]]] = set()
         self.loader = loader
         self._module = module
+        self._compiled: Any = None
+        self._agree, self._saved = agree, saved
         self._boundary = Boundary(
             f"the {compiler} kernel",
             HealthLog(),
@@ -85,26 +97,27 @@ class Kernel:
             done_without="the plain pass does its work, slower",
         )
 
-    def add(
-        self,
-        state: Summary,
-        batch: TokenBatch,
-        pairs: Sequence[Pair],
-        place: Place,
-        groups: int | Tensor,
-    ) -> bool:
-        """Add a batch to a state, in place; False, and nothing added, if it is another pass's."""
+    def add(self, state: Summary, batch: TokenBatch, pairs: Sequence[Pair], *rest: Any) -> bool:
+        """Add a batch to a state, in place; False, and nothing added, if it is another pass's.
+
+        Args:
+            state: on the batch's device.
+            batch: checked log-probs; the pairs' policies must be in it.
+            pairs: which pairs.
+            rest: what else the module's `add` takes.
+        """
         if self.wrong is not None:
             return False
-        return bool(self._boundary(self._add, state, batch, pairs, place, groups))
+        return bool(self._boundary(self._add, state, batch, pairs, *rest))
 
-    def _add(self, state: Summary, batch: TokenBatch, pairs: Sequence[Pair], *where: Any) -> bool:
+    def _add(self, state: Summary, batch: TokenBatch, pairs: Sequence[Pair], *rest: Any) -> bool:
         try:
-            ready = self.loader is None or self.loader.ready()
-            compiled = import_module(self._module) if ready else None
+            if self._compiled is None and (self.loader is None or self.loader.ready()):
+                self._compiled = import_module(self._module)
         except ModuleNotFoundError as error:
             self.wrong = str(error)  # without the compiler
             return False
+        compiled = self._compiled
         if compiled is None:
             return self._missing()
         if not compiled.fits(batch):
@@ -114,9 +127,9 @@ class Kernel:
         if (batch.device, dtypes) not in self.tried:
             self._prove(compiled.add, batch, pairs)
             self.tried.add((batch.device, dtypes))
-        before = state.saved(PAIR_INDEX[pair.name] for pair in pairs)
+        before = self._saved(state, (PAIR_INDEX[pair.name] for pair in pairs))
         try:
-            compiled.add(state, batch, pairs, *where)
+            compiled.add(state, batch, pairs, *rest)
         except Exception:
             state.restore(before)  # of several pairs the first are in it already
             raise
@@ -132,7 +145,7 @@ class Kernel:
 
     def _prove(self, add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) -> None:
         try:
-            compare(add, batch, pairs)
+            (self._agree or compare)(add, batch, pairs)
         except ArithmeticError as error:
             self.wrong = cause(error)
             raise
@@ -167,17 +180,25 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
             raise ArithmeticError(f"other {name}")
 
 
-def made_up(batch: TokenBatch) -> TokenBatch:
-    """Made-up tokens on the CPU, of the same policies and dtypes as a batch's."""
+def made_up(
+    batch: TokenBatch, shape: tuple[int, int] | None = None, odd: Sequence[float] = ODD
+) -> TokenBatch:
+    """Made-up tokens on the CPU, of the same policies and dtypes as a batch's.
+
+    Args:
+        batch: the batch.
+        shape: sequences and tokens of each; None: `TRIAL_SHAPE`, and no longer than the batch's.
+        odd: values that some tokens have.
+    """
     generator = torch.Generator().manual_seed(0)
-    rows, columns = TRIAL_SHAPE[0], min(TRIAL_SHAPE[1], batch.shape[1])
-    shape = (rows, columns)
+    shape = shape or (TRIAL_SHAPE[0], min(TRIAL_SHAPE[1], batch.shape[1]))
+    rows, columns = shape
     uniform = partial(torch.rand, shape, generator=generator, dtype=torch.float64, device="cpu")
-    common, odd = uniform(), torch.tensor(ODD, device="cpu")
+    common, some = uniform(), torch.tensor(odd, device="cpu")
     log_probs = {}
     for name, values in batch.log_probs.items():
         made = -common - uniform()
-        made[::2, ::9] = odd[(len(ODD) * uniform()).long()][::2, ::9]
+        made[::2, ::9] = some[(len(odd) * uniform()).long()][::2, ::9]
         log_probs[name] = made.to(values.dtype)
     mask = uniform() < 0.8
     return TokenBatch(

@@ -1,9 +1,11 @@
 """What tells why two policies disagree: sums over whole sequences that no single token shows.
 
-One function for every device, in plain torch, on at most `fields.SAMPLED` tokens a step; beside
-the passes over all tokens, not in them. Formulas and what each is for: docs/causes.md. All pairs of
-a batch are computed at once, [P, R, C] for R rows of C tokens, in float32 (a signature is good to
-1e-5 of its terms), sums over sequences in float64; nothing waits for the device.
+On at most `fields.SAMPLED` tokens a step; beside the passes over all tokens, not in them. Formulas
+and what each is for: docs/causes.md. On the CPU they are `signature_pass`'s where that is there and
+agrees with what follows, which is for every device, in plain torch. All pairs of a batch are
+computed at once, [P, R, C] for R rows of C tokens; of float32 values, on a GPU in float32 (there a
+signature is good to 1e-5 of its terms), sums over sequences in float64; nothing waits for the
+device.
 
 A batch of a small model costs what the calls cost, whatever they compute: what is summed is stacked
 and summed at once, products are one matrix product a sequence, and what cannot be is looked for in
@@ -14,7 +16,7 @@ count has log-prob `NOWHERE` under every policy, so that every difference there 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import TypeAlias
 
@@ -32,30 +34,34 @@ from klmonitor.summary.fields import (
     END_OFF,
     HIGH,
     LAGS,
+    LARGEST_FLOAT,
+    LARGEST_SEQUENCE,
     PLACEHOLDER,
     PROBABILITIES,
+    RARE,
     RATIO_SUMS,
     SAMPLED,
     SENTINEL,
     SEQUENCE_RATIO,
+    SHORTEST_CERTAIN,
+    SHORTEST_PADDING,
     SIGNATURE,
     SIGNATURES,
     SURE,
+    SummaryConfig,
 )
+from klmonitor.summary.passes import KERNELS, Kernel, made_up
 from klmonitor.summary.sequences import Rows, unpacked
-from klmonitor.summary.state import Summary
+from klmonitor.summary.state import Saved, Summary
 
-LARGEST_SEQUENCE = 300.0
-"""Nats: a sequence's log-ratio is clamped to it, so that the square of its ratio stays finite."""
-LARGEST_FLOAT = 80.0
-"""Nats: beyond it e^d is no float32 any more."""
-SHORTEST_PADDING, SHORTEST_CERTAIN = 4, 8
-"""Tokens of one value at the end of a row that are called padding; and where the value is near 0,
-which the last tokens of a template have too."""
-RARE = 0.05
-"""Share of the other tokens that may have the padding's value."""
 NOWHERE = -1.0
 """Nats: in the place of a log-prob that does not count."""
+TRIAL_SHAPE = (5, 60)
+"""Sequences and tokens by which a kernel is tried: few, so that one token more is seen."""
+ODD = (0.0, 1.0, -2e4, torch.inf, -torch.inf, torch.nan)
+"""Values in the trial that are no log-probs."""
+TOLERANCE = 1e-9
+"""Of the trial's sums, relative to them or to their terms: far above rounding."""
 
 BINS = tuple(f"{x}_{i}" for x in ("n", "abs", "left") for i in range(len(PROBABILITIES) + 1))
 OF_TOKENS = ("tokens", "d", "gap", "up", "down")
@@ -125,6 +131,22 @@ def add(
     if rows <= 0 or columns <= 0:
         return taken
     one = next((k for k, pair in enumerate(pairs) if pair.q == "rollout"), 0)
+    some = (batch, pairs, one, extras, rows, columns)
+    if batch.device.type != "cpu" or not KERNEL.add(state, *some):
+        add_plain(state, *some)
+    return taken + rows * columns
+
+
+def add_plain(
+    state: Summary,
+    batch: TokenBatch,
+    pairs: Sequence[Pair],
+    one: int,
+    extras: Extras,
+    rows: int,
+    columns: int,
+) -> None:
+    """Add what `signatures` finds, whose arguments these are, to a state, in place."""
     by_sequence, whole = signatures(batch, pairs, one, extras, rows, columns)
     every = torch.cat([x.flatten(0, -2) for x in by_sequence.values()])
     taken_from, places = _places(
@@ -135,7 +157,39 @@ def add(
     )
     sums = torch.cat([(every @ every.mT).flatten(), *(x.flatten() for x in whole.values())])
     state.signatures.view(-1).index_add_(0, places, sums.index_select(0, taken_from))
-    return taken + rows * columns
+
+
+def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) -> None:
+    """Compare what a pass and the plain one make of tokens that are made up after a batch's.
+
+    Raises:
+        ArithmeticError: sums differ by more than `TOLERANCE`.
+    """
+    trial = made_up(batch, TRIAL_SHAPE, ODD)
+    for values in trial.log_probs.values():
+        values[-1, TRIAL_SHAPE[1] // 2 :] = -0.75  # padding
+    entropy = trial.log_probs[pairs[0].p].float().abs()  # some is no number, some is below `SURE`
+    extras = Extras(entropy, lag=torch.arange(TRIAL_SHAPE[0], device="cpu"))
+    found, expected = (Summary.empty(SummaryConfig(prompt_buckets=0), "cpu") for _ in range(2))
+    for one in range(len(pairs)):
+        for state, some in ((found, add), (expected, add_plain)):
+            some(state, trial, pairs, one, extras, *TRIAL_SHAPE)
+    mine, theirs = found.signatures, expected.signatures
+    least = TRIAL_SHAPE[0] * TRIAL_SHAPE[1]  # of terms that are some nats large
+    if not bool(((mine - theirs).abs() <= TOLERANCE * theirs.abs().clamp(min=least)).all()):
+        raise ArithmeticError("other signatures")
+
+
+def _saved(state: Summary, pairs: Iterable[int]) -> Saved:
+    """The signatures of a state, for `Summary.restore`."""
+    held = state.arrays["signatures"]
+    return [(held, held.copy())]
+
+
+KERNEL = Kernel(
+    "signatures' Numba", "klmonitor.summary.signature_pass", KERNELS["cpu"].loader, compare, _saved
+)
+"""What is compiled for the CPU."""
 
 
 @cache
@@ -198,12 +252,12 @@ def signatures(
     def part(x: Tensor) -> Tensor:
         return x[:rows, :columns] if cut else x
 
-    every = torch.stack([part(x) for x in batch.log_probs.values()]).float()
+    every = _widened(torch.stack([part(x) for x in batch.log_probs.values()]))
     at = Rows.of(batch, rows, columns)
     mask = torch.ones_like(every[0], dtype=torch.bool) if batch.mask is None else part(batch.mask)
     if cut and batch.segments is not None:
         mask = mask & (batch.segments[:columns] != batch.segments[columns])
-    entropy = None if extras.entropy is None else part(extras.entropy).float()
+    entropy = None if extras.entropy is None else _widened(part(extras.entropy))
     if at.segments is not None and (rowwise := unpacked(at.segments)):
         at, places, inside = rowwise
         every, mask = every[:, 0, places], mask[0, places] & inside
@@ -221,7 +275,7 @@ def signatures(
         counted, usable = _impossible(q, p, mask)
         whole |= counted
         q, p = (torch.where(usable, x, NOWHERE) for x in (q, p))
-    d, counts = p - q, usable.float()
+    d, counts = p - q, usable.to(q.dtype)
     gap = torch.expm1(d.clamp(max=LARGEST_FLOAT))
     totals = at.total(torch.stack([counts, d, gap, d > ASIDE, d < -ASIDE]))
     found[OF_TOKENS] = totals
@@ -245,6 +299,11 @@ def signatures(
         if extras.lag is not None:
             found |= _by_lag(extras.lag[: at.count], d, tokens, at)
     return found, whole
+
+
+def _widened(x: Tensor) -> Tensor:
+    """As float32, and on the CPU those values as float64, in which the compiled pass computes."""
+    return x.float().double() if x.is_cpu else x.float()
 
 
 def _who(q: Tensor, d: Tensor, ref: Tensor, counts: Tensor, at: Rows) -> Tensor:
@@ -300,7 +359,7 @@ def _by_probability(q: Tensor, size: Tensor, counts: Tensor) -> Tensor:
 def _edges(device: torch.device) -> tuple[Tensor, Tensor]:
     """Lower edges of the bins of q(x), and what makes of sums from each edge on those of bins."""
     bins = len(PROBABILITIES) + 1
-    edges = torch.tensor([-1.0, *PROBABILITIES]).view(bins, 1, 1)
+    edges = torch.tensor([-1.0, *PROBABILITIES], dtype=torch.float64).view(bins, 1, 1)
     inside = torch.eye(bins, dtype=torch.float64)
     inside -= torch.diag(inside.new_ones(bins - 1), -1)
     return moved(edges, device), moved(inside, device)
@@ -318,7 +377,7 @@ def _within(both: Tensor, counts: Tensor, usable: Tensor, tokens: Tensor, at: Ro
     """
 
     def centred(x: Tensor) -> Tensor:
-        mean = at.spread((at.total(x * counts) / tokens).float())
+        mean = at.spread((at.total(x * counts) / tokens).to(x.dtype))
         return torch.where(usable, x - mean, 0.0)
 
     both = centred(both)
@@ -357,7 +416,7 @@ def _of_entropies(trainer: Tensor, entropy: Tensor, usable: Tensor) -> list[Tens
     [P, R, C] each; the last: whether the entropy is known.
     """
     known = usable & entropy.isfinite() & (trainer.abs() < SENTINEL)
-    probability, sure = trainer.exp(), known & (entropy <= SURE)
+    probability, sure = trainer.clamp(max=LARGEST_FLOAT).exp(), known & (entropy <= SURE)
     likeliest = probability >= 0.5
     return [
         torch.where(known, -trainer - entropy, 0.0),
@@ -380,7 +439,9 @@ def _by_lag(lag: Tensor, d: Tensor, tokens: Tensor, at: Rows) -> Found:
 
 
 def _unrepeated(every: Tensor, mask: Tensor) -> bool:
-    """Whether no token has the values of the one before it: then nothing is padded.
+    """Whether no token has the values of the one before it, so far as that counts.
+
+    Then nothing is padded.
 
     Args:
         every: [policies, R, C].
@@ -388,8 +449,8 @@ def _unrepeated(every: Tensor, mask: Tensor) -> bool:
     """
     if not every.is_cpu:
         return False
-    same = (every[..., 1:] == every[..., :-1]).all(0) & mask[..., 1:]
-    return not bool(same.any())
+    same = (every[..., 1:] == every[..., :-1]).all(0) | ~mask[..., :-1]
+    return not bool((same & mask[..., 1:]).any())
 
 
 def _padding(every: Tensor, mask: Tensor, at: Rows) -> Tensor:

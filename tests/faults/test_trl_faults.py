@@ -13,11 +13,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from klmonitor.summary.passes import KERNELS
 from tests.faults.sites import ERRORS, SITES, Faults
 from tests.faults.test_monitor_faults import ALL
 from tests.helpers.ranks import run_ranks
-from tests.helpers.steps import COMPILE_SECONDS
 
 STEPS = 6
 RUNS, RUNS_ON_RANKS = (40, 20) if ALL else (2, 0)
@@ -94,7 +92,6 @@ def on_ranks(rank, world, model, out, runs):
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
     }
-    assert KERNELS["cpu"].loader.wait(COMPILE_SECONDS)
     plain, _ = train(model, f"{out}/plain")
     with pytest.MonkeyPatch.context() as patch:
         faults = Faults(patch)

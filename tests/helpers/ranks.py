@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.helpers.steps import wait_for_kernels
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "klmonitor.monitor"])
 
@@ -49,6 +51,7 @@ def _worker(queue: Any, rank: int, world: int, port: int, function: Any, argumen
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
+        wait_for_kernels()
         dist.init_process_group("gloo", rank=rank, world_size=world)
         result = function(rank, world, *arguments)
         dist.barrier()

@@ -9,7 +9,7 @@ import pytest
 from klmonitor.numbers.assemble import pair_reports
 from klmonitor.numbers.running import Running
 from klmonitor.numbers.sums import StepSums
-from klmonitor.summary import passes
+from klmonitor.summary import passes, signatures
 
 COMPILE_SECONDS = 3600.0
 
@@ -26,13 +26,21 @@ def reports_of(state, running=None):
     return pair_reports(step)
 
 
+def wait_for_kernels():
+    """Wait until what is compiled for the CPU is there: bits change where it takes over."""
+    if importlib.util.find_spec("numba") is not None:
+        assert passes.KERNELS["cpu"].loader.wait(COMPILE_SECONDS)
+
+
 def choose_pass(patch, name):
-    """Make the CPU's pass the ``"compiled"`` or the ``"plain"`` one."""
-    kernel = passes.KERNELS["cpu"]
+    """Make the CPU's passes, over tokens and for signatures, ``"compiled"`` or ``"plain"`` ones."""
+    kernels = (passes.KERNELS["cpu"], signatures.KERNEL)
     if name == "plain":
-        patch.setattr(kernel, "wrong", "a test wants the plain pass")
+        for kernel in kernels:
+            patch.setattr(kernel, "wrong", "a test wants the plain pass")
         return
     if importlib.util.find_spec("numba") is None:
         pytest.skip("numba is not installed")
-    assert kernel.loader.wait(COMPILE_SECONDS), kernel.loader.error
-    patch.setattr(kernel, "wrong", None)
+    for kernel in kernels:
+        assert kernel.loader.wait(COMPILE_SECONDS), kernel.loader.error
+        patch.setattr(kernel, "wrong", None)

@@ -148,12 +148,13 @@ import torch
 torch.set_num_threads(1)
 from tests.helpers.tritoncases import made_up
 from klmonitor import Monitor
-from klmonitor.summary.passes import KERNELS
+from klmonitor.summary import passes, signatures
 
-if {plain}:
-    KERNELS["cpu"].wrong = "the plain pass is wanted"
-else:
-    assert KERNELS["cpu"].loader.wait(300)
+for kernel in (passes.KERNELS["cpu"], signatures.KERNEL):
+    if {plain}:
+        kernel.wrong = "the plain pass is wanted"
+    else:
+        assert kernel.loader.wait(300)
 
 def kib(name):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -100,7 +100,7 @@ import json, sys, time
 import torch
 import klmonitor.monitor
 from klmonitor import Monitor
-from klmonitor.summary import passes
+from klmonitor.summary import passes, signatures
 
 q = -torch.rand(8, 64, generator=torch.Generator().manual_seed(0))
 started = time.process_time()
@@ -119,10 +119,11 @@ print(json.dumps({
 sys.stdout.flush()
 if len(sys.argv) > 1:
     loaded = kernel.loader.wait(300)
-    import klmonitor.summary.numba_kernel as compiled
-    misses = sum(compiled.add_pair.stats.cache_misses.values())
+    from klmonitor.summary.numba_kernel import add_pair
+    from klmonitor.summary.numba_signatures import add_sequences
+    misses = sum(sum(f.stats.cache_misses.values()) for f in (add_pair, add_sequences))
     monitor.observe(policy=q, ref=q - 0.1)
-    used = bool(kernel.tried)
+    used = bool(kernel.tried) and bool(signatures.KERNEL.tried)
     print(json.dumps({"loaded": loaded, "misses": misses, "used": used, "wrong": kernel.wrong}))
 """
 
@@ -161,7 +162,7 @@ def test_on_an_empty_cache_one_child_compiles_while_all_go_on(tmp_path):
 
 def test_a_child_that_was_killed_leaves_a_lock_that_the_next_one_gets(tmp_path, monkeypatch):
     monkeypatch.setenv("KLMONITOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(kernelcache, "KERNEL", "klmonitor.summary.no_such_module")
+    monkeypatch.setattr(kernelcache, "KERNELS", {"klmonitor.summary.no_such_module": "add"})
     place = kernelcache.directory()
     with (place / LOCK).open("ab") as lock:
         kernelcache.fcntl.flock(lock, kernelcache.fcntl.LOCK_EX)
@@ -207,7 +208,7 @@ def test_what_cannot_be_loaded_is_told_once_and_the_plain_pass_goes_on(
     tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setenv("KLMONITOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(kernelcache, "KERNEL", "klmonitor.summary.no_such_module")
+    monkeypatch.setattr(kernelcache, "KERNELS", {"klmonitor.summary.no_such_module": "add"})
     (kernelcache.directory() / MARK).touch()
     loader = Loader()
     kernel = passes.Kernel("Numba", "klmonitor.summary.numba_pass", loader)

@@ -1,4 +1,4 @@
-"""The signatures of causes: against their formulas token by token, and as sums that merge."""
+"""The signatures of causes, by both passes: against their formulas, and as sums that merge."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from klmonitor.summary.fields import (
 from klmonitor.summary.intake import Intake, Known
 from klmonitor.summary.sequences import unpacked
 from klmonitor.summary.state import Summary
+from tests.helpers.steps import choose_pass
 
 ROWS, COLUMNS = 7, 23
 
@@ -98,6 +99,18 @@ def taken(log_probs, layout, known=None):
 def _numpy_as_in_the_package():
     with np.errstate(all="ignore"):
         yield
+
+
+@pytest.fixture(params=["plain", "compiled"], autouse=True)
+def _each_pass(request, monkeypatch):
+    """Plain torch, and the compiled pass; it is seen that no other does the work."""
+    choose_pass(monkeypatch, request.param)
+    compiled, offered = [], signed.KERNEL.add
+    monkeypatch.setattr(
+        signed.KERNEL, "add", lambda *a: compiled.append(offered(*a)) or compiled[-1]
+    )
+    yield
+    assert set(compiled) <= {request.param == "compiled"}
 
 
 def signs_of(summary, place=3):

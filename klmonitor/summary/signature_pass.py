@@ -1,0 +1,69 @@
+"""The signatures of causes on the CPU, compiled by Numba: `numba_signatures` on a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from klmonitor.pairs import PAIR_INDEX, POLICIES, POLICY_INDEX, Pair
+from klmonitor.summary.batch import TokenBatch
+from klmonitor.summary.extras import Extras
+from klmonitor.summary.numba_pass import NO_MASK, flat, ids, offsets
+from klmonitor.summary.numba_signatures import add_sequences
+from klmonitor.summary.state import Summary
+
+NO_VALUES = np.empty(0, np.float32)
+
+
+def fits(batch: TokenBatch) -> bool:
+    """Whether the kernel can take a batch on the CPU: any, what it cannot read is copied."""
+    return True
+
+
+def add(
+    state: Summary,
+    batch: TokenBatch,
+    pairs: Sequence[Pair],
+    one: int,
+    extras: Extras,
+    rows: int,
+    columns: int,
+) -> None:
+    """Add the signatures of a batch's first rows to a state, in place.
+
+    Arguments as for `signatures.signatures`.
+    """
+    cut = (rows, columns) != batch.shape
+
+    def part(x: Tensor) -> Tensor:
+        return x[:rows, :columns] if cut else x
+
+    def values(x: Tensor | None) -> NDArray[Any]:
+        if x is None:
+            return NO_VALUES
+        x = part(x)
+        return flat(x if x.dtype == torch.float32 else x.float())  # no call is free
+
+    known = batch.log_probs
+    add_sequences(
+        tuple(values(known.get(name)) for name in POLICIES),
+        NO_MASK if batch.mask is None else flat(part(batch.mask)).view(np.uint8),
+        *(columns, offsets(batch), values(extras.entropy), ids(extras.lag)),
+        POLICY_INDEX["old" if "old" in known else "policy"],
+        POLICY_INDEX["ref"],
+        *(_table(tuple(pairs)), one, pairs[one].q == "rollout"),
+        state.arrays["signatures"],
+    )
+
+
+@cache
+def _table(pairs: tuple[Pair, ...]) -> NDArray[np.int64]:
+    """Where each pair's sums and log-probs are, [P, 3]."""
+    places = [(PAIR_INDEX[x.name], POLICY_INDEX[x.q], POLICY_INDEX[x.p]) for x in pairs]
+    return np.array(places, np.int64)
