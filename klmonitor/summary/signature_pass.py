@@ -37,7 +37,7 @@ def add(
 ) -> None:
     """Add the signatures of a batch's first rows to a state, in place.
 
-    Arguments as for `signatures.signatures`.
+    Arguments as for `signature_sums.signatures`.
     """
     cut = (rows, columns) != batch.shape
 
