@@ -40,7 +40,11 @@ QQ, PP, QP, BEFORE, AFTER = (SIGNATURE[name] for name in ("qq", "pp", "qp", "bef
 FIRST_OFF, LAST_OFF, LONE_OFF = (SIGNATURE[f"{name}_off"] for name in ("first", "last", "lone"))
 BIN_TOKENS, BIN_SIZE, BIN_LEFT = (SIGNATURE[f"{name}_0"] for name in ("n", "abs", "left"))
 D, GAP, SURPRISE, SLOPE, SHIFT, CONTEXT, WHO, FIRST, LAST, MIDDLE, LONE, LAG = (
-    SIGNATURE[f"{ratio}/a"] for ratio in fields.SIGNATURE_RATIOS[: -len(fields.LAGS) + 1]
+    SIGNATURE[f"{ratio}/a"]
+    for ratio in (
+        *("d", "gap", "surprise", "slope", "shift", "context", "who"),
+        *("first", "last", "middle", "lone", fields.LAGS[0]),
+    )
 )
 
 
