@@ -8,7 +8,7 @@ alerts as the live run did, and a resumed run those that an uninterrupted one wo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from klmonitor.rules.causes import IMPOSSIBLE
 from klmonitor.rules.episode import END, Episode
 from klmonitor.rules.health import INACTIVE, inactive
 from klmonitor.rules.own import judge_own, own_rule
-from klmonitor.rules.rule import Finding, Rule, Thresholds
+from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.settings import Rules, parse_rules
 from klmonitor.rules.silence import NO_DATA, Silence
 from klmonitor.rules.standing import standing
@@ -189,17 +189,20 @@ class RuleSet:
             kind for (kind, of), episode in self._episodes.items() if of == pair and episode.active
         )
 
-    def _silences(self, step: int, present: Container[str]) -> list[Alert]:
-        """Pairs that fell silent; the run, while no pair ever had data."""
-        if NO_DATA.kind not in self._limits:
+    def _silences(self, step: int, present: Collection[str]) -> list[Alert]:
+        """The run, where no pair has data; else pairs that fell silent while others have some."""
+        limits = self._limits.get(NO_DATA.kind)
+        if limits is None:
             return []
-        said: list[Alert] = []
-        if self._tracks and self._silence.pop(RUN, None) is not None:
-            said += self._of_run(step, NO_DATA, RUN, None)
-        for name in self._tracks or (RUN,):
+        run = self._silence.setdefault(RUN, Silence())
+        run.advance(bool(present))
+        said = [*self._of_run(step, NO_DATA, RUN, run.find_of_run(limits))]
+        for name in self._tracks:
             silence = self._silence.setdefault(name, Silence())
             silence.advance(name in present)
-            finding = silence.find(self._limits[NO_DATA.kind])
+            finding = silence.find(limits)
+            if run.steps and finding is not None:
+                finding = SIMMERING  # it is the run that is silent
             said += self._of_run(step, NO_DATA, name, finding)
         return said
 

@@ -373,6 +373,10 @@ def no_data():
     judged(rules, ordinary(5))
     alert = one(rules, (Report(step=step, pairs={}) for step in range(5, 99)), "no_data")
     assert numbers(alert.message) == {f"{alert.step - 4}"}
+    rules = RuleSet()
+    judged(rules, ordinary(25))
+    alert = one(rules, (Report(step=step, pairs={}) for step in range(25, 99)), "no_data")
+    assert numbers(alert.message) == {f"{alert.step - 24}"}
 
 
 @says("inactive")
