@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.numbers.verdicts import verdict
-from klmonitor.report import Alert, PairReport, Report
+from klmonitor.report import Alert, Report
 from klmonitor.rules.causes import IMPOSSIBLE
 from klmonitor.rules.episode import END, Episode
 from klmonitor.rules.health import INACTIVE, inactive
@@ -111,7 +111,7 @@ class RuleSet:
             track = self._track(name, report.run_values)
             reading = track.read(pair, report.run_values)
             findings, failed = self._findings(reading)
-            of_pair = self._announced(report.step, name, pair, findings)
+            of_pair = self._announced(report.step, name, reading, findings)
             scores[name] = reading.score.z
             track.take(
                 reading, {what for rule, one in findings if one.level for what in rule.withholds}
@@ -155,10 +155,10 @@ class RuleSet:
         return findings, failed
 
     def _announced(
-        self, step: int, name: str, pair: PairReport, findings: Sequence[tuple[Rule, Finding]]
+        self, step: int, name: str, reading: Reading, findings: Sequence[tuple[Rule, Finding]]
     ) -> list[Alert]:
         """Advance the episodes of all kinds of a pair: what ended, and what there is to tell."""
-        by_kind = {rule.kind: finding for rule, finding in findings}
+        by_kind, pair = {rule.kind: finding for rule, finding in findings}, reading.pair
         said: list[Alert] = []
         of_story: list[Found] = []
         for rule in (one.rule for one in self._judges):
@@ -178,7 +178,7 @@ class RuleSet:
                 elif phase:
                     said.append(told(step, name, alone(found)))
         story = self._stories.setdefault(name, Story())
-        telling = story.take(step, finite(pair["k3/mean"]), of_story)
+        telling = story.take(step, finite(pair["k3/mean"]), of_story, reading.seen)
         if telling:
             said.insert(0, told(step, name, telling))
         return sorted(said, key=lambda alert: alert.kind != IMPOSSIBLE.kind)
