@@ -25,7 +25,7 @@ from klmonitor.rules.silence import NO_DATA, Silence
 from klmonitor.rules.standing import standing
 from klmonitor.rules.story import Found, Story, alone
 from klmonitor.rules.table import RULES
-from klmonitor.rules.telling import believing, ended, restrained, told
+from klmonitor.rules.telling import believing, ended, naming_group, restrained, told
 from klmonitor.rules.track import Reading, Track, finite, has_data, to_reference
 
 STATE_VERSION = 2
@@ -180,7 +180,7 @@ class RuleSet:
         story = self._stories.setdefault(name, Story())
         telling = story.take(step, finite(pair["k3/mean"]), of_story, reading.seen)
         if telling:
-            said.insert(0, told(step, name, telling))
+            said.insert(0, told(step, name, naming_group(telling, pair)))
         return sorted(said, key=lambda alert: alert.kind != IMPOSSIBLE.kind)
 
     def _open_on(self, pair: str) -> tuple[str, ...]:
