@@ -127,18 +127,22 @@ def raised(
         for alert, kinds in opened
     ):
         return None
-    known = [(at, value) for at, value in zip(steps, k3, strict=True) if math.isfinite(value)]
     events: dict[int, list[Alert]] = {}
     for alert in alerts:
         if alert.phase != "end" and not alert.muted and _base(alert) > 0:
             events.setdefault(alert.since or alert.step, []).append(alert)
+    if not events:
+        return None
+    known = [(at, value) for at, value in zip(steps, k3, strict=True) if math.isfinite(value)]
     for since, told in sorted(events.items()):
         last, before = told[-1], _base(told[0])
+        if sum(at > since for at, _ in known) > LONGEST:
+            continue
         half_way = math.sqrt(before * max(alert.values.get("k3", before) for alert in told))
         far = max(half_way, FAR * before, LEAST)
         after = [i for i, (at, _) in enumerate(known) if at > last.step]
         now = [median(v for _, v in known[max(i + 1 - TOGETHER, 0) : i + 1]) for i in after]
-        if not now or min(*now, known[-1][1]) < far or sum(at > since for at, _ in known) > LONGEST:
+        if not now or min(*now, known[-1][1]) < far:
             continue
         if not any(mute.covers(last.kind, last) for mute in mutes):
             return Raised(last, since, now[-1], before)
