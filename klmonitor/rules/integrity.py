@@ -11,9 +11,6 @@ from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import LARGE, Reading, gap_error
 from klmonitor.rules.words import dropout, heaviest, name_tokens, nats, plain
 
-BEFORE = SKIP + 1
-"""Steps ago that a flat level ends: what came since may be as unusual as this step."""
-
 
 def nonfinite(reading: Reading, limits: Thresholds) -> Finding | None:
     """NaN or infinite log-ratios, or an estimate that is itself not finite.
@@ -129,7 +126,7 @@ def outlier_rate(reading: Reading, limits: Thresholds) -> Finding | None:
     tokens = heaviest(pair, "k1", 3)
     message = (
         f"{outliers:.0f} of {pair.tokens:.0f} tokens beyond |d| = 2 nats, {plain(rate)} per 10,000 "
-        f"where {plain(usual) if usual else 'none'} were usual until {BEFORE} steps ago "
+        f"where {plain(usual)} is the median of earlier steps, the latest {SKIP} left out "
         f"(z = {score.z:.1f})"
     )
     if tokens:

@@ -158,21 +158,24 @@ def outlier_rate():
     mad = 1.4826 * np.median(np.abs(past - usual))
     scale = math.sqrt(max(mad**2 - error**2, (0.03 * usual) ** 2) + error**2)
     known = whole(200, 4096) | g(rates[-1], 1e4 * usual**2) | {f"{(roots[-1] - usual) / scale:.1f}"}
-    # "10,000", "|d| = 2", "6 steps ago" and where the largest is
+    # "10,000", "|d| = 2", "the latest 5" and where the largest is
     said = numbers(alert.message.replace("10,000", ""))
-    assert said == known | {"2", "6"} | whole(3, 0, 3, 7, 11)
+    assert said == known | {"2", "5"} | whole(3, 0, 3, 7, 11)
 
 
 @says("outlier_rate")
 def outliers_where_there_were_none():
-    """Told some steps after a jump: what was usual is what was until six steps ago."""
+    """Told some steps after a jump: which steps had none is said."""
     rates = [0.0] * 60 + [0.0, 5.0, 5.0, 5.0, 5.0, 5.0, 400.0]
     reports = (
         report(step, k3__mean=wobble(step), outliers__rate=rate) for step, rate in enumerate(rates)
     )
     alert = one(RuleSet(), reports, "outlier_rate")
     assert alert.step == 66
-    assert "400 per 10,000 where none were usual until 6 steps ago" in alert.message
+    assert (
+        "400 per 10,000 where 0 is the median of earlier steps, the latest 5 left out"
+        in alert.message
+    )
 
 
 @says("low_precision")
