@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print; 2 where there is no such step."""
-    from klmonitor.dashboard.worst import chosen_step, examined, in_words
+    from klmonitor.dashboard.worst import chosen_step, examined, in_words, raised_at
     from klmonitor.record import read_run
 
     try:
@@ -32,9 +32,10 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"klmonitor explain: {error}\n")
         return 2
+    still = raised_at(record, report)
     if args.json:
-        body = examined(report, why) | {"remarks": list(record.remarks)}
+        body = examined(report, why, still) | {"remarks": list(record.remarks)}
         print(json.dumps(body, indent=1, allow_nan=False))
     else:
-        print("\n".join([in_words(report, why), *record.remarks]))
+        print("\n".join([in_words(report, why, still), *record.remarks]))
     return 0

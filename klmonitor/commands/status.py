@@ -1,6 +1,7 @@
 """Say where runs are: level, open alerts, causes, errors, what to do; as JSON for programs.
 
-Exit status: 0 fine, 10 a warning is open, 11 something critical is, 2 nothing is readable.
+Exit status: 0 fine, 10 a warning is open or a rise never came back, 11 something critical is open,
+2 nothing is readable.
 """
 
 from __future__ import annotations

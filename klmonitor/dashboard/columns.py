@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from klmonitor.dashboard.events import open_alerts
+from klmonitor.dashboard.events import open_alerts, raised
 from klmonitor.dashboard.glance import MEANS, glance
 from klmonitor.dashboard.heat import ROWS
 from klmonitor.dashboard.packing import pack
@@ -21,6 +21,7 @@ from klmonitor.dashboard.rooms import around_shown, health_of, rooms
 from klmonitor.numbers.explain import with_verdict
 from klmonitor.record.around import AROUND, PLACES
 from klmonitor.record.live import PASSING
+from klmonitor.record.mutes import Mute
 from klmonitor.record.notices import Notice
 from klmonitor.record.rows import (
     alert_from_row,
@@ -49,6 +50,7 @@ class RunColumns:
         name: what the page calls it.
         meta: what ``run.json`` says was run.
         starts: every start of it, with versions and the rules in force.
+        mutes: what people muted.
         steps: one a row.
         pairs: pair name -> columns.
         alerts: rows of alerts and, of phase ``"note"``, of notices, by arrival.
@@ -63,6 +65,7 @@ class RunColumns:
         self.name = name
         self.meta: Mapping[str, Any] = {}
         self.starts: tuple[Any, ...] = ()
+        self.mutes: Sequence[Mute] = ()
         self.steps: list[int] = []
         self.pairs: dict[str, PairColumns] = {}
         self.alerts: list[Row] = []
@@ -222,7 +225,11 @@ class RunColumns:
         means = {key: pair.metrics.get(f"{key}/mean", ())[: row + 1] for key in MEANS}
         mine = [alert for alert in told if alert.pair in (name, None)]
         events = open_alerts(mine, {name: report.open_kinds})
-        return glance(report, self.steps[row], self.steps[-1], means, events)
+        k3 = pair.metrics.get("k3/mean", ())[: row + 1]
+        still = raised(
+            [alert for alert in mine if alert.pair], self.steps[: len(k3)], k3, events, self.mutes
+        )
+        return glance(report, self.steps[row], self.steps[-1], means, events, still)
 
     def spike_threshold(self) -> Row:
         """``z`` of the spike rule in scales, None where it was off, and whether that is `known`.

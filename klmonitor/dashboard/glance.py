@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, variance
 
-from klmonitor.dashboard.events import SEVERITIES
+from klmonitor.dashboard.events import SEVERITIES, Raised
 from klmonitor.report import Alert, PairReport, Row
 
 Event = tuple[Alert, tuple[str, ...]]
@@ -26,6 +26,7 @@ def glance(
     last_step: int,
     means: Mapping[str, Sequence[float]],
     events: Sequence[Event],
+    still: Raised | None = None,
 ) -> Row:
     """The line in its parts.
 
@@ -35,21 +36,25 @@ def glance(
         last_step: the run's.
         means: ``"k1"``, ``"k3"`` and ``"cv"`` -> the means of the run's steps, nats per token.
         events: what is open on it, the gravest first.
+        still: a rise that is not open and never came back: a warning.
 
     Returns:
         ``level``: the gravest severity that is open and not muted, else ``"fine"``; ``step``;
-        ``parts``: sentences, to be read in their order; ``since``: the first open event's step.
+        ``parts``: sentences, to be read in their order; ``since``: the first such event's step.
     """
     loud = [SEVERITIES.index(alert.severity) for alert, _ in events if not alert.muted]
     believed = pair.verdict.estimator
-    parts = [_level(pair, believed), _trend(believed, means), _believe(pair), _open(events)]
+    parts = [_level(pair, believed), _trend(believed, means), _believe(pair), _open(events, still)]
     behind = last_step - step
     late = f", {behind} step{'s'[: behind > 1]} before the run's last" if behind else ""
     return {
-        "level": ("fine", "warn", "critical")[max([*loud, 0])],
+        "level": ("fine", "warn", "critical")[max([*loud, 1 if still else 0])],
         "step": step,
         "parts": [f"step {step}{late}", *(part for part in parts if part)],
-        "since": min((_since(alert) for alert, _ in events), default=None),
+        "since": min(
+            [*(_since(alert) for alert, _ in events), *([still.since] if still else [])],
+            default=None,
+        ),
     }
 
 
@@ -84,7 +89,9 @@ def _believe(pair: PairReport) -> str:
     return f"believe {pair.verdict.estimator or 'neither k1 nor k3'}"
 
 
-def _open(events: Sequence[Event]) -> str:
+def _open(events: Sequence[Event], still: Raised | None) -> str:
+    if still:
+        return "; ".join([*([_open(events, None)] if events else []), still.words])
     if not events:
         return "no alert is open"
     told = [

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from klmonitor.dashboard.columns import RunColumns
-from klmonitor.record import RUN, STEPS
+from klmonitor.record import MUTES, RUN, STEPS
 from klmonitor.record.files import EARLIER
 from klmonitor.record.live import LiveRecord
+from klmonitor.record.mutes import MuteFile
 from klmonitor.record.segments import earlier_in, is_record
 from klmonitor.report import Row
 
@@ -62,12 +63,14 @@ class RecordSource:
 class _Reader:
     def __init__(self, directory: Path, columns: RunColumns) -> None:
         self._columns, self._directory = columns, directory
-        self._record = LiveRecord(directory)
+        self._record, self._mutes = LiveRecord(directory), MuteFile(directory / MUTES)
 
     def poll(self) -> RunColumns:
         columns = self._columns
         self._record.poll(columns)
         columns.meta, columns.starts = self._record.run.meta, self._record.run.starts
+        self._mutes.look()
+        columns.mutes = self._mutes.mutes
         columns.remarks = self._record.remarks
         columns.earlier = len(earlier_in(self._directory))
         return columns

@@ -1,7 +1,8 @@
 """Where runs are, for people on one screen and for programs as one stable object.
 
 A run is ``"critical"`` or ``"warn"`` where an alert of that severity is open and not muted, or
-where klmonitor misses log-probs (``"warn"``); else ``"fine"``. A path without a readable record is
+``"warn"`` where klmonitor misses log-probs or k3 never came back from a rise that was told
+(`klmonitor.dashboard.events.raised`); else ``"fine"``. A path without a readable record is
 ``"unreadable"``. The object's form is `klmonitor.dashboard.statusschema`.
 """
 
@@ -12,9 +13,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from klmonitor.dashboard.events import SEVERITIES, open_alerts
+from klmonitor.dashboard.events import SEVERITIES, Raised, open_alerts, raised
 from klmonitor.dashboard.source import find_records, run_names
-from klmonitor.record import RunRecord, read_run
+from klmonitor.record import MUTES, RunRecord, read_run
+from klmonitor.record.mutes import Mute, MuteFile
 from klmonitor.record.rows import finite_or_none
 from klmonitor.report import Alert, PairReport, Report, Row
 
@@ -71,7 +73,8 @@ def _records(path: str | os.PathLike[str]) -> tuple[list[Path], list[Row]]:
 
 def _of_path(directory: Path, name: str, now: float) -> Row:
     try:
-        return run_standing(read_run(directory), name, str(directory), now)
+        mutes = MuteFile(directory / MUTES).mutes
+        return run_standing(read_run(directory), name, str(directory), now, mutes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return _unreadable(name, str(directory), error)
 
@@ -84,19 +87,22 @@ def _unreadable(name: str, path: str, error: Exception) -> Row:
     }
 
 
-def run_standing(run: RunRecord, name: str, path: str, now: float) -> Row:
+def run_standing(
+    run: RunRecord, name: str, path: str, now: float, mutes: Sequence[Mute] = ()
+) -> Row:
     """The object of one run."""
     steps = [report for report in run.reports if report.phase == "train"]
     last = steps[-1] if steps else None
     kinds = {n: pair.open_kinds for n, (_, pair) in _newest(steps).items()}
     opened = open_alerts(run.alerts, kinds)
+    still = still_raised(run, opened, mutes)
     health = {} if last is None else last.run_values
     active = health.get("klmonitor/active", 1.0) != 0
     told = [alert for alert in run.alerts if alert.phase != "end"]
     return {
         "run": name,
         "path": path,
-        "level": _level(opened, active),
+        "level": _level(opened, active and not still),
         "error": None,
         "steps": len(steps),
         "first_step": steps[0].step if steps else None,
@@ -105,6 +111,7 @@ def run_standing(run: RunRecord, name: str, path: str, now: float) -> Row:
         "age_s": max(now - last.time, 0.0) if last is not None and last.time and now else None,
         "pairs": {} if last is None else {n: _pair(p) for n, p in _newest(steps).items()},
         "open_alerts": [_alert(alert, kinds) for alert, kinds in opened],
+        "raised": [_raised(one) for one in still],
         "alerts": {one: sum(alert.severity == one for alert in told) for one in SEVERITIES},
         "health": {
             "active": active,
@@ -113,8 +120,27 @@ def run_standing(run: RunRecord, name: str, path: str, now: float) -> Row:
             "bad_lines": run.bad_lines,
         },
         "remarks": list(run.remarks),
-        "do": _to_do(opened, active, steps),
+        "do": _to_do(opened, still, active, steps),
     }
+
+
+def still_raised(
+    run: RunRecord,
+    opened: Sequence[tuple[Alert, tuple[str, ...]]],
+    mutes: Sequence[Mute] = (),
+) -> list[Raised]:
+    """Every pair's rise that is not open and never came back."""
+    found = []
+    for name in dict.fromkeys(alert.pair for alert in run.alerts if alert.pair):
+        rows = [
+            (report.step, report.pairs[name]["k3/mean"])
+            for report in run.reports
+            if report.phase == "train" and name in report.pairs
+        ]
+        mine = [one for one in opened if one[0].pair == name]
+        alerts = [alert for alert in run.alerts if alert.pair == name]
+        found.append(raised(alerts, [r[0] for r in rows], [r[1] for r in rows], mine, mutes))
+    return [one for one in found if one]
 
 
 def _newest(steps: Sequence[Report]) -> dict[str, tuple[int, PairReport]]:
@@ -151,20 +177,34 @@ def _alert(alert: Alert, kinds: tuple[str, ...]) -> Row:
     }
 
 
-def _level(opened: Sequence[tuple[Alert, tuple[str, ...]]], active: bool) -> str:
+def _raised(found: Raised) -> Row:
+    return {
+        "pair": found.alert.pair,
+        "since": found.since,
+        "k3": found.k3,
+        "before": found.before,
+        "message": found.message,
+        "do": found.action,
+    }
+
+
+def _level(opened: Sequence[tuple[Alert, tuple[str, ...]]], calm: bool) -> str:
     loud = [SEVERITIES.index(alert.severity) for alert, _ in opened if not alert.muted]
-    return LEVELS[max([*loud, 0 if active else 1])]
+    return LEVELS[max([*loud, 0 if calm else 1])]
 
 
 def _to_do(
-    opened: Sequence[tuple[Alert, tuple[str, ...]]], active: bool, steps: Sequence[Report]
+    opened: Sequence[tuple[Alert, tuple[str, ...]]],
+    still: Sequence[Raised],
+    active: bool,
+    steps: Sequence[Report],
 ) -> list[str]:
     """What to do first, the most urgent first."""
     if not steps:
         return ["no training step is recorded yet: look again when one is over"]
     told = [a.action for a, _ in opened if a.action and not a.muted and a.severity != "info"]
     lost = [] if active else ["log-probs are not captured on every rank: see the trainer's log"]
-    return list(dict.fromkeys([*told, *lost]))
+    return list(dict.fromkeys([*told, *lost, *(one.action for one in still)]))
 
 
 def in_words(body: Row) -> str:
@@ -193,6 +233,7 @@ def _run_in_words(run: Row) -> str:
         lines.append(
             f"  [{alert['severity']}{muted}] since step {alert['since']}: {alert['message']}"
         )
+    lines += [f"  [warn] since step {one['since']}: {one['message']}" for one in run["raised"]]
     health = run["health"]
     wrong = [f"{health[key]} {key.replace('_', ' ')}" for key in ("errors", "dropped", "bad_lines")
              if health[key]]  # fmt: skip

@@ -65,6 +65,16 @@ ALERT = form(
         "muted": BOOLEAN,
     }
 )
+RAISED = form(
+    {
+        "pair": TEXT,
+        "since": {"type": "integer", "description": "step at which it rose"},
+        "k3": {"type": "number", "description": "now, nats per token, median of three steps"},
+        "before": {"type": "number", "description": "before it rose, nats per token"},
+        "message": TEXT,
+        "do": TEXT | {"description": "what to do first"},
+    }
+)
 RUN = form(
     {
         "run": TEXT,
@@ -78,6 +88,11 @@ RUN = form(
         "age_s": NULLABLE_NUMBER | {"description": "seconds since the last row"},
         "pairs": {"type": "object", "additionalProperties": PAIR},
         "open_alerts": {"type": "array", "items": ALERT},
+        "raised": {
+            "type": "array",
+            "items": RAISED,
+            "description": "rises that were told, are not open and never came back",
+        },
         "alerts": form(dict.fromkeys(("info", "warn", "critical"), COUNT)),
         "health": form({"active": BOOLEAN, "errors": COUNT, "dropped": COUNT, "bad_lines": COUNT}),
         "remarks": TEXTS | {"description": "of the record itself: lines skipped, rows missing"},

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
-from klmonitor.dashboard.events import SEVERITIES
+from klmonitor.dashboard.events import SEVERITIES, open_alerts
+from klmonitor.dashboard.standing import still_raised
 from klmonitor.record import RunRecord
 from klmonitor.record.rows import alert_to_row, finite_or_none, token_to_row
 from klmonitor.report import PairReport, Report, Row
@@ -46,13 +49,24 @@ def _largest(report: Report, metric: str) -> float:
     return max((value for value in values if not math.isnan(value)), default=math.nan)
 
 
-def examined(report: Report, why: str) -> Row:
-    """All that is known of a step, for programs."""
+def raised_at(run: RunRecord, report: Report) -> list[str]:
+    """Rises of which no alert was open at a step, and that had not come back, in words."""
+    alerts = [alert for alert in run.alerts if alert.step <= report.step]
+    until = replace(
+        run, alerts=alerts, reports=[one for one in run.reports if one.step <= report.step]
+    )
+    kinds = {name: pair.open_kinds for name, pair in report.pairs.items()}
+    return [one.message for one in still_raised(until, open_alerts(alerts, kinds))]
+
+
+def examined(report: Report, why: str, still: Sequence[str] = ()) -> Row:
+    """All that is known of a step, for programs; `still` as of `raised_at`."""
     return {
         "schema": SCHEMA,
         "step": report.step,
         "why": why,
         "text": report.explain(),
+        "raised": list(still),
         "pairs": {name: _pair(report.step, pair) for name, pair in report.pairs.items()},
         "alerts": [alert_to_row(alert) for alert in report.alerts],
         "run_values": {key: finite_or_none(v) for key, v in report.run_values.items()},
@@ -73,9 +87,9 @@ def _pair(step: int, pair: PairReport) -> Row:
     }
 
 
-def in_words(report: Report, why: str, tokens: int = 3) -> str:
+def in_words(report: Report, why: str, still: Sequence[str] = (), tokens: int = 3) -> str:
     """The same for people: verdicts, what the rules said, the receipt and the extreme tokens."""
-    lines = [f"step {report.step}: {why}", "", report.explain()]
+    lines = [f"step {report.step}: {why}", "", report.explain(), *still]
     for alert in report.alerts:
         lines += ["", alert.text()]
     for name, pair in report.pairs.items():

@@ -1,4 +1,4 @@
-"""Which sequences or prompts carry a pair's estimate, as dominance says for tokens.
+"""Which sequences, prompts or groups carry a pair's estimate, as dominance says for tokens.
 
 The question asked of few tokens (`numbers.dominance`): the fewest that hold half of sum k3, or of
 the spread of k1 over sequences, that stand apart from the next and pull the mean by errors of the
@@ -8,14 +8,17 @@ rest. Only the sixteen sequences of largest |S1| are known one by one; of prompt
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from klmonitor.boundary import inert
 from klmonitor.numbers.buckets import MIDDLES
 from klmonitor.numbers.clusters import Array
+from klmonitor.numbers.student import deviate_of_t
 from klmonitor.numbers.sums import KEY, StepSums
+from klmonitor.report.values import possible
 from klmonitor.summary.fields import CLAMP, COLUMN, SEQUENCE_FIELDS
 
 HALF = 0.5
@@ -32,6 +35,9 @@ SMALLEST = 1e-3
 """Nats: of a smaller mean k3 nobody asks who carries it."""
 SAME = 1e-6
 """Relative difference of two sums over the same tokens."""
+FAR, ERRORS, SURE = 4.0, 5.0, 3.0
+"""Times every other group's mean (several, as `surge` has it), standard errors above it, and as a
+deviate by Student's t, whose clusters are few in a group, from which a group is apart."""
 _FIELD = {name: i for i, name in enumerate(SEQUENCE_FIELDS)}
 _SUMS = {"k1": 1, "k3": 3}
 """Place of an estimator in the sums of a prompt, (T, S1, S2, S3)."""
@@ -261,3 +267,46 @@ def _places(rows: Sequence[Sequence[float]], most: int = 4) -> str:
     ]
     more = f" and {len(rows) - most} more" if len(rows) > most else ""
     return "sequence " + ", ".join(named) + more
+
+
+def group_apart(values: Mapping[str, float]) -> str:
+    """In words, the one declared group that is far above all others and makes most of the KL.
+
+    By k3, else by k1, which alone tells of a group that has collapsed. How many tokens a group has
+    is in no metric: its share of the sum is at least what it would be if all other groups were at
+    the largest of theirs, and that must be half. Nor may a few tokens make it, which are named
+    themselves. Empty: there is no such group.
+
+    Args:
+        values: the pair's metrics.
+    """
+    groups = [
+        name.removeprefix("group/").removesuffix("/k3/mean")
+        for name in possible(values)
+        if name.startswith("group/") and name.endswith("/k3/mean")
+    ]
+    known = [group for group in groups if f"group/{group}/k3/mean" in values]
+    if len(known) < 2:
+        return ""
+    return _apart(values, known, "k3") or _apart(values, known, "k1")
+
+
+def _apart(values: Mapping[str, float], groups: Sequence[str], estimator: str) -> str:
+    means = {group: values[f"group/{group}/{estimator}/mean"] for group in groups}
+    second, first = sorted(means, key=means.__getitem__)[-2:]
+    high, low = means[first], means[second]
+    errors = (values.get(f"group/{group}/{estimator}/se", math.nan) for group in (first, second))
+    t = (high - low) / error if (error := math.hypot(*errors)) > 0 else math.nan
+    clusters = values.get("clusters", math.nan) / len(groups)
+    if not (high > FAR * low and t > ERRORS and deviate_of_t(t, clusters - 1) > SURE):
+        return ""
+    mean = values.get(f"{estimator}/mean", math.nan)
+    if not (mean - low) / (high - low) * high >= HALF * mean > 0:
+        return ""
+    rest = values.get(f"{estimator}/mean_without_top", math.nan)
+    carried = values.get(f"dominance/{estimator}/level", math.nan) >= 1
+    if carried and not rest - low >= HALF * (mean - low):
+        return ""
+    others = f"{inert(second)}'s" if len(groups) == 2 else "the others'"
+    most = "" if len(groups) == 2 else " at most"
+    return f"{estimator} of group {inert(first)} is {high:.3g} nats, {others} {low:.3g}{most}"

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from klmonitor.numbers.carriers import group_apart
 from klmonitor.numbers.receiptwords import audit_line, told
 from klmonitor.numbers.student import interval
 from klmonitor.numbers.verdicts import gap_fails, unresolved, verdict
@@ -69,6 +70,7 @@ def findings(pair: PairReport) -> list[str]:
         _gap(pair),
         _dominated(pair, "k1"),
         _dominated(pair, "k3"),
+        _of_group(pair),
         _precision(pair),
         _pull(pair),
         audit_line(pair),
@@ -90,6 +92,12 @@ def _level(pair: PairReport) -> str:
     q, p = pair.name.split("_")
     what = "trainer and engine are different policies" if q == "rollout" else left.get(p, "")
     return f"{pair.k1.mean:.2g} nats per token: {what}"
+
+
+def _of_group(pair: PairReport) -> str:
+    """The declared group that makes most of the KL, if one does."""
+    found = group_apart(pair.values)
+    return f"one group makes most of it: {found}" if found else ""
 
 
 def _dominated(pair: PairReport, name: str) -> str:

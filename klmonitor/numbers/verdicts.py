@@ -223,6 +223,7 @@ def _quieter(numbers: Numbers) -> Verdict:
         quieter = errors[0] <= min(errors[1:])
         why = "less noisy than either" if quieter else "as the noise of their tokens weighs them"
         low, high = interval(cv, errors[0], get(numbers, "clusters"), positive=True)
+        low = max(low, 0.0)  # as no KL is below
         within = f" (95 % interval {low:.3g} to {high:.3g})" if low < high else ""
         return Verdict(
             "cv",

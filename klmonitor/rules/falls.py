@@ -11,7 +11,7 @@ from klmonitor.rules.norm import STEPS, last_three
 from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import START, Reading
 from klmonitor.rules.window import Floats, median
-from klmonitor.rules.words import nats
+from klmonitor.rules.words import nats, plain
 
 BEFORE = 10
 """Steps that what fell must have stood."""
@@ -83,7 +83,7 @@ def token_drop(reading: Reading, limits: Thresholds) -> Finding | None:
 
 
 def _fallen(name: str, score: FlatScore) -> str:
-    return f"{math.exp(score.value):.3g} {name} where {math.exp(score.centre):.3g} are usual"
+    return f"{plain(math.exp(score.value))} {name} where {plain(math.exp(score.centre))} are usual"
 
 
 FALL = Rule(

@@ -15,7 +15,7 @@ from klmonitor.rules.rounding import beyond_rounding
 from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
 from klmonitor.rules.window import Floats, median, robust_sd
-from klmonitor.rules.words import LOOK_FIRST, nats
+from klmonitor.rules.words import LOOK_FIRST, nats, plain
 
 DRIFT_FROM = 100
 """Drift: steps since the last move that was told."""
@@ -62,8 +62,8 @@ def drift(reading: Reading, limits: Thresholds) -> Finding | None:
     return Finding(
         message=(
             f"k3 has drifted up to {nats(k3)} per token (median of {eighth} steps), "
-            f"{math.exp(rise):.3g}x the {nats(math.exp(before))} of {youngest} to {oldest} steps "
-            f"ago, where its level kept within {math.exp(high - low):.3g}x"
+            f"{plain(math.exp(rise))}x the {nats(math.exp(before))} of {youngest} to {oldest} "
+            f"steps ago, where its level kept within {math.exp(high - low):.3g}x"
         ),
         base=math.exp(before),
         values={

@@ -6,6 +6,7 @@ import math
 
 from klmonitor.numbers.sums import GAP_SHARE, GAP_Z
 from klmonitor.numbers.verdicts import UNRESOLVED, gap_floor
+from klmonitor.rules.flat import SKIP
 from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import LARGE, Reading, gap_error
 from klmonitor.rules.words import dropout, heaviest, name_tokens, nats, plain
@@ -65,7 +66,7 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
     return Finding(
         message=(
             f"k3 - k1 = {nats(mean)} per token{together} is {z:+.1f} standard errors from 0, "
-            f"{100 * share:.3g} % of k3: "
+            f"{_of_k3(share, steps)}: "
             + (
                 "these tokens are hardly draws from q"
                 if mean > 0
@@ -80,6 +81,12 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
             else ""
         ),
     ).critical_if(critical)
+
+
+def _of_k3(share: float, steps: int) -> str:
+    """A gap beside this step's k3; over several steps it is not that of this step alone."""
+    size = f"{100 * share:.3g} % of" if share <= 1 else f"{plain(share)} times"
+    return f"{size} k3" if steps == 1 else f"{size} this step's k3"
 
 
 def low_precision(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -119,7 +126,8 @@ def outlier_rate(reading: Reading, limits: Thresholds) -> Finding | None:
     tokens = heaviest(pair, "k1", 3)
     message = (
         f"{outliers:.0f} of {pair.tokens:.0f} tokens beyond |d| = 2 nats, {plain(rate)} per 10,000 "
-        f"where {plain(usual)} are usual (z = {score.z:.1f})"
+        f"where {plain(usual)} is the median of earlier steps, the latest {SKIP} left out "
+        f"(z = {score.z:.1f})"
     )
     if tokens:
         message += f"; {name_tokens(tokens)}"

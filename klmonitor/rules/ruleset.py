@@ -8,24 +8,24 @@ alerts as the live run did, and a resumed run those that an uninterrupted one wo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.numbers.verdicts import verdict
-from klmonitor.report import Alert, PairReport, Report
+from klmonitor.report import Alert, Report
 from klmonitor.rules.causes import IMPOSSIBLE
 from klmonitor.rules.episode import END, Episode
 from klmonitor.rules.health import INACTIVE, inactive
 from klmonitor.rules.own import judge_own, own_rule
-from klmonitor.rules.rule import Finding, Rule, Thresholds
+from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.settings import Rules, parse_rules
 from klmonitor.rules.silence import NO_DATA, Silence
 from klmonitor.rules.standing import standing
 from klmonitor.rules.story import Found, Story, alone
 from klmonitor.rules.table import RULES
-from klmonitor.rules.telling import believing, ended, restrained, told
+from klmonitor.rules.telling import believing, ended, naming_group, restrained, told
 from klmonitor.rules.track import Reading, Track, finite, has_data, to_reference
 
 STATE_VERSION = 2
@@ -111,7 +111,7 @@ class RuleSet:
             track = self._track(name, report.run_values)
             reading = track.read(pair, report.run_values)
             findings, failed = self._findings(reading)
-            of_pair = self._announced(report.step, name, pair, findings)
+            of_pair = self._announced(report.step, name, reading, findings)
             scores[name] = reading.score.z
             track.take(
                 reading, {what for rule, one in findings if one.level for what in rule.withholds}
@@ -155,10 +155,10 @@ class RuleSet:
         return findings, failed
 
     def _announced(
-        self, step: int, name: str, pair: PairReport, findings: Sequence[tuple[Rule, Finding]]
+        self, step: int, name: str, reading: Reading, findings: Sequence[tuple[Rule, Finding]]
     ) -> list[Alert]:
         """Advance the episodes of all kinds of a pair: what ended, and what there is to tell."""
-        by_kind = {rule.kind: finding for rule, finding in findings}
+        by_kind, pair = {rule.kind: finding for rule, finding in findings}, reading.pair
         said: list[Alert] = []
         of_story: list[Found] = []
         for rule in (one.rule for one in self._judges):
@@ -178,9 +178,9 @@ class RuleSet:
                 elif phase:
                     said.append(told(step, name, alone(found)))
         story = self._stories.setdefault(name, Story())
-        telling = story.take(step, finite(pair["k3/mean"]), of_story)
+        telling = story.take(step, finite(pair["k3/mean"]), of_story, reading.seen)
         if telling:
-            said.insert(0, told(step, name, telling))
+            said.insert(0, told(step, name, naming_group(telling, pair)))
         return sorted(said, key=lambda alert: alert.kind != IMPOSSIBLE.kind)
 
     def _open_on(self, pair: str) -> tuple[str, ...]:
@@ -189,17 +189,20 @@ class RuleSet:
             kind for (kind, of), episode in self._episodes.items() if of == pair and episode.active
         )
 
-    def _silences(self, step: int, present: Container[str]) -> list[Alert]:
-        """Pairs that fell silent; the run, while no pair ever had data."""
-        if NO_DATA.kind not in self._limits:
+    def _silences(self, step: int, present: Collection[str]) -> list[Alert]:
+        """The run, where no pair has data; else pairs that fell silent while others have some."""
+        limits = self._limits.get(NO_DATA.kind)
+        if limits is None:
             return []
-        said: list[Alert] = []
-        if self._tracks and self._silence.pop(RUN, None) is not None:
-            said += self._of_run(step, NO_DATA, RUN, None)
-        for name in self._tracks or (RUN,):
+        run = self._silence.setdefault(RUN, Silence())
+        run.advance(bool(present))
+        said = [*self._of_run(step, NO_DATA, RUN, run.find_of_run(limits))]
+        for name in self._tracks:
             silence = self._silence.setdefault(name, Silence())
             silence.advance(name in present)
-            finding = silence.find(self._limits[NO_DATA.kind])
+            finding = silence.find(limits)
+            if run.steps and finding is not None:
+                finding = SIMMERING  # it is the run that is silent
             said += self._of_run(step, NO_DATA, name, finding)
         return said
 

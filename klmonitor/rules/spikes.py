@@ -96,7 +96,7 @@ def shift(reading: Reading, limits: Thresholds) -> Finding | None:
     return Finding(
         message=(
             f"the level of k3 has moved to {nats(now)} per token (median of seven steps), "
-            f"{score.moved:.3g}x the {nats(before)} of the 25 steps before them "
+            f"{plain(score.moved)}x the {nats(before)} of the 25 steps before them "
             f"(z = {score.z_moved:.1f})"
         ),
         base=before,

@@ -5,8 +5,9 @@ Every kind has its episode (`klmonitor.rules.episode`). Kinds that tell of the l
 the gravest finding tells it, the others add to it. As long as such a rule finds something, and for
 three steps after, what comes is the same event: a continuation (phase ``"worse"``, since the step
 at which it began), told where it is graver, where a kind joins that says something new, or where
-k3 has doubled since it was last told. A small spike hides no larger one: where k3 is larger than
-what was told, neither story nor cool-down keeps a kind that opens again from being told.
+k3 has doubled since it was last told and is twice the largest shortly before. A small spike hides
+no larger one: where k3 is larger than what was told, neither story nor cool-down keeps a kind that
+opens again from being told.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from klmonitor.numbers.stored import fields_like
 from klmonitor.record.rows import as_float, finite_or_none
 from klmonitor.rules.episode import OPEN, WORSE
 from klmonitor.rules.rule import Finding, Rule
+from klmonitor.rules.window import Floats
 from klmonitor.rules.words import nats, plain
 
 SEVERITIES = ("info", "warn", "critical")
@@ -27,7 +31,13 @@ SEVERITIES = ("info", "warn", "critical")
 SAME = 3
 """Steps without a finding after which what comes is another event."""
 RISING = 2.0
-"""Times the k3 that was last told at which a rise is told again."""
+"""Times the k3 that was last told, and the largest shortly before, at which a rise is told again:
+what swings, as old_policy does over the epochs of a batch, rises anew in every swing."""
+SWINGS = 2.0
+"""Times what k3 was compared with that the largest before was, where it is to be said beside it."""
+LOOK_BACK = 20
+"""Steps before an event whose largest k3 is that."""
+NOTHING: Floats = np.empty(0)
 
 
 class Found(NamedTuple):
@@ -81,6 +91,7 @@ class Story:
         gravity: the highest severity told, 0 to 2.
         told: the largest k3 told, nats.
         base: the k3 that the first alert compared with, nats; nan if with none.
+        largest: the largest k3 shortly before it began, nats; 0: unknown.
         kinds: kinds told so far.
     """
 
@@ -89,15 +100,19 @@ class Story:
     gravity: int = 0
     told: float = 0.0
     base: float = math.nan
+    largest: float = 0.0
     kinds: list[str] = field(default_factory=list)
 
-    def take(self, step: int, k3: float, found: Sequence[Found]) -> Telling | None:
+    def take(
+        self, step: int, k3: float, found: Sequence[Found], seen: Floats = NOTHING
+    ) -> Telling | None:
         """Take what the rules of the story find at a step, and say what is to be told.
 
         Args:
             step: its number.
             k3: nats per token.
             found: at level 1 or above, in the order of the table.
+            seen: log k3 of earlier steps.
         """
         self.quiet += 1
         if self.quiet <= SAME:
@@ -105,18 +120,19 @@ class Story:
         else:
             telling = beginning(found)
             if telling is not None:
-                self._begin(step, telling)
+                self._begin(step, telling, seen[-LOOK_BACK:])
         if telling is not None:
             self._remember(k3, telling)
         if telling is not None or any(not one.rule.lasting for one in found):
             self.quiet = 0
         return telling
 
-    def _begin(self, step: int, telling: Telling) -> None:
+    def _begin(self, step: int, telling: Telling, seen: Floats) -> None:
         bases = [one.finding.base for one in telling.parts if one.compares]
         self.since = step if telling.continues is None else telling.continues
         self.gravity, self.told, self.kinds = 0, 0.0, []
         self.base = bases[0] if bases else math.nan
+        self.largest = math.exp(float(seen.max())) if seen.size else 0.0
 
     def _remember(self, k3: float, telling: Telling) -> None:
         kinds = [one.rule.kind for one in telling.parts]
@@ -127,7 +143,7 @@ class Story:
     def _continuation(self, k3: float, found: Sequence[Found]) -> Telling | None:
         new = [one for one in found if one.phase and self._is_new(one, k3)]
         risen = [one for one in found if one.compares]
-        if risen and k3 >= RISING * self.told:
+        if risen and k3 >= RISING * max(self.told, self.largest):
             parts = gravest_first([*new, *(one for one in risen if one not in new)])
             said = [self._rising(k3), *(adds(one) for one in new)]
             return Telling(parts, "; ".join(said), self.since)
@@ -146,6 +162,9 @@ class Story:
         said = f"still rising: k3 is {nats(k3)} per token"
         if self.base > 0:
             said += f", {plain(k3 / self.base)}x the {nats(self.base)} before step {self.since}"
+            if self.largest > SWINGS * self.base:
+                said += f" and {plain(k3 / self.largest)}x the largest k3 shortly before it, "
+                said += nats(self.largest)
         return said
 
     def state_dict(self) -> dict[str, Any]:

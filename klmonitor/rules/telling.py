@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from klmonitor.numbers.carriers import group_apart
 from klmonitor.report import Alert, Cause, PairReport
 from klmonitor.rules.episode import END, OPEN, WORSE
 from klmonitor.rules.rule import WARN, Finding, Rule
@@ -16,6 +17,8 @@ LEAST_TOKENS, LEAST_SEQUENCES, LEAST_CLUSTERS = 64, 4, 2
 clusters (prompts, where they are known) say may be their accident."""
 
 
+OF_KL = frozenset(("spike", "surge", "shift", "drift", "runaway", "limit", "k1_excursion"))
+"""Kinds that tell of the level of KL: where one declared group makes most of it, they name it."""
 OF_THEIR_OWN = ("nonfinite", "low_precision", "dominance_k1", "dominance_k3")
 """Kinds that a cause of mismatch does not explain."""
 
@@ -65,6 +68,14 @@ def told(step: int, pair: str, telling: Telling) -> Alert:
         values={key: value for key, value in values.items() if not math.isnan(value)},
         tokens=tuple(token.with_text(None) for token in tokens),
     )
+
+
+def naming_group(telling: Telling, pair: PairReport) -> Telling:
+    """What there is to tell of KL's level, with the declared group that makes most of it."""
+    if OF_KL.isdisjoint(one.rule.kind for one in telling.parts):
+        return telling
+    found = group_apart(pair.values)
+    return replace(telling, message=f"{telling.message}; {found}") if found else telling
 
 
 def ended(step: int, rule: Rule, pair: str, since: int, numbers: PairReport | None = None) -> Alert:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from klmonitor.cli import main
+from klmonitor.dashboard.source import RecordSource
 from klmonitor.dashboard.standing import SCHEMA, in_words, standing
 from klmonitor.dashboard.statusschema import STATUS
-from klmonitor.record import STEPS, RecordWriter
-from klmonitor.report import Alert
+from klmonitor.record import STEPS, RecordWriter, read_run
+from klmonitor.report import Alert, PairReport, Report
+from klmonitor.rules import RuleSet
 from tests.helpers.reports import make_report
 
 V1 = Path(__file__).parents[1] / "data" / "v1" / "run"
@@ -262,6 +266,91 @@ def test_one_unreadable_run_among_others_does_not_hide_them(tmp_path):
 def test_no_run_is_a_wrong_use(capsys):
     assert main(["status"]) == 2
     assert "give a run's directory" in capsys.readouterr().err
+
+
+BEFORE = 30
+"""Steps at the level of before."""
+
+
+def judged(run_dir, *levels, pair="old_ref"):
+    """A record of k3 at `BEFORE` steps of .004 nats and then of these, as its rules judged it."""
+    rng, rules, writer = random.Random(5), RuleSet(), RecordWriter(run_dir, {"groups": []})
+    k3 = [level * rng.lognormvariate(0, 0.1) for level in [*[0.004] * BEFORE, *levels]]
+    for step, value in enumerate(k3, 1):
+        values = {"k3/mean": value, "k3/se": value / 10, "tokens": 4096.0, "sequences": 64.0}
+        report = Report(step=step, pairs={pair: PairReport(pair, values)})
+        said = rules.judge(report)
+        found = replace(report.pairs[pair], open_kinds=said.open_kinds[pair])
+        writer.step(replace(report, pairs={pair: found}))
+        for one in (*said.ended, *said.alerts):
+            writer.alert(one)
+    writer.close()
+    return k3
+
+
+def where(run_dir):
+    body = standing([run_dir], now=NOW)
+    Draft202012Validator(STATUS).validate(body)
+    (run,) = body["runs"]
+    return run, body["exit"]
+
+
+def test_a_level_that_never_came_back_is_no_fine_run(tmp_path, capsys):
+    """The spike's episode ends when its level has been learned; that the run is well it is not."""
+    k3 = judged(tmp_path, *[0.15] * 12)
+    told = [one for one in read_run(tmp_path).alerts if one.phase == "open"]
+    run, status = where(tmp_path)
+    assert told[0].kind in ("spike", "surge")
+    assert not run["open_alerts"]
+    assert (run["level"], status) == ("warn", 10)
+    (found,) = run["raised"]
+    assert (found["pair"], found["since"]) == ("old_ref", BEFORE + 1)
+    assert found["k3"] == median(k3[-3:])
+    assert found["before"] == pytest.approx(median(k3[BEFORE - 9 : BEFORE]), rel=0.1)
+    assert f"{found['k3'] / found['before']:.3g}x" in found["message"]
+    assert "no alert of it is open" in found["message"]
+    said = in_words({"runs": [run]})
+    assert found["message"] in said
+    assert found["do"] in said
+    main(["explain", str(tmp_path), "--step", str(len(k3))])
+    assert found["message"] in capsys.readouterr().out
+    (columns,) = RecordSource([tmp_path]).runs()
+    line = columns.glances()["old_ref"]
+    assert (line["level"], line["since"]) == ("warn", BEFORE + 1)
+    assert line["parts"][-1] in found["message"]
+
+
+def test_what_it_says_to_do_acknowledges_it(tmp_path):
+    judged(tmp_path, *[0.15] * 12)
+    run, _ = where(tmp_path)
+    _, command = run["do"][-1].split("klmonitor ")
+    assert main(command.replace("RUN", str(tmp_path)).split()) == 0
+    assert where(tmp_path)[1] == 0
+    (columns,) = RecordSource([tmp_path]).runs()
+    assert columns.glances()["old_ref"]["parts"][-1] == "no alert is open"
+
+
+@pytest.mark.parametrize(
+    ("levels", "why"),
+    [
+        ([0.15, *[0.004] * 2], "a spike of one step"),
+        ([0.15, 0.15, *[0.004] * 2], "of two"),
+        ([*[0.15] * 12, *[0.012] * 8], "it has come back more than half-way"),
+        ([*[0.15] * 12, *[0.012 * 1.05**i for i in range(40)]], "and grew after that"),
+        ([*[0.012] * 12, *[0.02] * 5], "it is less than four times as high"),
+        ([*[0.15] * 102], "it is what the run is like"),
+    ],
+)
+def test_what_came_back_or_is_a_habit_is_no_news(levels, why, tmp_path):
+    judged(tmp_path, *levels)
+    assert not where(tmp_path)[0]["raised"], why
+
+
+def test_what_is_open_tells_it(tmp_path):
+    judged(tmp_path, *[0.8] * 12)
+    run, _ = where(tmp_path)
+    assert "limit" in run["open_alerts"][0]["kinds"]
+    assert not run["raised"]
 
 
 if __name__ == "__main__":

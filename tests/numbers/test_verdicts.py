@@ -57,6 +57,12 @@ BEST = {"cv": 0, "k1": 1, "k3": 3, None: math.nan}
         ({"cv/lambda": 0.5, "cv/se": 0.0011}, (), "cv", "tokens weighs them (k3 counts 50%)"),
         ({"cv/lambda": 0.5, "clusters": 16.0}, (), "cv", "(95 % interval 0.0183 to 0.0222)"),
         (
+            {"cv/lambda": 0.5, "cv/mean": 0.001, "cv/se": 0.001, "clusters": 64.0},
+            (),
+            "cv",
+            "(95 % interval 0 to 0.003)",
+        ),
+        (
             {"cv/lambda": 0.4, "cv/mean": math.nan},
             (),
             "k1",

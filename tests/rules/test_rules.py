@@ -263,11 +263,68 @@ def test_a_pair_that_falls_silent_is_told_once():
     alerts = [
         alert
         for step in range(30, 200)
-        for alert in rules.judge(Report(step=step, pairs={})).alerts
+        for alert in rules.judge(report(step, pair="old_policy", k3__mean=wobble(step))).alerts
     ]
     assert [(a.kind, a.pair, a.step) for a in alerts] == [("no_data", "policy_ref", 79)]
     ended = rules.judge(report(200, k3__mean=0.01)).ended
     assert [alert.kind for alert in ended] == ["no_data"]
+
+
+def steps_without(has_data, steps=400):
+    """Alerts about silence of a run of two pairs that has data at some steps."""
+    rules, alerts = RuleSet(), []
+    for step in range(steps):
+        pairs = {}
+        if has_data(step):
+            for name in ("policy_ref", "old_policy"):
+                pairs |= report(step, pair=name, k3__mean=wobble(step)).pairs
+        alerts += rules.judge(Report(step=step, pairs=pairs)).alerts
+    return [(a.pair, a.step, a.message) for a in alerts if a.kind == "no_data"]
+
+
+def test_a_run_without_tokens_is_told_at_the_fifth_step():
+    """Once, of the run and not of each pair."""
+    (found,) = steps_without(lambda step: step < 30)
+    assert found[:2] == (None, 34)
+    assert found[2] == "no tokens for 5 steps, of any pair; every step before had some"
+    assert steps_without(lambda step: step < 30 or step >= 34) == []
+    assert [at for _, at, _ in steps_without(lambda step: step < 19)] == [68], "too short to know"
+
+
+def test_a_run_with_pauses_is_told_after_a_pause_like_none():
+    """Longer than five steps and three times the longest."""
+    (found,) = steps_without(lambda step: step < 200 and step % 10 not in (7, 8))
+    assert found[:2] == (None, 200 + 5 + 3 * 2 - 1)
+    assert found[2].endswith("its longest pause was 2 steps")
+
+
+@pytest.mark.parametrize("every", [*range(1, 12), 20, 40])
+def test_a_run_with_data_now_and_then_is_never_silent(every):
+    assert steps_without(lambda step: step % every == 0) == []
+    assert steps_without(lambda step: step % every == every - 1) == []
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])
+def test_nor_is_one_with_data_by_chance(share):
+    rng = np.random.default_rng(3)
+    assert steps_without(lambda _: rng.random() < share, steps=1000) == []
+
+
+def test_a_state_from_before_knows_no_pause_and_waits():
+    rules = RuleSet()
+    judged(rules, ordinary(30))
+    state = rules.state_dict()
+    for silence in state["silence"].values():
+        del silence["seen"]
+    del state["silence"][""]
+    resumed = RuleSet()
+    resumed.load_state_dict(state)
+    told = [
+        (alert.pair, alert.step)
+        for step in range(30, 200)
+        for alert in resumed.judge(Report(step=step, pairs={})).alerts
+    ]
+    assert told == [(None, 79)]
 
 
 def test_a_pair_that_comes_every_forty_steps_is_not_silent():

@@ -120,12 +120,26 @@ def gap():
     per_sequence = (r - mean).sum(axis=1)
     se = math.sqrt(64 / 63 * (per_sequence**2).sum()) / r.size
     z = stats.norm.isf(stats.t.sf(abs(mean / se), 63))
-    said, _, mass = alert.message.partition(" of k3: ")
+    said, _, mass = alert.message.partition(" times k3: ")
     assert numbers(mass) == {f"{-mean:.2g}"}, "of p's mass: mean r is short of 1 by it"
     said = numbers(said)
-    assert g(mean, 100 * abs(mean) / k3) | {"0"} <= said
-    (of_z,) = said - g(mean, 100 * abs(mean) / k3) - {"0"}
+    assert g(mean, abs(mean) / k3) | {"0"} <= said
+    (of_z,) = said - g(mean, abs(mean) / k3) - {"0"}
     assert float(of_z) == pytest.approx(z, rel=0.02)  # the deviate is an approximation
+
+
+@says("gap")
+def gap_of_many_times_k3():
+    """More than k3 is said in times of it; over several steps also which step's k3 that is."""
+    for k3, size in ((0.001, "42 times"), (0.06, "70 % of")):
+        values = {"k3__mean": k3, "on_policy": 1.0, "gap": 0.042, "gap_se": 1e-3, "gap_z": 30.0}
+        alert = one(RuleSet(), [report(1, **values)], "gap")
+        assert f", {size} k3: " in alert.message
+        calm = report(1, **values | {"gap": 0.0, "gap_z": 0.0})
+        alert = one(RuleSet(), [calm, report(2, **values)], "gap")
+        half = size.replace("42", "21").replace("70", "35")  # 0.021 nats over two steps
+        assert " over 2 steps is " in alert.message
+        assert f", {half} this step's k3: " in alert.message
 
 
 @says("outlier_rate")
@@ -144,8 +158,24 @@ def outlier_rate():
     mad = 1.4826 * np.median(np.abs(past - usual))
     scale = math.sqrt(max(mad**2 - error**2, (0.03 * usual) ** 2) + error**2)
     known = whole(200, 4096) | g(rates[-1], 1e4 * usual**2) | {f"{(roots[-1] - usual) / scale:.1f}"}
-    # "10,000", "|d| = 2" and where the largest is
-    assert numbers(alert.message.replace("10,000", "")) == known | {"2"} | whole(3, 0, 3, 7, 11)
+    # "10,000", "|d| = 2", "the latest 5" and where the largest is
+    said = numbers(alert.message.replace("10,000", ""))
+    assert said == known | {"2", "5"} | whole(3, 0, 3, 7, 11)
+
+
+@says("outlier_rate")
+def outliers_where_there_were_none():
+    """Told some steps after a jump: which steps had none is said."""
+    rates = [0.0] * 60 + [0.0, 5.0, 5.0, 5.0, 5.0, 5.0, 400.0]
+    reports = (
+        report(step, k3__mean=wobble(step), outliers__rate=rate) for step, rate in enumerate(rates)
+    )
+    alert = one(RuleSet(), reports, "outlier_rate")
+    assert alert.step == 66
+    assert (
+        "400 per 10,000 where 0 is the median of earlier steps, the latest 5 left out"
+        in alert.message
+    )
 
 
 @says("low_precision")
@@ -270,7 +300,7 @@ def token_drop():
     )
     alert = one(RuleSet(), reports, "token_drop")
     usual = np.median(counts[:-6])
-    assert numbers(alert.message) == g(200, usual, 200 / 64, usual / 64)
+    assert numbers(alert.message) == g(200, 200 / 64, usual / 64) | whole(usual)
 
 
 # --- what the loss does ----------------------------------------------------------------------
@@ -373,6 +403,10 @@ def no_data():
     judged(rules, ordinary(5))
     alert = one(rules, (Report(step=step, pairs={}) for step in range(5, 99)), "no_data")
     assert numbers(alert.message) == {f"{alert.step - 4}"}
+    rules = RuleSet()
+    judged(rules, ordinary(25))
+    alert = one(rules, (Report(step=step, pairs={}) for step in range(25, 99)), "no_data")
+    assert numbers(alert.message) == {f"{alert.step - 24}"}
 
 
 @says("inactive")

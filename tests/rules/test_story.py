@@ -34,6 +34,36 @@ def test_an_event_is_one_alert_and_continuations():
     assert "before step 60" in rising.message
 
 
+def swinging(at, factor, period=4, steps=120):
+    """Old policy over the updates of a batch: from 0 up in each; larger from a step on."""
+    rng = np.random.default_rng(1)
+    k3 = 0.0015 * ((np.arange(steps) % period + 0.3) / (period - 0.7)) ** 2
+    k3 *= np.exp(0.1 * rng.normal(size=steps))
+    k3[at:] *= factor
+    return k3
+
+
+def test_a_run_that_swings_is_held_against_its_peaks_too():
+    k3 = swinging(64, 100)
+    told = [a for a in judged(RuleSet(), k3.tolist()) if "still rising" in a.message]
+    assert told
+    for alert in told:
+        largest, base = k3[alert.since - 20 : alert.since].max(), alert.values["expected"]
+        assert f"{k3[alert.step] / largest:.3g}x the largest k3 shortly before" in alert.message
+        assert f"{largest:.3g} nats" in alert.message
+        assert largest > 2 * base
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("at", [32, 48, 64])
+def test_what_swings_is_not_still_rising_in_every_swing(at, period):
+    """Told of a trough, it would be at every peak, though no peak is higher than those before."""
+    k3 = swinging(at, 10, period)
+    for alert in judged(RuleSet(), k3.tolist()):
+        if "still rising" in alert.message:
+            assert k3[alert.step] >= 2 * k3[alert.since - 20 : alert.since].max()
+
+
 def test_a_larger_spike_is_hidden_by_no_smaller_one():
     rules = RuleSet({"spike": {"cooldown": 50}})
     series = [*ordinary(100), 0.03, *ordinary(4, 101), 0.06, *ordinary(4, 106), 0.04]
