@@ -370,6 +370,72 @@ def test_an_engine_hides_no_k1_that_is_below_0(extra, told):
     assert all("(importance-weighted) is" in alert.message for alert in alerts)
 
 
+@pytest.mark.parametrize(("times", "told", "best"), [(1 / np.log(2), True, 1), (1.0, False, 3)])
+def test_an_engine_hides_no_gap(times, told, best):
+    """Of a reference in log2 units: the tokens are as good as q's own, whoever sampled."""
+    world = Policies(8)
+
+    def make(_):
+        context, token = world.tokens()
+        mine = score(world.base, context, token)
+        engine = mine + 0.01 * world.rng.normal(size=mine.shape)
+        given = {"rollout": engine, "old": mine, "ref": times * score(world.other, context, token)}
+        return given, {"prompt_ids": PROMPTS}
+
+    reports = steps(Monitor(process_group=False), 6, make)
+    alerts = [alert for alert in said(reports, "gap") if alert.pair == "old_ref"]
+    assert [alert.step for alert in alerts] == [1] * told
+    for report in reports:
+        pair = report.pairs["old_ref"]
+        assert (pair["on_policy"], pair["iw/ess"] > 0.98) == (0, True)
+        assert pair["best"] == best
+        assert ("importance-weighted mean(k3) - mean(k1)" in report.explain()) == told
+    for alert in alerts:
+        assert "per token (importance-weighted)" in alert.message
+        assert "another base" in alert.means
+        assert "if p's log-probs are those of these tokens" in alert.believe
+
+
+def test_a_policy_that_learned_from_the_tokens_makes_no_gap():
+    """It finds them likelier than other draws, by .02 nats, and is beside its reference rightly."""
+    world = Policies(10)
+
+    def make(_):
+        context, token = world.tokens()
+        old = score(world.base, context, token)
+        engine = old + 0.01 * world.rng.normal(size=old.shape)
+        ref = score(world.other, context, token)
+        given = {"rollout": engine, "old": old, "policy": np.minimum(old + 0.02, -1e-4), "ref": ref}
+        return given, {"prompt_ids": PROMPTS}
+
+    reports = steps(Monitor(process_group=False), 30, make)
+    assert not said(reports, "gap")
+    pairs = [report.pairs["policy_ref"] for report in reports]
+    assert np.mean([pair["iw/k3/mean"] - pair["iw/k1/mean"] for pair in pairs]) < -0.015
+    assert max(abs(pair["gap_z"]) for pair in pairs) < 5
+    assert all(np.isnan(report.pairs["old_policy"]["gap"]) for report in reports)
+
+
+def test_an_engine_that_serves_the_reference_makes_no_gap():
+    """The plain gap of old and ref is far from 0 then, over some steps; the weighted is not."""
+    world = Policies(9, drift=0.1)
+
+    def make(_):
+        context, token = world.tokens()
+        engine = score(world.base, context, token)
+        given = {"rollout": engine, "old": score(world.other, context, token), "ref": engine + 0.0}
+        return given, {"prompt_ids": PROMPTS}
+
+    reports = steps(Monitor(process_group=False), 40, make)
+    pairs = [report.pairs["old_ref"] for report in reports]
+    plain = np.array([pair["k3/mean"] - pair["k1/mean"] for pair in pairs])
+    weighted = np.array([pair["gap"] for pair in pairs])
+    assert plain.mean() > 8 * plain.std() / np.sqrt(40) > 0
+    assert abs(weighted.mean()) < 3 * weighted.std() / np.sqrt(40)
+    assert max(abs(pair["gap_z"]) for pair in pairs) < 5
+    assert not [alert for alert in said(reports, "gap") if alert.pair == "old_ref"]
+
+
 def test_tokens_of_older_weights_make_no_k1_below_0():
     """Their plain mean is -KL(engine || old), no KL of old and ref; the weighted one is."""
     world = Policies(7, drift=0.1)

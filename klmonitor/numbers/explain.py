@@ -131,15 +131,23 @@ def _gap(pair: PairReport) -> str:
     if not gap_fails(pair.values):
         return ""
     q, p = pair.name.split("_")
+    weighted = pair["on_policy"] == 0
     what = f"the tokens were hardly drawn from {q}"
     likely = "the sampler was another one"
     if gap < 0:
         what = f"{min(-gap, 1.0):.2g} of {p}'s mass lies where {q} hardly samples"
         likely = f"{q} has collapsed or was cut (top-p, top-k)"
+    elif weighted:
+        what = f"the tokens are no draws from {q} as {q} and {p} score them"
+    if weighted:
+        likely = (
+            f"{p}'s log-probs are not those of these tokens, or what drew them is scored otherwise"
+        )
+        likely += f", or {q} has collapsed" if gap < 0 else ""
     why = "" if pair.cause.text else f"; likely {likely}"
     return (
-        f"{what}: mean(k3) - mean(k1) = {gap:.3g}, {z:.1f} standard errors from its expectation 0"
-        f"{why} [docs/estimators.md]"
+        f"{what}: {'importance-weighted ' if weighted else ''}mean(k3) - mean(k1) = {gap:.3g}, "
+        f"{z:.1f} standard errors from its expectation 0{why} [docs/estimators.md]"
     )
 
 
