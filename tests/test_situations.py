@@ -348,6 +348,54 @@ def test_a_filler_is_told_and_an_infinity_is_counted():
     assert f"8 of {ROWS * COLUMNS} log-ratios are NaN or infinite" in alert.message
 
 
+@pytest.mark.parametrize("value", [-100.0, 0.0, 1.0])
+def test_weights_of_impossible_log_probs_are_not_cited(value):
+    """What the engine's fillers say of other pairs: nothing; their own numbers and rules stay."""
+    world = Policies(11)
+
+    def make(step):
+        context, token = world.tokens()
+        old = score(world.base, context, token)
+        engine = old + 0.01 * world.rng.normal(size=old.shape)
+        engine[:, -1] = value
+        far = 1.0 if step < 40 else 8.0
+        ref = score(world.base + far * (world.other - world.base), context, token)
+        return {"rollout": engine, "old": old, "ref": ref}, {}
+
+    reports = steps(Monitor(process_group=False), 40, make)
+    for report in reports:
+        pair = report.pairs["old_ref"]
+        told = "what drew these tokens is unknown: rollout's log-probs are impossible"
+        assert report.pairs["rollout_old"].cause.impossible
+        assert (pair.verdict.estimator, pair.verdict.text) == (None, f"neither: {told}")
+        (explained,) = [part for part in report.explain().split("\nstep ") if "old || ref" in part]
+        assert "weighted" not in explained
+        assert "effective share" not in explained
+    assert len(said(reports, "impossible")) == 1
+    assert not said(reports, "cause")
+    (spike,) = [alert for alert in said(reports, "spike") if alert.pair == "old_ref"]
+    assert (spike.cause, spike.step) == (told, 40)
+    assert spike.action != "mend the cause first"
+
+
+def test_impossible_log_probs_that_drew_nothing_leave_weights():
+    """Of a trainer's that cannot be, its own pairs tell; the engine and the policy are sound."""
+    world = Policies(12)
+
+    def make(_):
+        context, token = world.tokens()
+        old, ref = score(world.base, context, token), score(world.other, context, token)
+        engine = old + 0.01 * world.rng.normal(size=old.shape)
+        bad = old.copy()
+        bad[:, -1] = 1.0
+        return {"rollout": engine, "old": bad, "policy": old, "ref": ref}, {}
+
+    for report in steps(Monitor(process_group=False), 3, make):
+        assert report.pairs["rollout_old"].cause.impossible
+        assert report.pairs["policy_ref"]["best"] == 3
+        assert report.pairs["policy_ref"].cause.name == ""
+
+
 @pytest.mark.parametrize(("extra", "told"), [(0.2, True), (0.0, False)])
 def test_an_engine_hides_no_k1_that_is_below_0(extra, told):
     """Of a trainer that spreads its mass over padded rows of the vocabulary, whoever sampled."""

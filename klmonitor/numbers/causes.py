@@ -39,9 +39,10 @@ from klmonitor.numbers.causewords import (
 )
 from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.evidence import Evidence, Z, oldest, signs_of
-from klmonitor.numbers.impossible import impossible, suspect
+from klmonitor.numbers.impossible import blamed, impossible, suspect
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.sums import StepSums
+from klmonitor.numbers.verdicts import UNKNOWN_SAMPLER
 from klmonitor.report import Cause, PairReport
 from klmonitor.summary.fields import ASIDE, CLAMP
 
@@ -99,10 +100,27 @@ class Causes:
                 turned = _turned(step, i) if pair["gap_z"] > 2 else math.nan
                 why = cause(Evidence(q, p, signs[i], pair.values, carriers(step, i), turned))
             found[name] = pair if why == pair.cause else replace(pair, cause=why)
-        return found
+        return _without_sampler(found)
 
 
 NO_CAUSE = Cause()
+
+
+def _without_sampler(pairs: dict[str, PairReport]) -> dict[str, PairReport]:
+    """The pairs, where the log-probs of what drew the tokens cannot be: others have no weights."""
+    drew = (pair for pair in pairs.values() if pair.cause.impossible and pair["on_policy"] == 1)
+    whose = next((who for pair in drew if (who := blamed(pair.cause, pair.name.split("_")[0]))), "")
+    if not whose:
+        return pairs
+    unknown = Cause(
+        UNKNOWN_SAMPLER, f"what drew these tokens is unknown: {whose} log-probs are impossible"
+    )
+    return {
+        name: replace(pair, cause=unknown)
+        if pair["on_policy"] == 0 and not pair.cause.name
+        else pair
+        for name, pair in pairs.items()
+    }
 
 
 def _turned(step: StepSums, i: int) -> float:

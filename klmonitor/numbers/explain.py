@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from klmonitor.numbers.receiptwords import audit_line, told
 from klmonitor.numbers.student import interval
-from klmonitor.numbers.verdicts import gap_fails, unresolved, verdict
+from klmonitor.numbers.verdicts import UNKNOWN_SAMPLER, gap_fails, unresolved, verdict
 from klmonitor.report import ExtremeToken, PairReport, Part, Verdict, joined
 
 FEW_SEQUENCES = 30
@@ -128,7 +128,7 @@ def top_tokens(pair: PairReport, name: str) -> list[ExtremeToken]:
 
 def _gap(pair: PairReport) -> str:
     gap, z = pair["gap"], pair["gap_z"]
-    if not gap_fails(pair.values):
+    if not gap_fails(pair.values) or pair.cause.name == UNKNOWN_SAMPLER:
         return ""
     q, p = pair.name.split("_")
     weighted = pair["on_policy"] == 0

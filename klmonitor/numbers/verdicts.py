@@ -46,6 +46,9 @@ VOID: Mapping[str, str] = {
     **{f"{how}, scored raw": _NOT_DRAWN for how in ("cut", "colder", "narrower", "warmer")},
 }
 """Causes that leave nothing of the estimates."""
+UNKNOWN_SAMPLER = "unknown sampler"
+"""Cause of a pair whose tokens another policy drew, of impossible log-probs: there are no weights.
+Why its own policies disagree, if they do, it does not say."""
 
 
 def verdict(
@@ -60,6 +63,8 @@ def verdict(
     """
     if cause.impossible:
         return Verdict(None, f"neither: {cause.text}")
+    if cause.name == UNKNOWN_SAMPLER:
+        return Verdict(None, _unknown(numbers) or f"neither: {cause.text}")
     said = _unknown(numbers) or VOID.get(cause.name) or _not_drawn(numbers, open_kinds, cause)
     if said:
         return Verdict(None, said)

@@ -19,6 +19,7 @@ import numpy as np
 from klmonitor.numbers.stored import count_of, numbers_of
 from klmonitor.numbers.student import deviate_of_t, t_of_deviate
 from klmonitor.numbers.sums import NEARLY_ALL
+from klmonitor.numbers.verdicts import UNKNOWN_SAMPLER
 from klmonitor.record.rows import as_float, finite_or_none
 from klmonitor.report import PairReport
 from klmonitor.rules.flat import LENGTH, SKIP, FlatLevel, FlatScore
@@ -333,7 +334,12 @@ def signed_mean(pair: PairReport) -> float:
     """
     if pair["on_policy"] != 0:
         return finite(pair["k1/mean"])
-    return finite(pair["iw/k1/mean"]) if pair["iw/ess"] >= NEARLY_ALL else math.nan
+    return finite(pair["iw/k1/mean"]) if _weights_hardly_change(pair) else math.nan
+
+
+def _weights_hardly_change(pair: PairReport) -> bool:
+    """Whether the tokens of another policy are as good as q's, by log-probs that can be."""
+    return pair["iw/ess"] >= NEARLY_ALL and pair.cause.name != UNKNOWN_SAMPLER
 
 
 def sign_error(pair: PairReport) -> float:
@@ -350,7 +356,7 @@ def gap_error(pair: PairReport) -> float:
     prompt: completions of one prompt may be copies. As wide as the t of that many sequences is
     wider than a normal deviate.
     """
-    if pair["on_policy"] != 1 and not pair["iw/ess"] >= NEARLY_ALL:
+    if pair["on_policy"] != 1 and not _weights_hardly_change(pair):
         return math.nan
     gap, z = finite(pair["gap"]), finite(pair["gap_z"])
     if (error := finite(pair["gap_se"])) > 0:
