@@ -300,6 +300,12 @@ FAR = 1.0
 """Nats of k3 that neither coarse arithmetic nor some updates make."""
 
 
+BY_NOBODY = (
+    ", or sampled by nobody (prompt or tool tokens that the mask keeps: decode them to tell)"
+)
+"""Of tokens more surprising than the policy's own: others' text is so too, under any scores."""
+
+
 def _not_q(e: Evidence) -> bool:
     return e.mismatch and e.significant("gap", 0.01)
 
@@ -344,7 +350,8 @@ RULES: tuple[CauseRule, ...] = (
         lambda e: (
             f"{e.q} serves the reference, or a policy near it: its log-probs are nearer to ref's "
             f"than to {e.p}'s ({e['who_z']:.0f} errors): weights never arrive, or an adapter is "
-            f"off; or {e.p} alone is scored otherwise (dropout, another mask): score {e.p} twice"
+            f"off; or {e.p} and ref are swapped; or {e.p} alone is scored otherwise (dropout, "
+            f"another mask): score {e.p} twice"
         ),
     ),
     CauseRule("cut", _cut, says_cut),
@@ -355,7 +362,7 @@ RULES: tuple[CauseRule, ...] = (
         lambda e: not e.mismatch and _surprised(e),
         lambda e: says_surprise(
             f"not drawn from {e.q} as it is scored (another temperature, a cut vocabulary, other "
-            "weights, or dropout while scoring)"
+            f"weights, or dropout while scoring){BY_NOBODY if e['surprise'] > 0 else ''}"
         )(e),
     ),
     CauseRule(
@@ -376,7 +383,7 @@ RULES: tuple[CauseRule, ...] = (
     CauseRule(
         "warmer, scored raw",
         _surprised,
-        says_surprise("sampled at a higher temperature than scored"),
+        says_surprise(f"sampled at a higher temperature than scored{BY_NOBODY}"),
     ),
     CauseRule("turned round", _turned_round, says_turned),
     CauseRule(
