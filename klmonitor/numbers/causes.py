@@ -97,7 +97,8 @@ class Causes:
             why = impossible(step, i, pair.extremes) if suspect(step, i) else NO_CAUSE
             if not why.name and signs[i]["tokens"] >= FEWEST_TOKENS:
                 q, p = name.split("_")
-                turned = _turned(step, i) if pair["gap_z"] > 2 else math.nan
+                asked = pair["on_policy"] == 1 and pair["gap_z"] > 2  # else another policy drew
+                turned = _turned(step, i) if asked else math.nan
                 why = cause(Evidence(q, p, signs[i], pair.values, carriers(step, i), turned))
             found[name] = pair if why == pair.cause else replace(pair, cause=why)
         return _without_sampler(found)

@@ -330,11 +330,13 @@ def signed_mean(pair: PairReport) -> float:
     """K1 of tokens that q drew, so that its expectation is a KL; nan: they are of another policy.
 
     Of another's tokens that weights hardly change (`NEARLY_ALL`) the weighted mean: it is that of
-    draws from q at these prefixes, and no prefix has a KL below 0.
+    draws from q at these prefixes, and no prefix has a KL below 0; not where p is `policy`, which
+    likes the tokens that it has learned from.
     """
     if pair["on_policy"] != 0:
         return finite(pair["k1/mean"])
-    return finite(pair["iw/k1/mean"]) if _weights_hardly_change(pair) else math.nan
+    told = _weights_hardly_change(pair) and not pair.name.endswith("_policy")
+    return finite(pair["iw/k1/mean"]) if told else math.nan
 
 
 def _weights_hardly_change(pair: PairReport) -> bool:
