@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from klmonitor import Monitor
 from tests.test_situations import (
@@ -152,7 +153,35 @@ def test_a_trainer_that_scores_otherwise_is_named_beside_an_engine_that_serves_t
 
     pair = steps(Monitor(process_group=False), 5, make)[-1].pairs["rollout_old"]
     assert pair.cause.name == "reference"
-    assert "or old alone is scored otherwise (dropout, another mask)" in pair.cause.text
+    assert (
+        "or old and ref are swapped; or old alone is scored otherwise (dropout" in pair.cause.text
+    )
+
+
+@pytest.mark.parametrize("engine", [True, False])
+@pytest.mark.parametrize(("sharper", "nobody"), [(0.6, True), (1.5, False)])
+def test_tokens_of_others_text_are_not_told_as_a_temperature_alone(sharper, nobody, engine):
+    """Prompt tokens under the mask are surprising, however they are scored; a cut's are not."""
+    world = Policies(14)
+    every = log_softmax(world.base)
+    entropy = -(np.exp(every) * every).sum(-1)
+
+    def make(_):
+        context, token = world.tokens()
+        logits = sharper * world.base[context[:, :16]]
+        token[:, :16] = (logits + world.rng.gumbel(size=logits.shape)).argmax(-1)
+        mine = score(world.base, context, token)
+        given = {"old": mine, "ref": score(world.other, context, token)}
+        given |= {"rollout": mine + 0.005 * world.rng.normal(size=mine.shape)} if engine else {}
+        return given, {"prompt_ids": PROMPTS, "entropy": torch.tensor(entropy[context])}
+
+    pairs = steps(Monitor(process_group=False), 5, make)[-1].pairs
+    cause = pairs["rollout_old" if engine else "old_ref"].cause
+    offered = (
+        "or sampled by nobody (prompt or tool tokens that the mask keeps: decode them to tell)"
+    )
+    assert (offered in cause.text) == nobody
+    assert ("more surprising" in cause.text) == nobody
 
 
 def test_rows_far_apart_are_no_coarse_engine():

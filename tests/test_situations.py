@@ -348,6 +348,54 @@ def test_a_filler_is_told_and_an_infinity_is_counted():
     assert f"8 of {ROWS * COLUMNS} log-ratios are NaN or infinite" in alert.message
 
 
+@pytest.mark.parametrize("value", [-100.0, 0.0, 1.0])
+def test_weights_of_impossible_log_probs_are_not_cited(value):
+    """What the engine's fillers say of other pairs: nothing; their own numbers and rules stay."""
+    world = Policies(11)
+
+    def make(step):
+        context, token = world.tokens()
+        old = score(world.base, context, token)
+        engine = old + 0.01 * world.rng.normal(size=old.shape)
+        engine[:, -1] = value
+        far = 1.0 if step < 40 else 8.0
+        ref = score(world.base + far * (world.other - world.base), context, token)
+        return {"rollout": engine, "old": old, "ref": ref}, {}
+
+    reports = steps(Monitor(process_group=False), 40, make)
+    for report in reports:
+        pair = report.pairs["old_ref"]
+        told = "what drew these tokens is unknown: rollout's log-probs are impossible"
+        assert report.pairs["rollout_old"].cause.impossible
+        assert (pair.verdict.estimator, pair.verdict.text) == (None, f"neither: {told}")
+        (explained,) = [part for part in report.explain().split("\nstep ") if "old || ref" in part]
+        assert "weighted" not in explained
+        assert "effective share" not in explained
+    assert len(said(reports, "impossible")) == 1
+    assert not said(reports, "cause")
+    (spike,) = [alert for alert in said(reports, "spike") if alert.pair == "old_ref"]
+    assert (spike.cause, spike.step) == (told, 40)
+    assert spike.action != "mend the cause first"
+
+
+def test_impossible_log_probs_that_drew_nothing_leave_weights():
+    """Of a trainer's that cannot be, its own pairs tell; the engine and the policy are sound."""
+    world = Policies(12)
+
+    def make(_):
+        context, token = world.tokens()
+        old, ref = score(world.base, context, token), score(world.other, context, token)
+        engine = old + 0.01 * world.rng.normal(size=old.shape)
+        bad = old.copy()
+        bad[:, -1] = 1.0
+        return {"rollout": engine, "old": bad, "policy": old, "ref": ref}, {}
+
+    for report in steps(Monitor(process_group=False), 3, make):
+        assert report.pairs["rollout_old"].cause.impossible
+        assert report.pairs["policy_ref"]["best"] == 3
+        assert report.pairs["policy_ref"].cause.name == ""
+
+
 @pytest.mark.parametrize(("extra", "told"), [(0.2, True), (0.0, False)])
 def test_an_engine_hides_no_k1_that_is_below_0(extra, told):
     """Of a trainer that spreads its mass over padded rows of the vocabulary, whoever sampled."""
@@ -368,6 +416,72 @@ def test_an_engine_hides_no_k1_that_is_below_0(extra, told):
         assert (pair["on_policy"], pair["iw/ess"] > 0.98) == (0, True)
         assert np.isnan(pair["best"]) == told
     assert all("(importance-weighted) is" in alert.message for alert in alerts)
+
+
+@pytest.mark.parametrize(("times", "told", "best"), [(1 / np.log(2), True, 1), (1.0, False, 3)])
+def test_an_engine_hides_no_gap(times, told, best):
+    """Of a reference in log2 units: the tokens are as good as q's own, whoever sampled."""
+    world = Policies(8)
+
+    def make(_):
+        context, token = world.tokens()
+        mine = score(world.base, context, token)
+        engine = mine + 0.01 * world.rng.normal(size=mine.shape)
+        given = {"rollout": engine, "old": mine, "ref": times * score(world.other, context, token)}
+        return given, {"prompt_ids": PROMPTS}
+
+    reports = steps(Monitor(process_group=False), 6, make)
+    alerts = [alert for alert in said(reports, "gap") if alert.pair == "old_ref"]
+    assert [alert.step for alert in alerts] == [1] * told
+    for report in reports:
+        pair = report.pairs["old_ref"]
+        assert (pair["on_policy"], pair["iw/ess"] > 0.98) == (0, True)
+        assert pair["best"] == best
+        assert ("importance-weighted mean(k3) - mean(k1)" in report.explain()) == told
+    for alert in alerts:
+        assert "per token (importance-weighted)" in alert.message
+        assert "another base" in alert.means
+        assert "if p's log-probs are those of these tokens" in alert.believe
+
+
+def test_a_policy_that_learned_from_the_tokens_makes_no_gap():
+    """It finds them likelier than other draws, by .02 nats, and is beside its reference rightly."""
+    world = Policies(10)
+
+    def make(_):
+        context, token = world.tokens()
+        old = score(world.base, context, token)
+        engine = old + 0.01 * world.rng.normal(size=old.shape)
+        ref = score(world.other, context, token)
+        given = {"rollout": engine, "old": old, "policy": np.minimum(old + 0.02, -1e-4), "ref": ref}
+        return given, {"prompt_ids": PROMPTS}
+
+    reports = steps(Monitor(process_group=False), 30, make)
+    assert not said(reports, "gap") + said(reports, "k1_negative")
+    pairs = [report.pairs["policy_ref"] for report in reports]
+    assert np.mean([pair["iw/k3/mean"] - pair["iw/k1/mean"] for pair in pairs]) < -0.015
+    assert max(abs(pair["gap_z"]) for pair in pairs) < 5
+    assert all(np.isnan(report.pairs["old_policy"]["gap"]) for report in reports)
+
+
+def test_an_engine_that_serves_the_reference_makes_no_gap():
+    """The plain gap of old and ref is far from 0 then, over some steps; the weighted is not."""
+    world = Policies(9, drift=0.1)
+
+    def make(_):
+        context, token = world.tokens()
+        engine = score(world.base, context, token)
+        given = {"rollout": engine, "old": score(world.other, context, token), "ref": engine + 0.0}
+        return given, {"prompt_ids": PROMPTS}
+
+    reports = steps(Monitor(process_group=False), 40, make)
+    pairs = [report.pairs["old_ref"] for report in reports]
+    plain = np.array([pair["k3/mean"] - pair["k1/mean"] for pair in pairs])
+    weighted = np.array([pair["gap"] for pair in pairs])
+    assert plain.mean() > 8 * plain.std() / np.sqrt(40) > 0
+    assert abs(weighted.mean()) < 3 * weighted.std() / np.sqrt(40)
+    assert max(abs(pair["gap_z"]) for pair in pairs) < 5
+    assert not [alert for alert in said(reports, "gap") if alert.pair == "old_ref"]
 
 
 def test_tokens_of_older_weights_make_no_k1_below_0():

@@ -39,9 +39,10 @@ from klmonitor.numbers.causewords import (
 )
 from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.evidence import Evidence, Z, oldest, signs_of
-from klmonitor.numbers.impossible import impossible, suspect
+from klmonitor.numbers.impossible import blamed, impossible, suspect
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.sums import StepSums
+from klmonitor.numbers.verdicts import UNKNOWN_SAMPLER
 from klmonitor.report import Cause, PairReport
 from klmonitor.summary.fields import ASIDE, CLAMP
 
@@ -96,13 +97,31 @@ class Causes:
             why = impossible(step, i, pair.extremes) if suspect(step, i) else NO_CAUSE
             if not why.name and signs[i]["tokens"] >= FEWEST_TOKENS:
                 q, p = name.split("_")
-                turned = _turned(step, i) if pair["gap_z"] > 2 else math.nan
+                asked = pair["on_policy"] == 1 and pair["gap_z"] > 2  # else another policy drew
+                turned = _turned(step, i) if asked else math.nan
                 why = cause(Evidence(q, p, signs[i], pair.values, carriers(step, i), turned))
             found[name] = pair if why == pair.cause else replace(pair, cause=why)
-        return found
+        return _without_sampler(found)
 
 
 NO_CAUSE = Cause()
+
+
+def _without_sampler(pairs: dict[str, PairReport]) -> dict[str, PairReport]:
+    """The pairs, where the log-probs of what drew the tokens cannot be: others have no weights."""
+    drew = (pair for pair in pairs.values() if pair.cause.impossible and pair["on_policy"] == 1)
+    whose = next((who for pair in drew if (who := blamed(pair.cause, pair.name.split("_")[0]))), "")
+    if not whose:
+        return pairs
+    unknown = Cause(
+        UNKNOWN_SAMPLER, f"what drew these tokens is unknown: {whose} log-probs are impossible"
+    )
+    return {
+        name: replace(pair, cause=unknown)
+        if pair["on_policy"] == 0 and not pair.cause.name
+        else pair
+        for name, pair in pairs.items()
+    }
 
 
 def _turned(step: StepSums, i: int) -> float:
@@ -282,6 +301,12 @@ FAR = 1.0
 """Nats of k3 that neither coarse arithmetic nor some updates make."""
 
 
+BY_NOBODY = (
+    ", or sampled by nobody (prompt or tool tokens that the mask keeps: decode them to tell)"
+)
+"""Of tokens more surprising than the policy's own: others' text is so too, under any scores."""
+
+
 def _not_q(e: Evidence) -> bool:
     return e.mismatch and e.significant("gap", 0.01)
 
@@ -326,7 +351,8 @@ RULES: tuple[CauseRule, ...] = (
         lambda e: (
             f"{e.q} serves the reference, or a policy near it: its log-probs are nearer to ref's "
             f"than to {e.p}'s ({e['who_z']:.0f} errors): weights never arrive, or an adapter is "
-            f"off; or {e.p} alone is scored otherwise (dropout, another mask): score {e.p} twice"
+            f"off; or {e.p} and ref are swapped; or {e.p} alone is scored otherwise (dropout, "
+            f"another mask): score {e.p} twice"
         ),
     ),
     CauseRule("cut", _cut, says_cut),
@@ -337,7 +363,7 @@ RULES: tuple[CauseRule, ...] = (
         lambda e: not e.mismatch and _surprised(e),
         lambda e: says_surprise(
             f"not drawn from {e.q} as it is scored (another temperature, a cut vocabulary, other "
-            "weights, or dropout while scoring)"
+            f"weights, or dropout while scoring){BY_NOBODY if e['surprise'] > 0 else ''}"
         )(e),
     ),
     CauseRule(
@@ -358,7 +384,7 @@ RULES: tuple[CauseRule, ...] = (
     CauseRule(
         "warmer, scored raw",
         _surprised,
-        says_surprise("sampled at a higher temperature than scored"),
+        says_surprise(f"sampled at a higher temperature than scored{BY_NOBODY}"),
     ),
     CauseRule("turned round", _turned_round, says_turned),
     CauseRule(

@@ -158,15 +158,15 @@ class Clustered:
         found: Array = errors[..., 0]
         return found
 
-    def z(self, names: Sequence[str], magnitudes: Array) -> Array:
+    def z(self, names: Sequence[str], means: Array, magnitudes: Array) -> Array:
         """[..., n] means over their errors as normal deviates; 0 where a mean is rounding noise.
 
         Args:
             names: n of `WEIGHTS`.
+            means: [..., n] of these, nats.
             magnitudes: [..., n] mean of the absolute terms of each mean, nats.
         """
         places = [_NAMES.index(name) for name in names]
-        means = self._means[..., places]
         z = normal_deviate(ratio(means, self._errors[..., places]), self.count[..., None] - 1)
         found: Array = np.where(np.abs(means) <= ROUNDING * magnitudes, 0.0, z)
         return found

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from klmonitor.numbers.carriers import group_apart
 from klmonitor.numbers.receiptwords import audit_line, told
 from klmonitor.numbers.student import interval
-from klmonitor.numbers.verdicts import gap_fails, unresolved, verdict
+from klmonitor.numbers.verdicts import UNKNOWN_SAMPLER, gap_fails, unresolved, verdict
 from klmonitor.report import ExtremeToken, PairReport, Part, Verdict, joined
 
 FEW_SEQUENCES = 30
@@ -136,18 +136,26 @@ def top_tokens(pair: PairReport, name: str) -> list[ExtremeToken]:
 
 def _gap(pair: PairReport) -> str:
     gap, z = pair["gap"], pair["gap_z"]
-    if not gap_fails(pair.values):
+    if not gap_fails(pair.values) or pair.cause.name == UNKNOWN_SAMPLER:
         return ""
     q, p = pair.name.split("_")
+    weighted = pair["on_policy"] == 0
     what = f"the tokens were hardly drawn from {q}"
     likely = "the sampler was another one"
     if gap < 0:
         what = f"{min(-gap, 1.0):.2g} of {p}'s mass lies where {q} hardly samples"
         likely = f"{q} has collapsed or was cut (top-p, top-k)"
+    elif weighted:
+        what = f"the tokens are no draws from {q} as {q} and {p} score them"
+    if weighted:
+        likely = (
+            f"{p}'s log-probs are not those of these tokens, or what drew them is scored otherwise"
+        )
+        likely += f", or {q} has collapsed" if gap < 0 else ""
     why = "" if pair.cause.text else f"; likely {likely}"
     return (
-        f"{what}: mean(k3) - mean(k1) = {gap:.3g}, {z:.1f} standard errors from its expectation 0"
-        f"{why} [docs/estimators.md]"
+        f"{what}: {'importance-weighted ' if weighted else ''}mean(k3) - mean(k1) = {gap:.3g}, "
+        f"{z:.1f} standard errors from its expectation 0{why} [docs/estimators.md]"
     )
 
 

@@ -119,6 +119,12 @@ def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
     return _no_tokens(step, i, tokens)
 
 
+def blamed(cause: Cause, policy: str) -> str:
+    """Whose log-probs cannot be, ``policy`` among them, as a genitive; empty: not its."""
+    whose = cause.text.partition(" log-probs ")[0] if cause.impossible else ""
+    return whose if whose.startswith(f"{policy}'s") else ""
+
+
 def _no_tokens(step: StepSums, i: int, tokens: Sequence[ExtremeToken]) -> Cause:
     """Numbers that are no token's: nothing but zeros, one value a sequence, sums over sequences."""
     q, p = step.pairs[i].split("_")

@@ -180,8 +180,9 @@ METRICS: tuple[Metric, ...] = (
            "a t with B - 1 degrees of freedom as a normal deviate: beyond +-3, k2 is biased here",
            lambda t: t.k2_bias_z),
     Metric("gap", "nats", "mean(k3) - mean(k1) = mean(r) - 1",
-           "0 in expectation if q drew the tokens; only where it did",
-           lambda t: Quotient(t.clustered.mean("gap"), t.on_policy), judged=True),
+           "0 in expectation if q drew the tokens; where it did, or where iw/ess is .98 and more "
+           "(not of old_policy): sum w (r - 1) / sum w or sum w r / N - 1, the nearer to 0",
+           lambda t: t.gap, judged=True),
     Metric("gap_z", "standard errors", "z of gap / SE, clustered",
            "a t with B - 1 degrees of freedom as a normal deviate: beyond +-5 the tokens were "
            "hardly drawn from q (collapse, top-p, a stale sampler)", lambda t: t.gap_z,
@@ -189,7 +190,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("gap_se", "nats", "sqrt(n/(n-1) sum (G_i - gap T_i)^2) / N, over n sequences",
            "error of the gap by sequence: its expectation is 0 for every prompt, so few prompts "
            "are no reason to wait",
-           lambda t: Quotient(t.clustered.sequence_se("gap"), t.on_policy), judged=True),
+           lambda t: Quotient(t.clustered.sequence_se("gap"), t.as_drawn), judged=True),
     Metric("k1/sequence_se", "nats", "sqrt(n/(n-1) sum (S_i - mean T_i)^2) / N, over n sequences",
            "error of k1/mean by sequence: no prompt's KL is below 0",
            lambda t: t.clustered.sequence_se("k1"), judged=True),
@@ -228,7 +229,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("iw/k3/mean", "nats", "sum w k3 / sum w", "k3 corrected alike",
            lambda t: _off_policy(t.column("wk3"), t.column("w"), t)),
     Metric("iw/ess", "share", "(sum w)^2 / (N sum w^2)", "effective share of tokens under w",
-           lambda t: _off_policy(t.column("w") ** 2, t.n * t.column("ww"), t), judged=True),
+           lambda t: t.where(~t.on_policy, t.iw_ess), judged=True),
     Metric("nonfinite", "tokens", "#(d is nan or inf)", "excluded from every other number",
            lambda t: t.column("nan") + t.column("inf"), judged=True),
     Metric("positive_logp", "tokens", "#(log q > 0.001) + #(log p > 0.001)",

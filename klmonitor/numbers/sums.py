@@ -40,6 +40,9 @@ Bools = NDArray[np.bool_]
 GAP_Z, GAP_SHARE = 5.0, 0.1
 """The gap test fails where mean(k3) - mean(k1) is further from 0, in standard errors, and a larger
 share of k3."""
+NEARLY_ALL = 0.98
+"""Effective share of importance-weighted tokens from which another policy's are nearly q's own: the
+weights vary by a seventh at most, so that a weighted mean has nearly the error of the plain one."""
 LOW_PRECISION = 0.99
 """Share of the values below -1/64 that a policy of low precision has in its format."""
 N_RUNNING = 7
@@ -188,9 +191,41 @@ class StepSums:
         return 1.0 - unseen(self.sequences, k1k1 - 2 * k1k3 + k3k3)
 
     @once
+    def iw_ess(self) -> Array:
+        """[P] effective share of the tokens under w = q / sampler; nan where q is it."""
+        return ratio(self.column("w") ** 2, self.n * self.column("ww"))
+
+    @once
+    def as_drawn(self) -> Bools:
+        """[P] whether q drew the tokens, or a policy whose tokens weights hardly change.
+
+        Not where p is `policy`: it has learned from these very tokens, and likes them better, or
+        worse, than other draws.
+        """
+        learned = np.array([name.endswith("_policy") for name in self.pairs], dtype=np.bool_)
+        found: Bools = self.on_policy | (~learned & (self.iw_ess >= NEARLY_ALL))
+        return found
+
+    @once
+    def gap(self) -> Array:
+        """[P] mean(k3) - mean(k1); nan: not `as_drawn`.
+
+        Where another policy drew, sum w (r - 1) / sum w or sum w r / N - 1, which is nearer to 0,
+        and 0 between them: if q has learned from these tokens the first alone is off, since w r is
+        p / sampler.
+        """
+        w, wr = self.column("w"), self.column("w") + self.column("wd") + self.column("wk3")
+        first, second = ratio(wr - w, w), ratio(wr, self.n) - 1
+        nearer = np.sign(first) * np.minimum(np.abs(first), np.abs(second))
+        weighted = np.where(first * second > 0, nearer, 0.0)
+        mean = np.where(self.on_policy, self.clustered.mean("gap"), weighted)
+        return self.where(self.as_drawn, mean)
+
+    @property
     def gap_z(self) -> Array:
-        """[P] gap over its error, as a normal deviate; nan where q did not draw the tokens."""
-        return self.where(self.on_policy, self._z[:, 0])
+        """[P] gap over the error of the plain one, as a normal deviate."""
+        found: Array = self._z[:, 0]
+        return found
 
     @property
     def k2_bias_z(self) -> Array:
@@ -201,7 +236,8 @@ class StepSums:
     @once
     def _z(self) -> Array:
         sizes = np.array((self.absolute + self.k3, self.absolute + 0.5 * self.d2))
-        return self.clustered.z(("gap", "k2_bias"), ratio(sizes, self.n).T)
+        means = np.array((self.gap, self.clustered.mean("k2_bias")))
+        return self.clustered.z(("gap", "k2_bias"), means.T, ratio(sizes, self.n).T)
 
     @once
     def _mixed(self) -> Bools:

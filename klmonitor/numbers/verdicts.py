@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Mapping
 
 from klmonitor.numbers.student import interval
-from klmonitor.numbers.sums import GAP_SHARE, GAP_Z
+from klmonitor.numbers.sums import GAP_SHARE, GAP_Z, NEARLY_ALL
 from klmonitor.report import Cause, Verdict
 
 Numbers = Mapping[str, float]
@@ -28,9 +28,9 @@ EITHER = 0.1
 """At a weight of r - 1 (``cv/lambda``) within this of 0 or 1 the mixture is k1 or k3."""
 HEAVY = 0.5
 """At a smaller effective share of r a few tokens make k3's spread: its interval cannot hold."""
-NEARLY_ALL, LITTLE = 0.98, 0.05
-"""Effective share of importance-weighted tokens from which, and relative difference up to which,
-tokens of another policy are as good as q's own."""
+LITTLE = 0.05
+"""Relative difference up to which tokens of another policy are as good as q's own, where their
+effective share is `NEARLY_ALL`."""
 
 
 NO_CAUSE = Cause()
@@ -46,6 +46,9 @@ VOID: Mapping[str, str] = {
     **{f"{how}, scored raw": _NOT_DRAWN for how in ("cut", "colder", "narrower", "warmer")},
 }
 """Causes that leave nothing of the estimates."""
+UNKNOWN_SAMPLER = "unknown sampler"
+"""Cause of a pair whose tokens another policy drew, of impossible log-probs: there are no weights.
+Why its own policies disagree, if they do, it does not say."""
 
 
 def verdict(
@@ -60,12 +63,13 @@ def verdict(
     """
     if cause.impossible:
         return Verdict(None, f"neither: {cause.text}")
+    if cause.name == UNKNOWN_SAMPLER:
+        return Verdict(None, _unknown(numbers) or f"neither: {cause.text}")
     said = _unknown(numbers) or VOID.get(cause.name) or _not_drawn(numbers, open_kinds, cause)
     if said:
         return Verdict(None, said)
     carried = [k for k in ("k1", "k3") if dominated(numbers, k) or f"dominance_{k}" in open_kinds]
-    missed = gap_fails(numbers) or "gap" in open_kinds  # of the two ways, the one left by then
-    if missed:
+    if _gap_is_told(numbers, open_kinds):  # of the two ways, the one left by then
         return _without_k3(numbers, "k1" in carried)
     if len(carried) == 2:
         return _both_carried(numbers, open_kinds)
@@ -78,6 +82,12 @@ def gap_fails(numbers: Numbers, z: float = GAP_Z, share: float = GAP_SHARE) -> b
     """Whether k1 and k3 are further apart than sampling from q allows."""
     gap, gap_z, k3 = (get(numbers, name) for name in ("gap", "gap_z", "k3/mean"))
     return abs(gap_z) > z and abs(gap) > max(share * abs(k3), gap_floor(numbers))
+
+
+def _gap_is_told(numbers: Numbers, open_kinds: Collection[str]) -> bool:
+    """Whether the gap is known and fails, now or over the last steps."""
+    known = not math.isnan(get(numbers, "gap")) or get(numbers, "on_policy") != 0
+    return known and (gap_fails(numbers) or "gap" in open_kinds)
 
 
 def gap_floor(numbers: Numbers) -> float:
@@ -121,17 +131,23 @@ def _unknown(numbers: Numbers) -> str:
 
 def _not_drawn(numbers: Numbers, open_kinds: Collection[str], cause: Cause) -> str:
     """Why neither estimator holds for tokens that q did not draw, or hardly."""
-    if get(numbers, "on_policy") == 0 and not _as_if_drawn(numbers, _less_noisy(numbers)):
+    told, off_policy = _gap_is_told(numbers, open_kinds), get(numbers, "on_policy") == 0
+    if off_policy and not told and not _as_if_drawn(numbers, _less_noisy(numbers)):
         k1, k3, ess = (get(numbers, f"iw/{name}") for name in ("k1/mean", "k3/mean", "ess"))
         return (
             f"neither: q did not draw these tokens; importance-weighted k1 = {k1:.4g}, k3 = "
             f"{k3:.4g} nats (effective share of tokens {ess:.0%})"
         )
-    if get(numbers, "gap") > 0 and (gap_fails(numbers) or "gap" in open_kinds):
+    if told and get(numbers, "gap") > 0:
         if not gap_fails(numbers) and dominated(numbers, "k3"):
             return (
                 "neither: the gap of the last steps is more than draws from q leave, and a few "
                 "tokens make this step's"
+            )
+        if off_policy:
+            return (
+                "neither: k3 - k1 is more than draws from q leave, though weighted for what drew "
+                "the tokens"
             )
         why = ": another temperature" if cause.name == "temperature" else ""
         return f"neither: the sampler draws tokens that q hardly would{why}"
@@ -161,10 +177,19 @@ def _as_if_drawn(numbers: Numbers, name: str) -> bool:
 def _without_k3(numbers: Numbers, k1_carried: bool) -> Verdict:
     """Where k3 misses a part of the KL that k1 has."""
     why = "k3 misses what q no longer samples"
+    off_policy = get(numbers, "on_policy") == 0
+    if off_policy and not _as_if_drawn(numbers, "k1"):
+        weighted = get(numbers, "iw/k1/mean")
+        return Verdict(
+            None,
+            f"neither: {why}, and another policy drew the tokens (importance-weighted k1 = "
+            f"{weighted:.4g} nats)",
+        )
     if k1_carried:
         rest = _nats(numbers, "k1", without=True)
         return Verdict(None, f"neither: {why}, and a few tokens carry k1; without them k1 = {rest}")
-    return Verdict("k1", f"k1 = {_nats(numbers, 'k1')}: {why}")
+    if_so = ", if p's log-probs are those of these tokens" if off_policy else ""
+    return Verdict("k1", f"k1 = {_nats(numbers, 'k1')}{if_so}: {why}")
 
 
 def _one_carried(numbers: Numbers, open_kinds: Collection[str], bad: str) -> Verdict:

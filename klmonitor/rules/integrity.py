@@ -11,6 +11,17 @@ from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import LARGE, Reading, gap_error
 from klmonitor.rules.words import dropout, heaviest, name_tokens, nats, plain
 
+WEIGHTED = (
+    "weights make up for what drew the tokens, so that p's log-probs are not those of these tokens "
+    "(another base, a mean over the sequence, other ids), the sampler's are not those that it drew "
+    "with, or q has collapsed onto tokens that p finds unlikely"
+)
+LOOK_AT_BOTH = (
+    "compare p's log-probs of some tokens with q's, then the sampler's settings with those that "
+    "its log-probs are computed with; if they are right, look whether the policy has collapsed"
+)
+"""Of a gap that is importance-weighted: what it means, and what to do first."""
+
 
 def nonfinite(reading: Reading, limits: Thresholds) -> Finding | None:
     """NaN or infinite log-ratios, or an estimate that is itself not finite.
@@ -43,13 +54,15 @@ def nonfinite(reading: Reading, limits: Thresholds) -> Finding | None:
 def gap(reading: Reading, limits: Thresholds) -> Finding | None:
     """k3 - k1 = mean(e^d) - 1 is not 0, as it is in expectation when q drew the tokens.
 
-    Judged over the last five steps together, and only where q is known to be the sampler.
+    Judged over the last five steps together, and only where q is known to be the sampler, or
+    the tokens are as good as its own: the gap is importance-weighted then.
     Thresholds: `z` and `rearm` in standard errors; `share`, the least share of k3 that the gap
     must be; `critical_share`.
     """
     pair, error = reading.pair, gap_error(reading.pair)
-    if pair["on_policy"] != 1 or math.isnan(error):
+    if math.isnan(error):
         return None
+    weighted = pair["on_policy"] == 0
     earlier, squares = reading.gaps
     steps = earlier.size + 1
     mean = (sum(earlier.tolist()) + pair["gap"]) / steps
@@ -65,8 +78,8 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
     together = "" if steps == 1 else f" over {steps} steps"
     return Finding(
         message=(
-            f"k3 - k1 = {nats(mean)} per token{together} is {z:+.1f} standard errors from 0, "
-            f"{_of_k3(share, steps)}: "
+            f"k3 - k1 = {nats(mean)} per token{' (importance-weighted)' if weighted else ''}"
+            f"{together} is {z:+.1f} standard errors from 0, {_of_k3(share, steps)}: "
             + (
                 "these tokens are hardly draws from q"
                 if mean > 0
@@ -74,12 +87,8 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
             )
         ),
         values={"gap": mean, "gap_z": z, "share": share},
-        means=(
-            f"{noise}: it is not active where the tokens are drawn, so that they are no draws from "
-            "the policy as it is scored"
-            if (noise := dropout(reading))
-            else ""
-        ),
+        means=WEIGHTED if weighted else _noise(reading),
+        action=LOOK_AT_BOTH if weighted else "",
     ).critical_if(critical)
 
 
@@ -87,6 +96,16 @@ def _of_k3(share: float, steps: int) -> str:
     """A gap beside this step's k3; over several steps it is not that of this step alone."""
     size = f"{100 * share:.3g} % of" if share <= 1 else f"{plain(share)} times"
     return f"{size} k3" if steps == 1 else f"{size} this step's k3"
+
+
+def _noise(reading: Reading) -> str:
+    """What dropout means for the gap; empty: there is none."""
+    if not (noise := dropout(reading)):
+        return ""
+    return (
+        f"{noise}: it is not active where the tokens are drawn, so that they are no draws from "
+        "the policy as it is scored"
+    )
 
 
 def low_precision(reading: Reading, limits: Thresholds) -> Finding | None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from klmonitor.numbers.carriers import group_apart
+from klmonitor.numbers.verdicts import UNKNOWN_SAMPLER
 from klmonitor.report import Alert, Cause, PairReport
 from klmonitor.rules.episode import END, OPEN, WORSE
 from klmonitor.rules.rule import WARN, Finding, Rule
@@ -105,7 +106,7 @@ def believing(alert: Alert, believe: str, cause: Cause) -> Alert:
     alert = replace(alert, believe=alert.believe or believe)
     if not cause.text or cause.text in alert.message:
         return alert
-    if cause.name in ("unknown", "identical") or alert.kind in OF_THEIR_OWN:
+    if cause.name in ("unknown", "identical", UNKNOWN_SAMPLER) or alert.kind in OF_THEIR_OWN:
         return replace(alert, cause=cause.text)
     return replace(alert, cause=cause.text, means="", action="mend the cause first")
 

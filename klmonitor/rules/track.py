@@ -18,7 +18,8 @@ import numpy as np
 
 from klmonitor.numbers.stored import count_of, numbers_of
 from klmonitor.numbers.student import deviate_of_t, t_of_deviate
-from klmonitor.numbers.verdicts import NEARLY_ALL
+from klmonitor.numbers.sums import NEARLY_ALL
+from klmonitor.numbers.verdicts import UNKNOWN_SAMPLER
 from klmonitor.record.rows import as_float, finite_or_none
 from klmonitor.report import PairReport
 from klmonitor.rules.flat import LENGTH, SKIP, FlatLevel, FlatScore
@@ -95,7 +96,7 @@ class Reading:
         latest: k3 of the last earlier steps, zeros among them.
         first: k3 of the first steps of this pair.
         signs: earlier k1 means and their squared standard errors.
-        gaps: k3 - k1 of earlier steps at which q drew the tokens, and squared standard errors.
+        gaps: k3 - k1 of earlier steps at which it tells (`gap_error`), and squared errors.
         habits: estimator -> |J| of dominance in the last steps, this one not yet among them.
         steps: steps of this pair before this one, since its (new) start.
         age: and since it was first seen.
@@ -246,7 +247,7 @@ class Track:
 
     def _take_errors(self, reading: Reading) -> None:
         gap, error = finite(reading["gap"]), gap_error(reading.pair)
-        if reading["on_policy"] == 1 and not math.isnan(error):
+        if not math.isnan(error):
             self._gaps[0].append(gap)
             self._gaps[1].append(error**2)
         if not math.isnan(k1 := signed_mean(reading.pair)):
@@ -329,11 +330,18 @@ def signed_mean(pair: PairReport) -> float:
     """K1 of tokens that q drew, so that its expectation is a KL; nan: they are of another policy.
 
     Of another's tokens that weights hardly change (`NEARLY_ALL`) the weighted mean: it is that of
-    draws from q at these prefixes, and no prefix has a KL below 0.
+    draws from q at these prefixes, and no prefix has a KL below 0; not where p is `policy`, which
+    likes the tokens that it has learned from.
     """
     if pair["on_policy"] != 0:
         return finite(pair["k1/mean"])
-    return finite(pair["iw/k1/mean"]) if pair["iw/ess"] >= NEARLY_ALL else math.nan
+    told = _weights_hardly_change(pair) and not pair.name.endswith("_policy")
+    return finite(pair["iw/k1/mean"]) if told else math.nan
+
+
+def _weights_hardly_change(pair: PairReport) -> bool:
+    """Whether the tokens of another policy are as good as q's, by log-probs that can be."""
+    return pair["iw/ess"] >= NEARLY_ALL and pair.cause.name != UNKNOWN_SAMPLER
 
 
 def sign_error(pair: PairReport) -> float:
@@ -345,17 +353,20 @@ def sign_error(pair: PairReport) -> float:
 def gap_error(pair: PairReport) -> float:
     """Standard error of the gap; 0 where k1 and k3 are equal, nan where it is unknown.
 
+    Known where q drew the tokens, or tokens as good (`signed_mean`): the gap is weighted there.
     By sequence, since the gap's expectation is 0 for every prompt alone, but not below that by
     prompt: completions of one prompt may be copies. As wide as the t of that many sequences is
     wider than a normal deviate.
     """
+    if pair["on_policy"] != 1 and not _weights_hardly_change(pair):
+        return math.nan
     gap, z = finite(pair["gap"]), finite(pair["gap_z"])
     if (error := finite(pair["gap_se"])) > 0:
         t = t_of_deviate(z, pair["clusters"] - 1)
         t = gap / error if math.isnan(t) or abs(t) > abs(gap / error) else t
         z = deviate_of_t(t, pair["sequences"] - 1)
-    if gap == 0:
-        return 0.0
+    if gap == 0:  # of all tokens, or between two weighted means
+        return error if error > 0 else 0.0
     return finite(gap / z) if z else math.nan
 
 

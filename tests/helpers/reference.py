@@ -78,14 +78,19 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
     missed = abs(gap_z) > 5 and abs(gap.mean()) > 0.1 * k["k3"].mean()
     at_lambda = -d + (lam if on_policy and not missed else 0) * (r - 1)
     w = np.ones(n) if on_policy else np.exp(log_q - sampler)
+    of_w = w.sum() ** 2 / (n * (w * w).sum())
+    both = [np.sum(w * gap) / w.sum(), np.mean(w * r) - 1]
+    weighted_gap = min(both, key=abs) if both[0] * both[1] > 0 else 0.0
+    weighted_z = deviate(weighted_gap / error_of(gap), n_clusters - 1)
+    judged = on_policy or of_w >= 0.98
     out |= {
         "k1/negative_share": np.mean(d > 0),
         "k1/cancellation": 1 - abs(d.sum()) / np.abs(d).sum(),
         "k2/bias": bias.mean(),
         "k2/bias_z": deviate(bias.mean() / error_of(bias), n_clusters - 1),
-        "gap": gap.mean() if on_policy else np.nan,
-        "gap_z": gap_z if on_policy else np.nan,
-        "gap_se": error_of(gap, by_sequence) if on_policy else np.nan,
+        "gap": weighted_gap if judged else np.nan,
+        "gap_z": weighted_z if judged else np.nan,
+        "gap_se": error_of(gap, by_sequence) if judged else np.nan,
         "k1/sequence_se": error_of(-d, by_sequence),
         "cv/se": error_of(at_lambda),
         "cv/lambda": lam,
@@ -99,7 +104,7 @@ def plain_metrics(d, sequence, *, prompt=None, sampler=None, log_q=None):
         "ess": ess,
         "iw/k1/mean": np.nan if on_policy else np.sum(w * k["k1"]) / w.sum(),
         "iw/k3/mean": np.nan if on_policy else np.sum(w * k["k3"]) / w.sum(),
-        "iw/ess": np.nan if on_policy else w.sum() ** 2 / (n * (w * w).sum()),
+        "iw/ess": np.nan if on_policy else of_w,
         "identical": np.mean(d == 0),
         "clamped": np.sum(d > 350),
         "outliers/k1": np.sum(d <= -2),

@@ -128,19 +128,23 @@ def test_the_drawn_histogram_counts_every_token(case):
     assert list(pair.histogram) == expected
 
 
+@pytest.mark.parametrize(("drew", "noise"), [("old", 0.2), ("old", 0.05), ("rollout", 0.05)])
 @pytest.mark.parametrize("completions", [4, 20, 40])
-def test_off_policy_and_prompts(completions):
-    """Two prompts are clusters; one, whose spread cannot be told, is not: its sequences are."""
+def test_off_policy_and_prompts(completions, drew, noise):
+    """Two prompts are clusters; one, whose spread cannot be told, is not: its sequences are.
+
+    Of tokens that are nearly q's own (noise of .05) there is a gap, importance-weighted.
+    """
     q, p, mask = CASES["moderate"]
     generator = np.random.default_rng(9)
-    sampler = (q + 0.2 * generator.normal(size=q.shape)).astype(np.float32)
+    sampler = (q + noise * generator.normal(size=q.shape)).astype(np.float32)
     prompts = np.arange(len(q)) // completions
     pairs = report_of(
-        {"policy": torch.tensor(q), "ref": torch.tensor(p), "old": torch.tensor(sampler)},
+        {"policy": torch.tensor(q), "ref": torch.tensor(p), drew: torch.tensor(sampler)},
         mask=torch.tensor(mask),
         prompt_ids=torch.tensor(prompts),
     )
-    assert set(pairs) == {"policy_ref", "old_policy"}
+    assert set(pairs) == {"policy_ref", f"{drew}_policy"}
     d = (p.astype(np.float64) - q.astype(np.float64))[mask]
     sequence = np.broadcast_to(np.arange(len(q))[:, None], q.shape)[mask]
     expected = plain_metrics(
@@ -151,8 +155,9 @@ def test_off_policy_and_prompts(completions):
         log_q=q.astype(np.float64)[mask],
     )
     check(pairs["policy_ref"].values, expected, {"k3/mean_without_top", "dominance/k3/top_share"})
-    assert pairs["old_policy"]["on_policy"] == 1
-    assert np.isnan(pairs["old_policy"]["iw/ess"])
+    assert pairs[f"{drew}_policy"]["on_policy"] == 1
+    assert np.isnan(pairs[f"{drew}_policy"]["iw/ess"])
+    assert np.isnan(pairs["policy_ref"]["gap"]) == (noise == 0.2)
 
 
 def test_lambda_is_numpys_covariance_on_a_small_vocabulary():

@@ -37,6 +37,8 @@ CLEAN = {
 }
 
 
+NEARLY = {"on_policy": 0.0, "iw/k1/mean": 0.0211, "iw/k3/mean": 0.0201, "iw/ess": 0.99}
+"""An engine that rounds drew the tokens."""
 NO_MIXTURE = {"cv/lambda": math.nan, "cv/mean": math.nan}
 BEST = {"cv": 0, "k1": 1, "k3": 3, None: math.nan}
 
@@ -75,6 +77,37 @@ BEST = {"cv": 0, "k1": 1, "k3": 3, None: math.nan}
         ({"low_precision": 1.0, "k3/mean": 0.9 * UNRESOLVED}, (), None, "16 bits"),
         ({"low_precision": 1.0, "k3/mean": 1.1 * UNRESOLVED}, (), "k3", "less noisy"),
         ({"on_policy": 0.0}, (), None, "k1 = 0.03, k3 = 0.04 nats (effective share of tokens 50%)"),
+        (
+            NEARLY,
+            (),
+            "k3",
+            "which changes little (importance-weighted 0.0201 nats",
+        ),
+        (
+            NEARLY | {"gap": 0.01, "gap_z": 9.0},
+            (),
+            None,
+            "k3 - k1 is more than draws from q leave, though weighted",
+        ),
+        (NEARLY | {"gap": 0.01}, ("gap",), None, "though weighted for what drew the tokens"),
+        (
+            NEARLY | {"gap": -0.01, "gap_z": -9.0},
+            (),
+            "k1",
+            "k1 = 0.021 nats, if p's log-probs are those of these tokens: k3 misses",
+        ),
+        (
+            NEARLY | {"gap": -0.01, "gap_z": -9.0, "iw/k1/mean": 0.03},
+            (),
+            None,
+            "no longer samples, and another policy drew the tokens (importance-weighted k1 = 0.03",
+        ),
+        (
+            {"on_policy": 0.0, "gap": math.nan, "gap_z": math.nan},
+            ("gap",),
+            None,
+            "(effective share of tokens 50%)",
+        ),
         ({"gap": 0.01, "gap_z": 9.0}, (), None, "the sampler draws tokens that q hardly would"),
         ({"gap": 0.01, "gap_z": 1.0}, ("gap",), None, "the sampler draws tokens"),
         ({"gap": -0.01, "gap_z": -9.0}, (), "k1", "k3 misses what q no longer samples"),
