@@ -464,6 +464,25 @@ def test_a_policy_that_learned_from_the_tokens_makes_no_gap():
     assert all(np.isnan(report.pairs["old_policy"]["gap"]) for report in reports)
 
 
+def test_what_learned_from_its_tokens_is_not_only_said_to_be_other_tokens():
+    """Advantages of one sign and a second epoch: p likes what it saw, and q drew it."""
+    rng = np.random.default_rng(3)
+    place = np.arange(ROWS * COLUMNS).reshape(ROWS, COLUMNS)  # a context a token
+
+    def made(_):
+        old = rng.normal(0, 1.5, (ROWS * COLUMNS, 50))
+        token = (old[place] + rng.gumbel(size=(ROWS, COLUMNS, 50))).argmax(-1)
+        policy = old.copy()
+        policy[place, token] += 0.3  # what a step of positive advantages does
+        return {"old": score(old, place, token), "policy": score(policy, place, token)}, {}
+
+    reports = steps(Monitor(), 3, made)
+    for kind in ("k1_negative", "gap"):
+        alert = said(reports, kind)[0]
+        assert "or p has learned from them" in alert.message
+        assert "advantages mostly of one sign" in alert.means
+
+
 def test_an_engine_that_serves_the_reference_makes_no_gap():
     """The plain gap of old and ref is far from 0 then, over some steps; the weighted is not."""
     world = Policies(9, drift=0.1)

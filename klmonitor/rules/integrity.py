@@ -9,7 +9,7 @@ from klmonitor.numbers.verdicts import UNRESOLVED, gap_floor
 from klmonitor.rules.flat import SKIP
 from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import LARGE, Reading, gap_error
-from klmonitor.rules.words import dropout, heaviest, name_tokens, nats, plain
+from klmonitor.rules.words import dropout, heaviest, name_tokens, nats, not_draws, plain
 
 WEIGHTED = (
     "weights make up for what drew the tokens, so that p's log-probs are not those of these tokens "
@@ -76,18 +76,19 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
         return SIMMERING
     critical = share > limits["critical_share"]
     together = "" if steps == 1 else f" over {steps} steps"
+    what, means = not_draws(reading, _noise(reading) or GAP.means)
     return Finding(
         message=(
             f"k3 - k1 = {nats(mean)} per token{' (importance-weighted)' if weighted else ''}"
             f"{together} is {z:+.1f} standard errors from 0, {_of_k3(share, steps)}: "
             + (
-                "these tokens are hardly draws from q"
+                what
                 if mean > 0
                 else f"{min(-mean, 1.0):.2g} of p's mass lies where q hardly samples"
             )
         ),
         values={"gap": mean, "gap_z": z, "share": share},
-        means=WEIGHTED if weighted else _noise(reading),
+        means=WEIGHTED if weighted else means if mean > 0 else _noise(reading),
         action=LOOK_AT_BOTH if weighted else "",
     ).critical_if(critical)
 

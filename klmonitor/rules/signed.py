@@ -13,7 +13,7 @@ import numpy as np
 from klmonitor.numbers.student import deviate_of_t
 from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import SIGNED, Reading, sign_error, signed_mean
-from klmonitor.rules.words import dominating, heaviest, name_tokens, nats
+from klmonitor.rules.words import dominating, heaviest, name_tokens, nats, not_draws
 
 TOGETHER = 5
 """Steps whose sequences are pooled."""
@@ -78,6 +78,7 @@ def k1_negative(reading: Reading, limits: Thresholds) -> Finding | None:
             f"from 0 ({negative} of them negative); a KL divergence is never negative"
         ),
         values={"k1": mean, "z": z, "negative_steps": float(negative)},
+        means=not_draws(reading, K1_NEGATIVE.means)[1],
     )
 
 
@@ -94,13 +95,14 @@ def _negative_at_once(reading: Reading, limits: Thresholds) -> Finding | None:
         z = deviate_of_t(k1 / spread, steps * (reading["sequences"] - 1))
         if z < -limits["at_once"] and k1 < -limits["nats"]:
             together = "" if steps == 1 else f" over {steps} steps"
+            what, meant = not_draws(reading, K1_NEGATIVE.means)
             return Finding(
                 message=(
                     f"k1 = {nats(k1)} per token{weighted}{together} is {-k1 / spread:.0f} "
-                    "standard errors below 0, which no KL is: the tokens are not draws from q as "
-                    "it is scored"
+                    f"standard errors below 0, which no KL is: {what}"
                 ),
                 values={"k1": k1, "z": z},
+                means=meant,
             )
     return None
 

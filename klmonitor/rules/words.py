@@ -21,6 +21,11 @@ LOOK_FIRST = (
     "coefficient, or go back to the checkpoint before it"
 )
 """What to do first about a KL that rose."""
+LEARNED = (
+    "or the policy has learned from these very tokens, with advantages mostly of one sign, and "
+    "likes them now: then this is no KL of tokens that it has not seen"
+)
+"""What else an `old_policy` whose tokens are no draws may be."""
 LEFT_TAIL = (
     "p finds a few sampled tokens nearly impossible: padding or tool output behind the mask, a "
     "special token, another tokenizer or number format"
@@ -90,3 +95,18 @@ def odd_tokens(tokens: Sequence[ExtremeToken]) -> str:
     if not tokens:
         return ""
     return LEFT_TAIL if tokens[0].log_ratio < 0 else RIGHT_TAIL
+
+
+def not_draws(reading: Reading, means: str) -> tuple[str, str]:
+    """What tokens are that do not fit draws from q, and what that means.
+
+    Of `old_policy` they may be draws all the same, from which p has learned.
+
+    Args:
+        reading: the pair's.
+        means: what it means where p knows nothing of the tokens.
+    """
+    if reading.pair.name != "old_policy":
+        return "the tokens are hardly draws from q as it is scored", means
+    either = "the tokens are hardly draws from q as it is scored, or p has learned from them"
+    return either, f"{means}; {LEARNED}"
