@@ -214,11 +214,14 @@ class StepSums:
         and 0 between them: if q has learned from these tokens the first alone is off, since w r is
         p / sampler.
         """
+        plain = self.clustered.mean("gap")
+        if self.on_policy.all():  # as most are: without weights there is nothing to compute
+            return plain
         w, wr = self.column("w"), self.column("w") + self.column("wd") + self.column("wk3")
         first, second = ratio(wr - w, w), ratio(wr, self.n) - 1
         nearer = np.sign(first) * np.minimum(np.abs(first), np.abs(second))
         weighted = np.where(first * second > 0, nearer, 0.0)
-        mean = np.where(self.on_policy, self.clustered.mean("gap"), weighted)
+        mean = np.where(self.on_policy, plain, weighted)
         return self.where(self.as_drawn, mean)
 
     @property
