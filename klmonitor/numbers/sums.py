@@ -202,6 +202,8 @@ class StepSums:
         Not where p is `policy`: it has learned from these very tokens, and likes them better, or
         worse, than other draws.
         """
+        if self.on_policy.all():  # as most are: without weights there is nothing to compute
+            return self.on_policy
         learned = np.array([name.endswith("_policy") for name in self.pairs], dtype=np.bool_)
         found: Bools = self.on_policy | (~learned & (self.iw_ess >= NEARLY_ALL))
         return found
@@ -215,7 +217,7 @@ class StepSums:
         p / sampler.
         """
         plain = self.clustered.mean("gap")
-        if self.on_policy.all():  # as most are: without weights there is nothing to compute
+        if self.on_policy.all():
             return plain
         w, wr = self.column("w"), self.column("w") + self.column("wd") + self.column("wk3")
         first, second = ratio(wr - w, w), ratio(wr, self.n) - 1

@@ -49,15 +49,19 @@ def add(
     columns = tokens if batch.segments is not None else batch.shape[1]
     rows = 1 if batch.segments is not None else tokens // columns
     names, by_sequence = _terms(batch, pair, penalty, extras, rows, columns)
-    if names:
-        taken, places = _places(names, pair.name, batch.device)
-        products = (by_sequence @ by_sequence.T).flatten()
-        state.pulls.view(-1).index_add_(0, places, products.index_select(0, taken))
+    if not names:
+        return
+    taken, places = (_array(x) for x in _places(names, pair.name, batch.device))
+    products = (by_sequence @ by_sequence.T).reshape(-1)[taken]
+    if isinstance(products, np.ndarray):
+        state.arrays["pulls"].reshape(-1)[places] += products
+    else:
+        state.pulls.view(-1).index_add_(0, places, products)
 
 
 def _terms(
     batch: TokenBatch, pair: Pair, penalty: Penalty, extras: Extras, rows: int, columns: int
-) -> tuple[tuple[str, ...], Tensor]:
+) -> tuple[tuple[str, ...], Array]:
     """Names, ``sequences`` among them, with their sums over each of the first sequences, [n, S]."""
     whole = (rows, columns) == batch.shape
 
@@ -74,17 +78,23 @@ def _terms(
     prompts = None
     if penalty.leave_one_out:
         if batch.prompt_ids is None:
-            return (), torch.empty(0)
+            return (), None
         prompts = _array(batch.prompt_ids[:rows])
     d, log_ratio = held[pair.p] - held[pair.q], (held[trained] - held[drew]).clip(max=LARGEST)
     with np.errstate(all="ignore"):
         terms = _of_tokens(penalty, d, log_ratio, mask, advantages, prompts, extras.beta)
-        of_tokens = namespace(d).stack(list(terms.values()))
-    if isinstance(of_tokens, np.ndarray):
-        of_tokens = torch.from_numpy(of_tokens)
-    sums = Rows.of(batch, rows, columns).total(of_tokens)
+    of_tokens = _stacked(list(terms.values()))
+    if batch.segments is None:
+        sums = of_tokens.sum(-1)
+    else:
+        sums = _array(Rows.of(batch, rows, columns).total(torch.as_tensor(of_tokens)))
     sequences = sums[len(PULL_TERMS)] > 0  # those with tokens
-    return (*terms, "sequences"), torch.cat([sums, sequences.unsqueeze(0)])
+    return (*terms, "sequences"), namespace(d).concatenate([sums, sequences[None]])
+
+
+def _stacked(terms: list[Array]) -> Array:
+    """[n, ...] of n arrays or tensors, as floats."""
+    return np.array(terms) if isinstance(terms[0], np.ndarray) else torch.stack(terms)
 
 
 def _array(x: Tensor) -> Array:
