@@ -21,8 +21,9 @@ from klmonitor.summary.numba_kernel import add_pair
 from klmonitor.summary.state import Summary
 from klmonitor.summary.tiles import first_shape
 
-LEAST_A_THREAD = 2**18
-"""Tokens below which another thread costs more than it saves."""
+LEAST_A_THREAD = 2**21
+"""Tokens below which another thread costs more than it saves: torch's last operation has left
+threads spinning on the cores that it needs (docs/performance.md)."""
 NONE = (0, 0)
 MOST_COPIED = 2**21
 """Tokens of the largest batch that is copied where the kernel cannot read it as it is."""
