@@ -33,6 +33,22 @@ class Policies:
         source = self.base if logits is None else logits
         return context, (source[context] + noise).argmax(-1)
 
+    def beside_an_engine(self, extra=0.0, times=1.0, **others):
+        """A step's log-probs, drawn by an engine that rounds.
+
+        Args:
+            extra: nats that the trainer's lack.
+            times: what the reference's are multiplied with.
+            others: by policy, nats above the trainer's.
+        """
+        context, token = self.tokens()
+        mine = score(self.base, context, token)
+        engine = mine + 0.01 * self.rng.normal(size=mine.shape)
+        given = {"rollout": engine, "old": mine - extra}
+        given["ref"] = times * score(self.other, context, token)
+        given |= {name: np.minimum(mine + above, -1e-4) for name, above in others.items()}
+        return given, {"prompt_ids": PROMPTS}
+
 
 def score(logits, context, token):
     return log_softmax(logits)[context, token]
@@ -400,15 +416,7 @@ def test_impossible_log_probs_that_drew_nothing_leave_weights():
 def test_an_engine_hides_no_k1_that_is_below_0(extra, told):
     """Of a trainer that spreads its mass over padded rows of the vocabulary, whoever sampled."""
     world = Policies(6)
-
-    def make(_):
-        context, token = world.tokens()
-        mine = score(world.base, context, token)
-        engine = mine + 0.01 * world.rng.normal(size=mine.shape)
-        given = {"rollout": engine, "old": mine - extra, "ref": score(world.other, context, token)}
-        return given, {"prompt_ids": PROMPTS}
-
-    reports = steps(Monitor(process_group=False), 6, make)
+    reports = steps(Monitor(process_group=False), 6, lambda _: world.beside_an_engine(extra))
     alerts = [alert for alert in said(reports, "k1_negative") if alert.pair == "old_ref"]
     assert [alert.step for alert in alerts] == [1] * told
     for report in reports:
@@ -422,15 +430,7 @@ def test_an_engine_hides_no_k1_that_is_below_0(extra, told):
 def test_an_engine_hides_no_gap(times, told, best):
     """Of a reference in log2 units: the tokens are as good as q's own, whoever sampled."""
     world = Policies(8)
-
-    def make(_):
-        context, token = world.tokens()
-        mine = score(world.base, context, token)
-        engine = mine + 0.01 * world.rng.normal(size=mine.shape)
-        given = {"rollout": engine, "old": mine, "ref": times * score(world.other, context, token)}
-        return given, {"prompt_ids": PROMPTS}
-
-    reports = steps(Monitor(process_group=False), 6, make)
+    reports = steps(Monitor(process_group=False), 6, lambda _: world.beside_an_engine(0.0, times))
     alerts = [alert for alert in said(reports, "gap") if alert.pair == "old_ref"]
     assert [alert.step for alert in alerts] == [1] * told
     for report in reports:
@@ -447,16 +447,7 @@ def test_an_engine_hides_no_gap(times, told, best):
 def test_a_policy_that_learned_from_the_tokens_makes_no_gap():
     """It finds them likelier than other draws, by .02 nats, and is beside its reference rightly."""
     world = Policies(10)
-
-    def make(_):
-        context, token = world.tokens()
-        old = score(world.base, context, token)
-        engine = old + 0.01 * world.rng.normal(size=old.shape)
-        ref = score(world.other, context, token)
-        given = {"rollout": engine, "old": old, "policy": np.minimum(old + 0.02, -1e-4), "ref": ref}
-        return given, {"prompt_ids": PROMPTS}
-
-    reports = steps(Monitor(process_group=False), 30, make)
+    reports = steps(Monitor(process_group=False), 30, lambda _: world.beside_an_engine(policy=0.02))
     assert not said(reports, "gap") + said(reports, "k1_negative")
     pairs = [report.pairs["policy_ref"] for report in reports]
     assert np.mean([pair["iw/k3/mean"] - pair["iw/k1/mean"] for pair in pairs]) < -0.015
@@ -483,9 +474,8 @@ def test_what_learned_from_its_tokens_is_not_only_said_to_be_other_tokens():
         assert "advantages mostly of one sign" in alert.means
 
 
-def test_an_engine_that_serves_the_reference_makes_no_gap():
-    """The plain gap of old and ref is far from 0 then, over some steps; the weighted is not."""
-    world = Policies(9, drift=0.1)
+def served_by_the_reference(world, number):
+    """Steps whose engine has the reference's weights, old ones apart from them."""
 
     def make(_):
         context, token = world.tokens()
@@ -493,7 +483,12 @@ def test_an_engine_that_serves_the_reference_makes_no_gap():
         given = {"rollout": engine, "old": score(world.other, context, token), "ref": engine + 0.0}
         return given, {"prompt_ids": PROMPTS}
 
-    reports = steps(Monitor(process_group=False), 40, make)
+    return steps(Monitor(process_group=False), number, make)
+
+
+def test_an_engine_that_serves_the_reference_makes_no_gap():
+    """The plain gap of old and ref is far from 0 then, over some steps; the weighted is not."""
+    reports = served_by_the_reference(Policies(9, drift=0.1), 40)
     pairs = [report.pairs["old_ref"] for report in reports]
     plain = np.array([pair["k3/mean"] - pair["k1/mean"] for pair in pairs])
     weighted = np.array([pair["gap"] for pair in pairs])
@@ -505,15 +500,7 @@ def test_an_engine_that_serves_the_reference_makes_no_gap():
 
 def test_tokens_of_older_weights_make_no_k1_below_0():
     """Their plain mean is -KL(engine || old), no KL of old and ref; the weighted one is."""
-    world = Policies(7, drift=0.1)
-
-    def make(_):
-        context, token = world.tokens()
-        engine = score(world.base, context, token)
-        given = {"rollout": engine, "old": score(world.other, context, token), "ref": engine + 0.0}
-        return given, {"prompt_ids": PROMPTS}
-
-    reports = steps(Monitor(process_group=False), 60, make)
+    reports = served_by_the_reference(Policies(7, drift=0.1), 60)
     pairs = [report.pairs["old_ref"] for report in reports]
     assert np.mean([pair["k1/mean"] for pair in pairs]) < -0.002
     assert all(pair["iw/ess"] > 0.98 for pair in pairs)
