@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -59,9 +59,3 @@ def sync_directory(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def write_private(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Make or replace a file that its owner alone may read."""
-    with replaced(path, 0o600) as file:
-        write(file)
