@@ -85,9 +85,9 @@ class Raised(NamedTuple):
     def words(self) -> str:
         """Without."""
         return (
-            f"no alert of it is open, but k3 is {nats(self.k3)} per token "
-            f"(median of three steps), {plain(self.k3 / self.before)}x the {nats(self.before)} "
-            f"before step {self.since}"
+            f"the rise at step {self.since} has not come back, though its alert has ended: k3 is "
+            f"{nats(self.k3)} per token (median of three steps), "
+            f"{plain(self.k3 / self.before)}x the {nats(self.before)} before it"
         )
 
     @property

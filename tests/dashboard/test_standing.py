@@ -308,7 +308,7 @@ def test_a_level_that_never_came_back_is_no_fine_run(tmp_path, capsys):
     assert found["k3"] == median(k3[-3:])
     assert found["before"] == pytest.approx(median(k3[BEFORE - 9 : BEFORE]), rel=0.1)
     assert f"{found['k3'] / found['before']:.3g}x" in found["message"]
-    assert "no alert of it is open" in found["message"]
+    assert "has not come back, though its alert has ended" in found["message"]
     said = in_words({"runs": [run]})
     assert found["message"] in said
     assert found["do"] in said
