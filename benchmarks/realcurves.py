@@ -48,7 +48,7 @@ def print_curves(
     for title, column in zip(("spread", "q99.5", "AR(1)"), of_all.T, strict=True):
         low, middle, high = np.quantile(column, (0.1, 0.5, 0.9))
         print(f"residuals of log k3, {title}: {low:.2f} {middle:.2f} {high:.2f} (10, 50, 90 %)")
-    for name, make in makers.items():
+    for name, make in makers.items() if runs else ():
         print_bootstrapped(name, make, parts, runs)
 
 

@@ -274,7 +274,9 @@ def main() -> None:
     parser.add_argument("--series", type=Path, help="a directory of real curves; only these")
     parser.add_argument("--labels", type=Path, default=curves.LABELS, help="what happened in them")
     parser.add_argument("--runs", type=int, default=12, help="ordinary runs per family")
-    parser.add_argument("--events", type=int, default=160, help="series per event")
+    parser.add_argument(
+        "--events", type=int, default=160, help="series per event; of real curves 0 makes none"
+    )
     parser.add_argument("--seed", type=int, default=1000, help="first seed")
     parser.add_argument("--only", nargs="*", help="detectors to run, by name")
     args = parser.parse_args()
