@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,16 +30,9 @@ def prompt_keys(ids: Tensor, mask: Tensor) -> Tensor:
     Returns:
         int64 [B], in [0, 2**53).
     """
-    inside, ids, places = mask.to(torch.int64), ids.to(torch.int64), 1 << ids.shape[1].bit_length()
-    if ids.is_cpu:  # numpy's calls cost a third of torch's
-        return torch.from_numpy(_keys(ids.numpy(), inside.numpy(), _factors(places)))
-    keys: Tensor = _keys(ids, inside, _factors_on(ids.device, places))
-    return keys
-
-
-def _keys(ids: Any, inside: Any, factors: Any) -> Any:
-    """`prompt_keys` of int64 arrays or tensors, whose products wrap around alike."""
-    sums = ((ids + 1) * factors[inside.cumsum(1)] * inside).sum(1)
+    inside = mask.to(torch.int64)
+    factors = _factors_on(ids.device, 1 << ids.shape[1].bit_length())
+    sums = ((ids.to(torch.int64) + 1) * factors[inside.cumsum(1)] * inside).sum(1)
     return (sums >> DROPPED_BITS) & ((1 << PROMPT_BITS) - 1)
 
 

@@ -32,7 +32,7 @@ def normal_deviate(t: ArrayLike, df: ArrayLike) -> Array:
 
 
 def deviate_of_t(t: float, df: float) -> float:
-    """The `normal_deviate` of one t, at a tenth of the cost."""
+    """The `normal_deviate` of one t."""
     if not df > 0:
         return math.nan
     size = math.sqrt(df * math.log1p(t * t / df)) * (8 * df + 1) / (8 * df + 3)

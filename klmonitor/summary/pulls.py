@@ -1,10 +1,9 @@
 """What a KL term pulls where that takes more than each token's d: a ratio, a return, an advantage.
 
 Beside the passes over all tokens, on the same tokens as the signatures of causes, in float64: numpy
-on the CPU, whose calls on few tokens cost a third of torch's, and torch on a device, for which
-nothing waits. With w = rho, t = -d and c the term's coefficient, sums
-of w, w t, w t^2, c and c t tell the slope of c / rho on t under the weights rho; their products by
-sequence tell its error (`numbers.receipt`).
+on the CPU, which takes fewer calls, and torch on a device, for which nothing waits. With w = rho,
+t = -d and c the term's coefficient, sums of w, w t, w t^2, c and c t tell the slope of c / rho on t
+under the weights rho; their products by sequence tell its error (`numbers.receipt`).
 """
 
 from __future__ import annotations

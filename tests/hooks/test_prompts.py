@@ -4,7 +4,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klmonitor.hooks import prompts
 from klmonitor.hooks.prompts import prompt_keys
 
 TOKENS = st.lists(st.integers(0, 200_000), min_size=1, max_size=12)
@@ -24,13 +23,6 @@ def test_padding_changes_nothing(tokens, left, right, fill):
 @given(TOKENS, TOKENS)
 def test_other_prompts_have_other_keys(one, other):
     assert (key(one) == key(other)) == (one == other)
-
-
-@given(TOKENS)
-def test_a_device_has_the_same(tokens):
-    ids = torch.tensor([tokens])
-    factors = prompts._factors_on(ids.device, 1 << len(tokens).bit_length())
-    assert prompts._keys(ids, torch.ones_like(ids), factors).item() == key(tokens)
 
 
 @given(TOKENS)
