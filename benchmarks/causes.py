@@ -19,7 +19,7 @@ import numpy as np
 
 from klmonitor.numbers.assemble import pair_reports
 from klmonitor.numbers.causes import STEPS, Causes
-from klmonitor.numbers.sums import StepSums
+from klmonitor.numbers.sums import sums_of
 from klmonitor.report import PairReport
 from klmonitor.simulate.engines import ENGINES, Engine, step, world
 from klmonitor.summary.intake import Intake, Known
@@ -58,7 +58,7 @@ def named(seed: int, at: World, engine: Engine, *, entropies: bool = True) -> Pa
         known = Known(given.entropy if entropies else None, given.version)
         intake.add(log_probs, {}, given.prompt, None, "train", 0, known)
         summary = intake.take("train")
-        sums = StepSums(summary.arrays, summary.config.all_groups)
+        sums = sums_of(summary.arrays, summary.config.all_groups)
         pairs = causes.name(sums, pair_reports(sums), advance=True)
     return pairs[PAIR]
 

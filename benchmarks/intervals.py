@@ -24,7 +24,7 @@ import torch
 from klmonitor.numbers.assemble import pair_reports
 from klmonitor.numbers.clusters import Clustered
 from klmonitor.numbers.student import interval
-from klmonitor.numbers.sums import StepSums
+from klmonitor.numbers.sums import StepSums, sums_of
 from klmonitor.pairs import Pair
 from klmonitor.simulate import ClusteredTokens, Clustering
 from klmonitor.summary import batch
@@ -56,18 +56,18 @@ def summarise(drawn: ClusteredTokens, sequences: np.ndarray, rank: int) -> Summa
 
 
 def merged(rng: np.random.Generator, drawn: ClusteredTokens) -> StepSums:
-    """The sums over ranks to which the sequences were dealt at random."""
+    """The pair's sums over ranks to which the sequences were dealt at random."""
     hands = np.array_split(rng.permutation(len(drawn.prompts)), RANKS)
     parts = [summarise(drawn, hand, rank) for rank, hand in enumerate(hands)]
     summary = merge_all(parts)
-    return StepSums(summary.arrays, summary.config.all_groups)
+    return sums_of(summary.arrays, summary.config.all_groups)[PAIR.name]
 
 
-def intervals(step: StepSums, estimator: str) -> dict[str, tuple[float, float]]:
+def intervals(sums: StepSums, estimator: str) -> dict[str, tuple[float, float]]:
     """95 % intervals of a mean by the kind of its error."""
-    values = pair_reports(step)[PAIR.name].values
+    values = pair_reports({PAIR.name: sums})[PAIR.name].values
     mean, n = values[f"{estimator}/mean"], values["tokens"]
-    by_sequence = float(Clustered(step.sums, np.zeros((1, 0, 4))).se(estimator)[0])
+    by_sequence = Clustered(sums.columns, np.zeros((0, 4))).se(estimator)
     return {
         "iid": interval(mean, math.sqrt(values[f"{estimator}/var"] / n), n),
         "by sequence": interval(mean, by_sequence, values["sequences"]),

@@ -21,7 +21,7 @@ import torch
 
 from klmonitor.numbers.assemble import pair_reports
 from klmonitor.numbers.student import interval
-from klmonitor.numbers.sums import StepSums
+from klmonitor.numbers.sums import sums_of
 from klmonitor.simulate import CASES, Case, sample
 from klmonitor.summary.intake import Intake
 
@@ -65,7 +65,7 @@ def measure(case: Case, sequences: int, tokens: int, steps: int, seed: int = 0) 
         intake = Intake(prompts=False)
         intake.add({"policy": drawn.q, "ref": drawn.p}, {}, None, None, "train", 0)
         summary = intake.take("train")
-        values = pair_reports(StepSums(summary.arrays, ("other",)))["policy_ref"].values
+        values = pair_reports(sums_of(summary.arrays, ("other",)))["policy_ref"].values
         rows.append([[values[f"{name}/{what}"] for what in ("mean", "se")] for name in NAMES])
         exact.append(drawn.kl.mean())
     table, kl = np.array(rows), np.array(exact)  # [steps, NAMES, 2], [steps]

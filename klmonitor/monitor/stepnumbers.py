@@ -10,7 +10,7 @@ from klmonitor.numbers.assemble import ExtraValues, pair_reports
 from klmonitor.numbers.causes import Causes
 from klmonitor.numbers.cliprange import ClipRange
 from klmonitor.numbers.running import Running
-from klmonitor.numbers.sums import StepSums
+from klmonitor.numbers.sums import sums_of
 from klmonitor.penalty import Penalty
 from klmonitor.record.runfile import NOTES_OF_PAIRS, PENALTY, TERMS
 from klmonitor.report import PairReport
@@ -58,12 +58,12 @@ class StepNumbers:
             phase: ``"train"`` or another, which running numbers know nothing of.
             advance: whether the step is a new one, and not some that were counted already.
         """
-        step = StepSums(summary.arrays, summary.config.all_groups)
+        steps = sums_of(summary.arrays, summary.config.all_groups)
         if advance:
-            self.running.advance(step)
+            self.running.advance(steps)
         elif phase == "train":  # running numbers are training's
-            self.running.read(step)
-        found = pair_reports(step, self._extra_values, self.workers, self._penalties)
+            self.running.read(steps)
+        found = pair_reports(steps, self._extra_values, self.workers, self._penalties)
         for name in self._notes.keys() & found.keys():
             found[name] = replace(found[name], note=self._notes[name])
-        return self._causes.name(step, found, advance=advance)
+        return self._causes.name(steps, found, advance=advance)

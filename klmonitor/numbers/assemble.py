@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from types import MappingProxyType
 
-import numpy as np
-
 from klmonitor.numbers import receipt as receipts
 from klmonitor.numbers.buckets import coarse_histogram
-from klmonitor.numbers.clusters import Array, Clustered, divided
+from klmonitor.numbers.clusters import Array
 from klmonitor.numbers.metrics import AT_ONCE, LATER, Of
 from klmonitor.numbers.receiptrows import RowSums, of_audit
 from klmonitor.numbers.sums import KEY, StepSums
@@ -24,7 +22,7 @@ ExtraValues = Callable[[str, Mapping[str, float], Array], Mapping[str, float]]
 
 
 def pair_reports(
-    step: StepSums,
+    steps: Mapping[str, StepSums],
     extra: ExtraValues | None = None,
     workers: Sequence[str] = (),
     penalties: Mapping[str, Penalty] = MappingProxyType({}),
@@ -32,66 +30,59 @@ def pair_reports(
     """Every metric of every pair that follows from a step's sums.
 
     Args:
-        step: the sums; not looked at any more once all that is made later was.
+        steps: pair -> its sums; not looked at any more once all that is made later was.
         extra: adds values of an adapter's own.
         workers: names of those whose parts were merged: token fields have -1 - index as rank.
         penalties: pair -> the KL term that the objective has on it.
     """
-    if not step.pairs:
-        return {}
-    at_once, later = _computed(AT_ONCE, step), Later(partial(_computed, LATER, step))
-    groups = list(_group_values(step))
-    found = {}
-    for i, pair in enumerate(step.pairs):
-        values = Values(at_once[i] | groups[i], [Part(LATER, partial(later.__getitem__, i))])
-        more = {} if extra is None else dict(extra(pair, values, step.histogram[i]))
-        parts, penalty, rows = [], penalties.get(pair), RowSums(step.pulls[i])
-        if penalty is not None:
-            penalty = receipts.weighing(penalty, rows.beta(penalty.beta))
-            more |= receipts.at_once(penalty, step, i)
-            parts.append(Part(receipts.NAMES, partial(receipts.receipt, penalty, step, i)))
-        more |= of_audit(rows, math.nan if penalty is None else penalty.beta)
-        found[pair] = PairReport(
-            pair,
-            values.joined(more, *parts),
-            ExtremeTokens(partial(extreme_tokens, pair, step.tokens[i], workers)),
-            Later(partial(coarse_histogram, step.histogram[i])),
-            penalty="" if penalty is None else _said(penalty),
-        )
-    return found
+    return {
+        pair: _report(sums, extra, workers, penalties.get(pair)) for pair, sums in steps.items()
+    }
+
+
+def _report(
+    sums: StepSums, extra: ExtraValues | None, workers: Sequence[str], penalty: Penalty | None
+) -> PairReport:
+    pair, rows = sums.pair, RowSums(sums.pulls)
+    values = Values(
+        _computed(AT_ONCE, sums) | _group_values(sums),
+        [Part(LATER, partial(_computed, LATER, sums))],
+    )
+    more = {} if extra is None else dict(extra(pair, values, sums.histogram))
+    parts = []
+    if penalty is not None:
+        penalty = receipts.weighing(penalty, rows.beta(penalty.beta))
+        more |= receipts.at_once(penalty, sums)
+        parts.append(Part(receipts.NAMES, partial(receipts.receipt, penalty, sums)))
+    more |= of_audit(rows, math.nan if penalty is None else penalty.beta)
+    return PairReport(
+        pair,
+        values.joined(more, *parts),
+        ExtremeTokens(partial(extreme_tokens, pair, sums.tokens, workers)),
+        Later(partial(coarse_histogram, sums.histogram)),
+        penalty="" if penalty is None else _said(penalty),
+    )
 
 
 _said = lru_cache(64)(str)
 """A penalty in words."""
 
 
-def _computed(table: Mapping[str, Of], step: StepSums) -> list[dict[str, float]]:
-    """Some rows of the table of metrics: a dictionary a pair."""
-    with np.errstate(all="ignore"):
-        found = divided([of(step) for of in table.values()], len(step.pairs))
-    return [dict(zip(table, column, strict=True)) for column in found.T.tolist()]
+def _computed(table: Mapping[str, Of], sums: StepSums) -> dict[str, float]:
+    """Some rows of the table of metrics."""
+    return {name: of(sums) for name, of in table.items()}
 
 
-def _group_values(step: StepSums) -> Iterator[dict[str, float]]:
-    """k1 and k3 of each group that has tokens, with their errors, pair by pair."""
-    if len(step.groups) == 1:
-        yield from ({} for _ in step.pairs)
-        return
-    with np.errstate(all="ignore"):
-        by_group = Clustered(step.by_group, step.prompts)
-        numbers = {
-            f"{name}/{what}": of(name).tolist()
-            for name in ("k1", "k3")
-            for what, of in (("mean", by_group.mean), ("se", by_group.se))
-        }
-    seen = by_group.totals[..., 0] > 0
-    for i in range(len(step.pairs)):
-        yield {
-            f"group/{group}/{name}": values[i][g]
-            for g, group in enumerate(step.groups)
-            if seen[i, g]
-            for name, values in numbers.items()
-        }
+def _group_values(sums: StepSums) -> dict[str, float]:
+    """k1 and k3 of each group that has tokens, with their errors."""
+    if len(sums.groups) == 1:
+        return {}
+    return {
+        f"group/{group}/{name}/{what}": of(name)
+        for group, one in sums.by_groups().items()
+        for name in ("k1", "k3")
+        for what, of in (("mean", one.mean), ("se", one.se))
+    }
 
 
 def extreme_tokens(

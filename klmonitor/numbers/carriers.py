@@ -142,40 +142,38 @@ class Carriers:
     tokens: float = 0.0
 
 
-def carriers(step: StepSums, i: int) -> Carriers:
-    """What carries pair i of a step."""
-    if not step.k3[i] > SMALLEST * step.n[i]:
+def carriers(sums: StepSums) -> Carriers:
+    """What carries a pair of a step."""
+    if not sums.k3 > SMALLEST * sums.n:
         return Carriers()
-    rows, count = step.sequences[i], step.clustered.prompts[i]
+    rows, count = sums.sequences, sums.clustered.prompts
     known = rows[rows[:, KEY] > 0]
-    prompts = _buckets(step, i) if count >= MOST_SHARE else rows[:0]
+    prompts = _buckets(sums) if count >= MOST_SHARE else rows[:0]
     for name in ("k3", "k1"):
-        by_tokens = _by_tokens(step, i, name)
-        found = few(known[:, _FIELD["t"]], known[:, _FIELD[name]], _totals(step, i, name), name)
+        by_tokens = _by_tokens(sums, name)
+        found = few(known[:, _FIELD["t"]], known[:, _FIELD[name]], _totals(sums, name), name)
         if found is not None and not by_tokens >= OWN * found.share:
-            some, every = known[list(found.places)], step.column("sequences")[i]
-            if not _by_chance(step, i, name, found, some[:, _FIELD["t"]].sum(), every):
-                return _said(step, i, name, found, some)
+            some, every = known[list(found.places)], sums.column("sequences")
+            if not _by_chance(sums, name, found, float(some[:, _FIELD["t"]].sum()), every):
+                return _said(sums, name, found, some)
         of_prompts = _prompts(prompts, name)
         if of_prompts is not None and not by_tokens >= HALF:
-            tokens = prompts[list(of_prompts.places), 0].sum()
-            if not _by_chance(step, i, name, of_prompts, tokens, count):
+            tokens = float(prompts[list(of_prompts.places), 0].sum())
+            if not _by_chance(sums, name, of_prompts, tokens, count):
                 few_of = f"{len(of_prompts.places)} of {count:.0f} prompts"
                 text = f"{few_of} hold {of_prompts.share:.0%} of {_WHOLE[name]}"
-                return Carriers(text, float(tokens))
+                return Carriers(text, tokens)
     return Carriers()
 
 
-def _by_tokens(step: StepSums, i: int, name: str) -> float:
+def _by_tokens(sums: StepSums, name: str) -> float:
     """The share that a few tokens hold already; 0 where they do not carry it."""
-    found = step.dominance[name]
+    found = sums.dominance[name]
     share = found.v if name == "k1" else found.top_share
-    return float(share[i]) if found.level[i] >= 1 and share[i] >= HALF else 0.0
+    return share if found.level >= 1 and share >= HALF else 0.0
 
 
-def _by_chance(
-    step: StepSums, i: int, name: str, found: Few, tokens: float, clusters: float
-) -> bool:
+def _by_chance(sums: StepSums, name: str, found: Few, tokens: float, clusters: float) -> bool:
     """Whether odd tokens that lie anywhere would put as much into some j of the clusters.
 
     m tokens, the fewest that hold `OWN` of the whole, each in the j with the share f of all tokens:
@@ -183,21 +181,19 @@ def _by_chance(
     clusters times B over j.
 
     Args:
-        step: the sums.
-        i: the pair's place in them.
+        sums: the pair's.
         name: ``"k1"`` or ``"k3"``.
         found: the j clusters.
         tokens: that they have.
         clusters: B.
     """
-    share, f, j = min(found.share, 1.0), tokens / float(step.n[i]), len(found.places)
+    share, f, j = min(found.share, 1.0), tokens / sums.n, len(found.places)
     if not f < share:
         return True
-    right, left = np.minimum(step.maxima[i], CLAMP)
-    d = np.clip(MIDDLES, -left, right)
-    odd = np.expm1(d) - d if name == "k3" else (d - step.d[i] / step.n[i]) ** 2
+    d = np.clip(MIDDLES, -min(sums.smallest, CLAMP), min(sums.largest, CLAMP))
+    odd = np.expm1(d) - d if name == "k3" else (d - sums.d / sums.n) ** 2
     order = np.argsort(-odd)
-    counts = step.histogram[i][order]
+    counts = sums.histogram[order]
     held = (counts * odd[order]).cumsum()
     enough = int(np.searchsorted(held, OWN * held[-1]))
     others = counts[:enough].sum()
@@ -209,23 +205,23 @@ def _by_chance(
 
 
 _COLUMNS = {
-    name: np.array([COLUMN[one] for one in ("sequences", "t.t", f"t.{name}", f"{name}.{name}")])
+    name: [COLUMN[one] for one in ("sequences", "t.t", f"t.{name}", f"{name}.{name}")]
     for name in _SUMS
 }
 _WHOLE = {"k1": "the spread of k1", "k3": "sum k3"}
 
 
-def _totals(step: StepSums, i: int, name: str) -> Totals:
+def _totals(sums: StepSums, name: str) -> Totals:
     """Of all sequences."""
-    total = step.k3[i] if name == "k3" else -step.d[i]
-    count, *products = step.sums[i, _COLUMNS[name]].tolist()
-    return Totals(count, float(step.n[i]), float(total), *products)
+    total = sums.k3 if name == "k3" else -sums.d
+    count, tt, ts, ss = (sums.columns[i] for i in _COLUMNS[name])
+    return Totals(count, sums.n, total, tt, ts, ss)
 
 
-def _buckets(step: StepSums, i: int) -> Array:
+def _buckets(sums: StepSums) -> Array:
     """[prompts, 4] sums of the prompts that have tokens; empty where not all are known."""
-    rows = step.prompts[i].reshape(-1, step.prompts.shape[-1])
-    found: Array = rows[rows[:, 0] > 0] if step.clustered.prompts[i] > 0 else rows[:0]
+    rows = sums.prompts.reshape(-1, sums.prompts.shape[-1])
+    found: Array = rows[rows[:, 0] > 0] if sums.clustered.prompts > 0 else rows[:0]
     return found
 
 
@@ -236,9 +232,9 @@ def _prompts(rows: Array, name: str) -> Few | None:
     return few(t, s, Totals.of(t, s), name)
 
 
-def _said(step: StepSums, i: int, name: str, found: Few, rows: Array) -> Carriers:
-    count = step.column("sequences")[i]
-    one = _one_prompt(_buckets(step, i), rows)
+def _said(sums: StepSums, name: str, found: Few, rows: Array) -> Carriers:
+    count = sums.column("sequences")
+    one = _one_prompt(_buckets(sums), rows)
     verb = "holds" if len(rows) == 1 else "hold"
     text = (
         f"{len(rows)} of {count:.0f} sequences{', all of one prompt,' if one else ''} {verb} "

@@ -37,7 +37,7 @@ from klmonitor.numbers.causewords import (
     says_turned,
     says_unnormalised,
 )
-from klmonitor.numbers.clusters import Array
+from klmonitor.numbers.clusters import Array, ratio
 from klmonitor.numbers.evidence import Evidence, Z, oldest, signs_of
 from klmonitor.numbers.impossible import blamed, impossible, suspect
 from klmonitor.numbers.signatures import Signatures
@@ -75,33 +75,36 @@ class Causes:
         self._steps: deque[dict[str, Array]] = deque(maxlen=STEPS)
 
     def name(
-        self, step: StepSums, pairs: Mapping[str, PairReport], *, advance: bool
+        self, steps: Mapping[str, StepSums], pairs: Mapping[str, PairReport], *, advance: bool
     ) -> dict[str, PairReport]:
         """The pairs' reports with their causes.
 
         Args:
-            step: the sums behind them.
+            steps: the sums behind them.
             pairs: the reports.
             advance: whether the step is one of the series (evaluation is not).
         """
-        mine = dict(zip(step.pairs, step.signatures, strict=True))
+        mine = {name: sums.signatures for name, sums in steps.items()}
         if advance:
             self._steps.append(mine)
-        steps = list(self._steps) if advance else [mine]
-        if not pairs:
-            return {}
-        sums = [sum(one[name] for one in steps if name in one) for name in mine]
-        signs = signs_of(Signatures(np.array(sums)))
+        recent = list(self._steps) if advance else [mine]
         found = {}
-        for i, (name, pair) in enumerate(pairs.items()):
-            why = impossible(step, i, pair.extremes) if suspect(step, i) else NO_CAUSE
-            if not why.name and signs[i]["tokens"] >= FEWEST_TOKENS:
-                q, p = name.split("_")
-                asked = pair["on_policy"] == 1 and pair["gap_z"] > 2  # else another policy drew
-                turned = _turned(step, i) if asked else math.nan
-                why = cause(Evidence(q, p, signs[i], pair.values, carriers(step, i), turned))
+        for name, pair in pairs.items():
+            together = np.sum([one[name] for one in recent if name in one], axis=0)
+            why = _why(steps[name], pair, signs_of(Signatures(together.tolist())))
             found[name] = pair if why == pair.cause else replace(pair, cause=why)
         return _without_sampler(found)
+
+
+def _why(sums: StepSums, pair: PairReport, signs: Mapping[str, float]) -> Cause:
+    """A pair's cause, from the signatures of the last steps."""
+    why = impossible(sums, pair.extremes) if suspect(sums) else NO_CAUSE
+    if why.name or not signs["tokens"] >= FEWEST_TOKENS:
+        return why
+    q, p = pair.name.split("_")
+    asked = pair["on_policy"] == 1 and pair["gap_z"] > 2  # else another policy drew
+    turned = _turned(sums) if asked else math.nan
+    return cause(Evidence(q, p, signs, pair.values, carriers(sums), turned))
 
 
 NO_CAUSE = Cause()
@@ -124,10 +127,10 @@ def _without_sampler(pairs: dict[str, PairReport]) -> dict[str, PairReport]:
     }
 
 
-def _turned(step: StepSums, i: int) -> float:
+def _turned(sums: StepSums) -> float:
     """Mean(e^-d) - 1, whose expectation is 0 where p drew the tokens; from the histogram."""
-    d = np.clip(MIDDLES, -np.minimum(step.maxima[i, 1], CLAMP), step.maxima[i, 0])
-    return float(step.histogram[i] @ np.expm1(-d) / step.n[i])
+    d = np.clip(MIDDLES, -min(sums.smallest, CLAMP), sums.largest)
+    return ratio(float(sums.histogram @ np.expm1(-d)), sums.n)
 
 
 def cause(evidence: Evidence) -> Cause:

@@ -1,22 +1,24 @@
-"""Means over tokens with cluster standard errors, for any number of pairs or groups at once.
+"""Means over tokens with cluster standard errors, from the sums of one pair or group.
 
-Works on the host copy of a summary's sums, as numpy arrays; what nothing was counted for is nan.
+Works on plain numbers; what nothing was counted for is nan.
 Notation (as in `docs/estimators.md`): x ~ q, d = log p - log q, e^d = p/q = 1 + d + k3; T_i and
 S1_i, S2_i, S3_i are the tokens of cluster i and its sums of k1, k2, k3, B the number of clusters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from klmonitor.numbers.student import normal_deviate
+from klmonitor.numbers.once import once
+from klmonitor.numbers.student import deviate_of_t
 from klmonitor.summary.fields import COLUMN, GRAM, MOMENTS, PER_SEQUENCE
 
 Array = NDArray[np.float64]
+Floats = Sequence[float]
 
 WEIGHTS = {
     "k1": (0.0, 1.0, 0.0, 0.0),
@@ -26,170 +28,138 @@ WEIGHTS = {
     "k2_bias": (0.0, -1.0, 1.0, 0.0),
 }
 """What is averaged, as weights on (T, S1, S2, S3)."""
-_NAMES = tuple(WEIGHTS)
-_WEIGHTS = np.array(list(WEIGHTS.values()))
 ROUNDING = 1e-12
 """A mean below this share of its absolute terms is what float64 sums leave of 0."""
 MIN_PROMPTS = 2
 """The spread of one prompt cannot be told: the errors are by sequence then, for this prompt alone.
 """
-_ORDER = [[GRAM.index(f"{min(a, b)[1]}.{max(a, b)[1]}") for b in enumerate(PER_SEQUENCE)]
-          for a in enumerate(PER_SEQUENCE)]  # fmt: skip
-_PRODUCTS = COLUMN[GRAM[0]] + np.array(_ORDER)
-TOKEN_SUMS = {name: i for i, name in enumerate(("n", *(moment.name for moment in MOMENTS)))}
-"""Place of each sum over tokens among them: those of the core come first, then those beyond it."""
+_SEQUENCES, _PROMPTED = COLUMN["sequences"], COLUMN["prompted"]
+_PRODUCTS = [[COLUMN[GRAM[GRAM.index(f"{min(a, b)[1]}.{max(a, b)[1]}")]]
+              for b in enumerate(PER_SEQUENCE)] for a in enumerate(PER_SEQUENCE)]  # fmt: skip
 _CORE, _TAIL = COLUMN["core/n"], COLUMN["tail/n"]
-_TOTALS = np.array([TOKEN_SUMS[name] for name in ("n", "d", "d2", "k3")])
-_SCALES = np.array([1.0, -1.0, 0.5, 1.0])
+_SIZE = 1 + len(MOMENTS)
 
 
-class Quotient(NamedTuple):
-    """A ratio that is still to be taken, nan where the denominator is not positive.
-
-    The table of metrics divides all that it has at once: a step of a small model costs its calls.
-    """
-
-    numerator: Array
-    denominator: Array | NDArray[np.bool_]
+def ratio(numerator: float, denominator: float) -> float:
+    """Nan instead of a division by nothing."""
+    return numerator / denominator if denominator > 0 else math.nan
 
 
-def divided(found: Sequence[Array | Quotient], pairs: int) -> Array:
-    """[M, P] of M quotients, or values, [P] each; call it within ``np.errstate``."""
-    one = np.ones(pairs)
-    whole = [x if isinstance(x, Quotient) else Quotient(x, one) for x in found]
-    return ratio(np.array([x.numerator for x in whole]), np.array([x.denominator for x in whole]))
+def positive(value: float) -> float:
+    """A variance that rounding made negative is 0; nan stays nan."""
+    return max(value, 0.0)
 
 
-def ratio(numerator: Array, denominator: Array) -> Array:
-    """Nan instead of a division by nothing; call it within ``np.errstate``."""
-    found: Array = np.where(denominator > 0, numerator / denominator, np.nan)
-    return found
-
-
-def positive(values: Array) -> Array:
-    """Variances that rounding made negative are 0; nan stays nan."""
-    found: Array = np.maximum(values, 0.0)
-    return found
-
-
-def token_sum(sums: Array, name: str) -> Array:
-    """The sum of a `fields.MOMENTS` (or ``n``) over the tokens of the core and beyond it.
+def token_sums(columns: Floats) -> list[float]:
+    """N, and the sums of `fields.MOMENTS` in their order, over the core and beyond it.
 
     Args:
-        sums: [..., COLUMNS].
-        name: as in `fields.MOMENTS`, or ``"n"``.
+        columns: `fields.COLUMNS`.
     """
-    found: Array = sums[..., COLUMN[f"core/{name}"]] + sums[..., COLUMN[f"tail/{name}"]]
-    return found
-
-
-def token_sums(sums: Array) -> Array:
-    """[..., `TOKEN_SUMS`] of [..., COLUMNS]: as `token_sum`, all at once."""
-    size = len(TOKEN_SUMS)
-    found: Array = sums[..., _CORE : _CORE + size] + sums[..., _TAIL : _TAIL + size]
-    return found
+    core, tail = columns[_CORE : _CORE + _SIZE], columns[_TAIL : _TAIL + _SIZE]
+    return [inside + beyond for inside, beyond in zip(core, tail, strict=True)]
 
 
 class Clustered:
     """Ratios of sums over clusters, with their standard errors.
 
     Args:
-        sums: [..., COLUMNS].
-        prompts: [..., buckets, 4] sums by prompt.
+        columns: sums by `fields.COLUMNS`.
+        prompts: [buckets, 4] sums by prompt.
 
     Attributes:
-        totals: [..., 4] totals of (T, S1, S2, S3).
-        prompts: [...] prompts with tokens; 0 unless every sequence came with a prompt id.
-        products: [..., 4, 4] sums over clusters of the products of (T, S1, S2, S3).
-        count: [...] B: prompts where there are at least `MIN_PROMPTS`, else sequences.
+        totals: of (T, S1, S2, S3).
+        prompts: prompts with tokens; 0 unless every sequence came with a prompt id.
+        products: 4 x 4 sums over clusters of the products of (T, S1, S2, S3).
+        count: B: prompts where there are at least `MIN_PROMPTS`, else sequences.
     """
 
-    def __init__(self, sums: Array, prompts: Array) -> None:
-        self.totals: Array = token_sums(sums)[..., _TOTALS] * _SCALES
-        sequences, prompted = sums[..., COLUMN["sequences"]], sums[..., COLUMN["prompted"]]
-        whole = (prompted > 0) & (prompted == sequences)
-        self.prompts: Array = np.zeros_like(sequences)
-        if np.count_nonzero(whole):
-            self.prompts = whole * (prompts[..., 0] != 0).sum(axis=-1, dtype=np.float64)
-        by_prompt = self.prompts >= MIN_PROMPTS
-        self.count: Array = np.where(by_prompt, self.prompts, sequences)
-        products = by_sequence = sums[..., _PRODUCTS]
-        if np.count_nonzero(by_prompt):
-            products = np.where(
-                by_prompt[..., None, None], prompts.swapaxes(-1, -2) @ prompts, products
-            )
-        self.products: Array = products
-        tokens = self.totals[..., :1]
-        self._means = ratio(self.totals @ _WEIGHTS.T, tokens)
-        both = np.array((self.count, sequences))[..., None]
-        self._errors, self._by_sequence = _errors(
-            _WEIGHTS, self._means, tokens, both, np.array((products, by_sequence))
-        )
+    def __init__(self, columns: Floats, prompts: Array) -> None:
+        n, d, _, d2, _, k3, *_ = token_sums(columns)
+        self.totals = (n, -d, 0.5 * d2, k3)
+        self._sequences = columns[_SEQUENCES]
+        known = columns[_PROMPTED] == self._sequences > 0
+        self.prompts = float(np.count_nonzero(prompts[:, 0])) if known else 0.0
+        self.products = self._by_sequence = [[columns[i] for i in row] for row in _PRODUCTS]
+        self.count = self._sequences
+        if self.prompts >= MIN_PROMPTS:
+            self.count, self.products = self.prompts, (prompts.T @ prompts).tolist()
 
-    def mean(self, name: str) -> Array:
-        """[...] token mean of one of `WEIGHTS`, nats."""
-        found: Array = self._means[..., _NAMES.index(name)]
-        return found
+    @once
+    def _means(self) -> dict[str, float]:
+        totals = self.totals
+        return {name: ratio(_dot(weights, totals), totals[0]) for name, weights in WEIGHTS.items()}
 
-    def se(self, name: str) -> Array:
-        """[...] its standard error, nats; nan for fewer than two clusters."""
-        found: Array = self._errors[..., _NAMES.index(name)]
-        return found
+    def mean(self, name: str) -> float:
+        """Token mean of one of `WEIGHTS`, nats."""
+        return self._means[name]
 
-    def sequence_se(self, name: str) -> Array:
-        """[...] the error by sequence, whatever is known of prompts.
+    def se(self, name: str) -> float:
+        """Its standard error, nats; nan for fewer than two clusters."""
+        return self._error(WEIGHTS[name], self._means[name])
+
+    def sequence_se(self, name: str) -> float:
+        """The error by sequence, whatever is known of prompts.
 
         Right for a test of what holds for every prompt alone: that the gap is 0, or k1 not below 0.
         """
-        found: Array = self._by_sequence[..., _NAMES.index(name)]
-        return found
+        by_sequence = (self._sequences, self._by_sequence)
+        return self._error(WEIGHTS[name], self._means[name], *by_sequence)
 
-    def combined_se(self, parts: Mapping[str, Array]) -> Array:
-        """[...] standard error of a sum of estimators, nats.
-
-        Args:
-            parts: of `WEIGHTS` -> how much of it, [...].
-        """
-        terms = [np.multiply.outer(x, WEIGHTS[name]) for name, x in parts.items()]
-        weights = np.sum(terms, axis=0)
-        tokens, count = self.totals[..., :1], self.count[..., None]
-        mean = ratio((self.totals * weights).sum(-1), self.totals[..., 0])[..., None]
-        errors = _errors(weights[..., None, :], mean, tokens, count, self.products)
-        found: Array = errors[..., 0]
-        return found
-
-    def z(self, names: Sequence[str], means: Array, magnitudes: Array) -> Array:
-        """[..., n] means over their errors as normal deviates; 0 where a mean is rounding noise.
+    def combined_se(self, parts: Mapping[str, float]) -> float:
+        """Standard error of a sum of estimators, nats.
 
         Args:
-            names: n of `WEIGHTS`.
-            means: [..., n] of these, nats.
-            magnitudes: [..., n] mean of the absolute terms of each mean, nats.
+            parts: of `WEIGHTS` -> how much of it.
         """
-        places = [_NAMES.index(name) for name in names]
-        z = normal_deviate(ratio(means, self._errors[..., places]), self.count[..., None] - 1)
-        found: Array = np.where(np.abs(means) <= ROUNDING * magnitudes, 0.0, z)
-        return found
+        table = [[share * weight for weight in WEIGHTS[name]] for name, share in parts.items()]
+        weights = [sum(column) for column in zip(*table, strict=True)]
+        return self._error(weights, ratio(_dot(weights, self.totals), self.totals[0]))
+
+    def z(self, name: str, mean: float, magnitude: float) -> float:
+        """A mean over its error as a normal deviate; 0 where it is rounding noise.
+
+        Args:
+            name: of `WEIGHTS`, whose error it is.
+            mean: nats.
+            magnitude: mean of its absolute terms, nats.
+        """
+        if abs(mean) <= ROUNDING * magnitude:
+            return 0.0
+        return deviate_of_t(ratio(mean, self.se(name)), self.count - 1)
+
+    def _error(
+        self,
+        weights: Floats,
+        mean: float,
+        count: float | None = None,
+        products: Sequence[Floats] | None = None,
+    ) -> float:
+        """Standard error of sum(weights . S) / sum(T), a ratio of sums over clusters.
+
+        SE^2 = B/(B-1) sum_i (S_i - mean T_i)^2 / (sum T)^2 (linearised ratio estimator, Cochran,
+        Sampling Techniques, section 6.3).
+
+        Args:
+            weights: on (T, S1, S2, S3).
+            mean: the ratio.
+            count: clusters; None: B.
+            products: sums over them of the products of (T, S1, S2, S3); None: over the B.
+        """
+        count = self.count if count is None else count
+        tokens = self.totals[0]
+        if not (count >= 2 and tokens > 0):
+            return math.nan
+        off = (weights[0] - mean, *weights[1:])
+        rows = self.products if products is None else products
+        square = sum(
+            a * b * product
+            for a, row in zip(off, rows, strict=True)
+            for b, product in zip(off, row, strict=True)
+            if a * b != 0  # 0 of what overflowed
+        )
+        return math.sqrt(count / (count - 1) * positive(square)) / tokens
 
 
-def _errors(weights: Array, means: Array, tokens: Array, count: Array, products: Array) -> Array:
-    """Standard errors of sum(weights . S) / sum(T), ratios of sums over clusters.
-
-    SE^2 = B/(B-1) sum_i (S_i - mean T_i)^2 / (sum T)^2 (linearised ratio estimator, Cochran,
-    Sampling Techniques, section 6.3).
-
-    Args:
-        weights: [W, 4] on (T, S1, S2, S3), or [..., W, 4].
-        means: [..., W] the ratios.
-        tokens: [..., 1] sum of T.
-        count: [..., 1] B.
-        products: [..., 4, 4] sums over clusters of the products of (T, S1, S2, S3).
-    """
-    weights = np.broadcast_to(weights, (*means.shape, 4)).copy()
-    weights[..., 0] -= means
-    outer = weights[..., :, None] * weights[..., None, :]
-    terms = np.where(outer == 0, 0.0, outer * products[..., None, :, :])  # 0 of what overflowed
-    squares = positive(terms.sum(axis=(-1, -2)))
-    known = (count >= 2) & (tokens > 0)
-    found: Array = np.where(known, np.sqrt(count / (count - 1) * squares) / tokens, np.nan)
-    return found
+def _dot(weights: Floats, totals: Floats) -> float:
+    return sum(weight * total for weight, total in zip(weights, totals, strict=True) if weight)

@@ -6,13 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from klmonitor.numbers.carriers import Carriers
-from klmonitor.numbers.clusters import Array, ratio
+from klmonitor.numbers.clusters import ratio
 from klmonitor.numbers.signatures import Signatures
-from klmonitor.numbers.student import normal_deviate
-from klmonitor.summary.fields import LAGS, SIGNATURE, SIGNATURE_RATIOS
+from klmonitor.numbers.student import deviate_of_t
+from klmonitor.summary.fields import LAGS
 
 Z = 8.0
 """Errors from which a signature is not chance: it is judged at every step of a run."""
@@ -57,40 +55,31 @@ class Evidence:
         return self.q == "rollout"
 
 
-def signs_of(signatures: Signatures) -> list[dict[str, float]]:
-    """What `Evidence` has of signatures, pair by pair.
+def signs_of(signatures: Signatures) -> dict[str, float]:
+    """What `Evidence` has of a pair's signatures.
 
     Args:
-        signatures: of all pairs, over the last steps.
+        signatures: over the last steps.
     """
-    with np.errstate(all="ignore"):
-        value, se = signatures.means()
-        z = _z(value, se, signatures.sum("sequences")[:, None])
-        variance = np.sqrt(signatures.sum("qq") * signatures.sum("pp"))[:, None]
-        correlations = ratio(signatures.sums[:, _CORRELATIONS], variance)
-        shares = ratio(signatures.sums[:, _SHARES], signatures.sums[:, _OF])
-        tilt = np.stack(signatures.tilt(), axis=1)
-    numbers = (value, se, z, correlations, shares, tilt, signatures.sums[:, _COUNTS])
-    table = np.concatenate(numbers, axis=1).tolist()
-    return [dict(zip(_NAMES, row, strict=True)) for row in table]
-
-
-_CORRELATIONS, _SHARES, _OF, _COUNTS = (
-    np.array([SIGNATURE[name] for name in names])
-    for names in (CORRELATIONS, SHARES.keys(), SHARES.values(), COUNTS)
-)
-_NAMES = (
-    *(f"{name}{what}" for what in ("", "_se", "_z") for name in SIGNATURE_RATIOS),
-    *(*CORRELATIONS, *SHARES, "tilt", "fit", *COUNTS),
-)
-
-
-def _z(mean: Array, error: Array, sequences: Array) -> Array:
-    """Errors from 0; of few sequences `FEW` times the normal deviate, where that is less."""
-    z = np.where(error > 0, mean / error, np.nan)
-    deviate = FEW * normal_deviate(z, sequences - 1)
-    found: Array = np.where(np.abs(deviate) < np.abs(z), deviate, z)
+    of = signatures.sum
+    sequences = of("sequences")
+    found = {name: of(name) for name in COUNTS}
+    for name, (mean, error) in signatures.means().items():
+        found[name], found[f"{name}_se"] = mean, error
+        found[f"{name}_z"] = _z(mean, error, sequences)
+    variance = of("qq") * of("pp")
+    deviation = math.sqrt(variance) if variance > 0 else math.nan
+    found |= {name: ratio(of(name), deviation) for name in CORRELATIONS}
+    found |= {name: signatures.share(name, whole) for name, whole in SHARES.items()}
+    found["tilt"], found["fit"] = signatures.tilt()
     return found
+
+
+def _z(mean: float, error: float, sequences: float) -> float:
+    """Errors from 0; of few sequences `FEW` times the normal deviate, where that is less."""
+    z = ratio(mean, error)
+    deviate = FEW * deviate_of_t(z, sequences - 1)
+    return deviate if abs(deviate) < abs(z) else z
 
 
 def oldest(e: Evidence) -> str:

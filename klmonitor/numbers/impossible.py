@@ -12,8 +12,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-import numpy as np
-
 from klmonitor.numbers.sums import QUANTILES, StepSums
 from klmonitor.report import Cause, ExtremeToken
 from klmonitor.summary.fields import (
@@ -21,7 +19,6 @@ from klmonitor.summary.fields import (
     POLICY_COUNTS,
     POSITIVE_TOLERANCE,
     SENTINEL,
-    SIGNATURE,
     TOKEN_FIELDS,
 )
 
@@ -34,7 +31,6 @@ MANY = 0.1
 0, `FEWEST` are enough."""
 _POSITIVE, _N, _NONZERO = (POLICY_COUNTS.index(name) for name in ("positive", "n", "nonzero"))
 _COUNTED = ("zero_q", "zero_p", "huge_q", "huge_p", "padded_rows")
-_LOOKED_AT = np.array([SIGNATURE[name] for name in (*_COUNTED, "qq", "pp")])
 _LOG_Q = TOKEN_FIELDS.index("log_q")
 ALIKE, VARIED = 1e-6, 1e-3
 """Variance within sequences, as a share of the other policy's, from which a value is one and the
@@ -48,40 +44,35 @@ FAR_APART = 15.0
 """Nats at the median token: a policy that knows nothing is 12.5 from one that is certain."""
 
 
-def suspect(step: StepSums, i: int) -> bool:
-    """Whether anything of pair i may be what cannot be (its extreme tokens are looked at then)."""
-    *counted, qq, pp = step.signatures[i, _LOOKED_AT].tolist()
-    (right, left), first = step.maxima[i].tolist(), step.tokens[i, :, 0, _LOG_Q].tolist()
-    counts = (step.q[i].tolist(), step.p[i].tolist())
+def suspect(sums: StepSums) -> bool:
+    """Whether anything of a pair may be what cannot be (its extreme tokens are looked at then)."""
+    of = sums.signs.sum
+    qq, pp = of("qq"), of("pp")
     return (
-        any(counted)
-        or max(right, left) > FAR_APART
+        any(map(of, _COUNTED))
+        or max(sums.largest, sums.smallest) > FAR_APART
         or min(qq, pp) <= ALIKE * max(qq, pp) > 0
-        or right == -left != 0
-        or min(first) < NO_TOKEN
-        or not any(one[_NONZERO] for one in counts)
-        or any(one[_POSITIVE] > 0 for one in counts)
+        or sums.largest == -sums.smallest != 0
+        or min(sums.tokens[:, 0, _LOG_Q].tolist()) < NO_TOKEN
+        or not any(one[_NONZERO] for one in (sums.q, sums.p))
+        or any(one[_POSITIVE] > 0 for one in (sums.q, sums.p))
     )
 
 
-def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
-    """What cannot be in pair i's log-probs; nameless: nothing.
+def impossible(sums: StepSums, tokens: Iterable[ExtremeToken]) -> Cause:
+    """What cannot be in a pair's log-probs; nameless: nothing.
 
     Args:
-        step: the sums.
-        i: the pair's place in them.
+        sums: the pair's.
         tokens: its extreme tokens.
     """
-    q, p = step.pairs[i].split("_")
-    policies = ((q, "q", step.q, "log_q", "log_p", p), (p, "p", step.p, "log_p", "log_q", q))
-    tokens = list(tokens)
-
-    def count(name: str) -> float:
-        return float(step.signatures[i, SIGNATURE[name]])
+    q, p = sums.pair.split("_")
+    policies = ((q, "q", sums.q, "log_q", "log_p", p), (p, "p", sums.p, "log_p", "log_q", q))
+    tokens, count = list(tokens), sums.signs.sum
 
     for policy, letter, counts, mine, theirs, other in policies:
-        n = float(counts[i, _POSITIVE])
-        if n > 0 and (n >= MANY * counts[i, _N] or count(f"high_{letter}") >= FEWEST):
+        n = counts[_POSITIVE]
+        if n > 0 and (n >= MANY * counts[_N] or count(f"high_{letter}") >= FEWEST):
             where = _example(tokens, mine, lambda x, _: x > POSITIVE_TOLERANCE, theirs)
             return _cause(
                 f"{policy}'s log-probs are above 0 for {_tokens(n)}{where}: not log-probs, but "
@@ -94,7 +85,7 @@ def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
                 f"count{where}: a sentinel that the mask lets through"
             )
         value, n = _filler([getattr(token, mine) for token in tokens])
-        if n >= FEWEST and not step.low_precision[i]:
+        if n >= FEWEST and not sums.low_precision:
             where = _example(tokens, mine, partial(_same, value), theirs)
             return _cause(
                 f"{policy}'s log-probs are exactly {value:.0f} for at least {n} tokens{where}: a "
@@ -105,7 +96,7 @@ def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
         cut = count(aside) > 2 * n and count(aside) > 3 * count(other_side)
         if n >= FEWEST and (count(f"blank_{letter}") > 0 or not cut):
             where = _example(tokens, mine, lambda x, y: x == 0 and y < PLACEHOLDER, theirs)
-            greedy = " (or greedy decoding)" if n > 0.5 * counts[i, _N] else ""
+            greedy = " (or greedy decoding)" if n > 0.5 * counts[_N] else ""
             return _cause(
                 f"{policy}'s log-probs are exactly 0 for {n:,.0f} tokens that {other} does not "
                 f"find certain{where}: a placeholder, no score{greedy}"
@@ -116,7 +107,7 @@ def impossible(step: StepSums, i: int, tokens: Iterable[ExtremeToken]) -> Cause:
             f"{count('rows'):,.0f} sequences have one and the same value under all policies: "
             "padding is being counted; forgot the mask?"
         )
-    return _no_tokens(step, i, tokens)
+    return _no_tokens(sums, tokens)
 
 
 def blamed(cause: Cause, policy: str) -> str:
@@ -125,20 +116,18 @@ def blamed(cause: Cause, policy: str) -> str:
     return whose if whose.startswith(f"{policy}'s") else ""
 
 
-def _no_tokens(step: StepSums, i: int, tokens: Sequence[ExtremeToken]) -> Cause:
+def _no_tokens(sums: StepSums, tokens: Sequence[ExtremeToken]) -> Cause:
     """Numbers that are no token's: nothing but zeros, one value a sequence, sums over sequences."""
-    q, p = step.pairs[i].split("_")
-    n = step.n[i]
-    counts = (step.q[i], step.p[i])
-    if n >= FEWEST and all(c[_N] > 0 and c[_NONZERO] == 0 for c in counts):
+    q, p = sums.pair.split("_")
+    n = sums.n
+    if n >= FEWEST and all(one[_N] > 0 and one[_NONZERO] == 0 for one in (sums.q, sums.p)):
         return _cause(
             f"{q}'s and {p}'s log-probs are exactly 0 for all {_tokens(n)}: nothing was scored "
             "there; padding, or a mask that is inverted?"
         )
-    signs = {name: step.signatures[i, SIGNATURE[name]] for name in ("tokens", "sequences")}
-    qq, pp = (step.signatures[i, SIGNATURE[name]] for name in ("qq", "pp"))
-    many = signs["tokens"] >= 2 * signs["sequences"] > 0 and q == "rollout"
-    if many and max(qq, pp) > VARIED * signs["tokens"]:
+    looked_at, sequences, qq, pp = map(sums.signs.sum, ("tokens", "sequences", "qq", "pp"))
+    many = looked_at >= 2 * sequences > 0 and q == "rollout"
+    if many and max(qq, pp) > VARIED * looked_at:
         alike = q if qq <= ALIKE * pp else p if pp <= ALIKE * qq else ""
         if alike:
             return _cause(
@@ -146,8 +135,7 @@ def _no_tokens(step: StepSums, i: int, tokens: Sequence[ExtremeToken]) -> Cause:
                 "constant or a mean over the sequence, no scores of tokens"
             )
     values = {(token.log_q, token.log_p) for token in tokens}
-    largest, smallest = step.maxima[i, 0], -step.maxima[i, 1]
-    one = len(tokens) >= MANY_LISTED and len(values) == 1 and largest == smallest
+    one = len(tokens) >= MANY_LISTED and len(values) == 1 and sums.largest == -sums.smallest
     if one and max(tokens[0].log_q, tokens[0].log_p) < PLACEHOLDER:
         return _cause(
             f"{q}'s and {p}'s log-probs have one and the same value at every token: padding that "
@@ -159,7 +147,7 @@ def _no_tokens(step: StepSums, i: int, tokens: Sequence[ExtremeToken]) -> Cause:
             f"{q}'s and {p}'s log-probs are below {NO_TOKEN:.0f} at all of the extreme tokens: "
             "sums over sequences, no log-probs of tokens?"
         )
-    typical = float(step.quantiles[MEDIAN, i]) if step.maxima[i].max() >= FAR_APART else 0.0
+    typical = sums.quantiles[MEDIAN] if max(sums.largest, sums.smallest) >= FAR_APART else 0.0
     if n >= MANY_LISTED and abs(typical) >= FAR_APART:
         return _cause(
             f"{q}'s and {p}'s log-probs are {abs(typical):.3g} nats apart at the typical token, "

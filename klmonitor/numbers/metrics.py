@@ -16,17 +16,16 @@ from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 
-import numpy as np
-
-from klmonitor.numbers.clusters import Array, Quotient, ratio
+from klmonitor.numbers.clusters import ratio
 from klmonitor.numbers.receiptmetrics import DRAWN, RECEIPT, SENT
 from klmonitor.numbers.signatures import BINS
 from klmonitor.numbers.sums import QUANTILES, StepSums
+from klmonitor.numbers.without import Dominance
 from klmonitor.report import KNOWN
-from klmonitor.summary.fields import CORE_RADIUS, PROBABILITIES
+from klmonitor.summary.fields import CLAMP, CORE_RADIUS, PROBABILITIES
 
-Of = Callable[[StepSums], Array | Quotient]
-"""[P] the metric of each pair, from the sums of a step; called within ``np.errstate``."""
+Of = Callable[[StepSums], float]
+"""The metric of a pair, from its sums at a step."""
 
 COUNT_THRESHOLDS = (1, 2, 5, 10)
 """Nats: ratios of 2.7, 7.4, 148 and 22,026."""
@@ -45,7 +44,7 @@ class Metric:
         unit: nats are per token unless said otherwise.
         formula: in the notation of the module docstring.
         text: one line of meaning.
-        of: how it follows from a step's sums; None: another module adds it (a rule's score).
+        of: how it follows from a pair's sums; None: another module adds it (a rule's score).
         core: whether it is sent to trackers by default.
         judged: whether rules, causes or the verdict read it at a step where nothing is wrong: such
             ones and the core are computed at once, the others when somebody looks.
@@ -62,16 +61,16 @@ class Metric:
     panel: str = ""
 
 
-def _mean(name: str, t: StepSums) -> Array:
+def _mean(name: str, t: StepSums) -> float:
     return t.clustered.mean(name)
 
 
-def _se(name: str, t: StepSums) -> Array:
+def _se(name: str, t: StepSums) -> float:
     return t.clustered.se(name)
 
 
-def _running_mean(estimator: int, t: StepSums) -> Quotient:
-    return Quotient(t.running[:, estimator], t.running[:, 0])
+def _running_mean(estimator: int, t: StepSums) -> float:
+    return ratio(t.running[estimator], t.running[0])
 
 
 def _estimator(number: int, formula: str, text: str) -> list[Metric]:
@@ -92,7 +91,7 @@ def _estimator(number: int, formula: str, text: str) -> list[Metric]:
                partial(_running_mean, number)),
         Metric(f"{name}/running_var", "nats^2", "S2 / n - (S1 / n)^2, decayed by 2^(-1/h) a step",
                f"variance of {name} over recent steps' tokens, drift between steps included",
-               lambda t: t.running_variances[number - 1], core=True, panel=VARIANCE),
+               lambda t: t.running_variance(number), core=True, panel=VARIANCE),
     ]  # fmt: skip
 
 
@@ -116,7 +115,7 @@ def _quantile(number: int) -> Metric:
 
 def _dominance(name: str) -> list[Metric]:
     def of(field: str) -> Of:
-        get = attrgetter(field)
+        get: Callable[[Dominance], float] = attrgetter(field)
         return lambda t: get(t.dominance[name])
 
     return [
@@ -137,18 +136,24 @@ def _dominance(name: str) -> list[Metric]:
     ]  # fmt: skip
 
 
-def _off_policy(numerator: Array, denominator: Array, t: StepSums) -> Quotient:
-    return Quotient(numerator, denominator * ~t.on_policy)
+def _where(holds: bool, value: float) -> float:
+    """A value, nan where it has no meaning."""
+    return value if holds else math.nan
 
 
-def _share(name: str, of: str, t: StepSums) -> Quotient:
+def _weighted(name: str, t: StepSums) -> float:
+    """A mean under importance weights, of tokens that another policy drew."""
+    return _where(not t.on_policy, ratio(t.column(name), t.column("w")))
+
+
+def _share(name: str, of: str, t: StepSums) -> float:
     """A signature as a share of another."""
-    return Quotient(t.signs.sum(name), t.signs.sum(of))
+    return t.signs.share(name, of)
 
 
-def _sequence_ess(t: StepSums) -> Quotient:
+def _sequence_ess(t: StepSums) -> float:
     of = t.signs.sum
-    return Quotient(of("ratio") ** 2, of("sequences") * of("ratio2"))
+    return ratio(of("ratio") * of("ratio"), of("sequences") * of("ratio2"))
 
 
 def _by_probability(number: int) -> list[Metric]:
@@ -170,10 +175,10 @@ METRICS: tuple[Metric, ...] = (
     *_estimator(2, "d^2 / 2", "biased, never negative"),
     *_estimator(3, "expm1(d) - d", "unbiased, never negative, explodes when p >> q"),
     Metric("k1/negative_share", "share", "#(d > 0) / N", "tokens with negative k1",
-           lambda t: Quotient(t.positive_d, t.n)),
+           lambda t: ratio(t.positive_d, t.n)),
     Metric("k1/cancellation", "share", "1 - |sum d| / sum |d|",
            "how much of k1 cancels between tokens of both signs: near 1 the mean is mostly noise",
-           lambda t: Quotient(t.absolute - np.abs(t.d), t.absolute)),
+           lambda t: ratio(t.absolute - abs(t.d), t.absolute)),
     Metric("k2/bias", "nats", "mean(k2 - k1)", "measured difference of k2 and the unbiased k1",
            partial(_mean, "k2_bias")),
     Metric("k2/bias_z", "standard errors", "z of mean(k2 - k1) / SE, paired, clustered",
@@ -190,7 +195,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("gap_se", "nats", "sqrt(n/(n-1) sum (G_i - gap T_i)^2) / N, over n sequences",
            "error of the gap by sequence: its expectation is 0 for every prompt, so few prompts "
            "are no reason to wait",
-           lambda t: Quotient(t.clustered.sequence_se("gap"), t.as_drawn), judged=True),
+           lambda t: _where(t.as_drawn, t.clustered.sequence_se("gap")), judged=True),
     Metric("k1/sequence_se", "nats", "sqrt(n/(n-1) sum (S_i - mean T_i)^2) / N, over n sequences",
            "error of k1/mean by sequence: no prompt's KL is below 0",
            lambda t: t.clustered.sequence_se("k1"), judged=True),
@@ -204,9 +209,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("cv/se", "nats", "cluster standard error of cv/mean, lambda taken as given",
            "clusters as of k1/se", lambda t: t.mixture_se),
     Metric("cv/corr", "correlation", "Corr(-d, r - 1)", "how well r - 1 cancels k1's noise",
-           lambda t: Quotient(t.cov_ratio, np.sqrt(t.var_k1 * t.var_ratio))),
+           lambda t: ratio(t.cov_ratio, math.sqrt(t.var_k1 * t.var_ratio))),
     Metric("cv/variance_ratio", "ratio", "Var(k3) / Var(k1)", "above 1, k3 is noisier than k1",
-           lambda t: Quotient(t.var_k3, t.var_k1)),
+           lambda t: ratio(t.var_k3, t.var_k1)),
     Metric("best", "1, 3 or 0", "the verdict's (docs/estimators.md)",
            "what to believe here: k1, k3, or 0 for cv/mean; nan: none, or it is not judged"),
     Metric("tokens", "tokens", "N", "tokens counted", lambda t: t.n, judged=True),
@@ -216,20 +221,20 @@ METRICS: tuple[Metric, ...] = (
            "what the standard errors count as independent: prompts if at least 2 are known, "
            "else sequences", lambda t: t.clustered.count, judged=True),
     Metric("prompts", "prompts", "#(prompts with tokens)", "where every sequence has a prompt id",
-           lambda t: Quotient(t.clustered.prompts, t.clustered.prompts > 0)),
+           lambda t: _where(t.clustered.prompts > 0, t.clustered.prompts)),
     Metric("on_policy", "0 or 1", "whether q is the sampler",
            "0: tokens were drawn from another policy; read iw/*",
-           lambda t: t.on_policy.astype(np.float64), judged=True),
+           lambda t: float(t.on_policy), judged=True),
     Metric("ess", "share", "(sum r)^2 / (N sum r^2)",
            "effective share of tokens if they were reweighted to p, unclamped",
-           lambda t: Quotient(t.sum_r * t.sum_r, t.n * t.sum_r2)),
+           lambda t: ratio(t.sum_r * t.sum_r, t.n * t.sum_r2)),
     Metric("iw/k1/mean", "nats", "sum w k1 / sum w, w = q(x) / sampler(x)",
            "k1 corrected for the token draw (not for the prefixes); only off-policy",
-           lambda t: _off_policy(-t.column("wd"), t.column("w"), t), judged=True),
+           lambda t: -_weighted("wd", t), judged=True),
     Metric("iw/k3/mean", "nats", "sum w k3 / sum w", "k3 corrected alike",
-           lambda t: _off_policy(t.column("wk3"), t.column("w"), t)),
+           partial(_weighted, "wk3")),
     Metric("iw/ess", "share", "(sum w)^2 / (N sum w^2)", "effective share of tokens under w",
-           lambda t: t.where(~t.on_policy, t.iw_ess), judged=True),
+           lambda t: _where(not t.on_policy, t.iw_ess), judged=True),
     Metric("nonfinite", "tokens", "#(d is nan or inf)", "excluded from every other number",
            lambda t: t.column("nan") + t.column("inf"), judged=True),
     Metric("positive_logp", "tokens", "#(log q > 0.001) + #(log p > 0.001)",
@@ -239,7 +244,7 @@ METRICS: tuple[Metric, ...] = (
            "many: a placeholder instead of log-probs",
            lambda t: t.policy_count("n") - t.policy_count("nonzero")),
     Metric("identical", "share", "#(d = 0) / N", "1: both policies gave the very same numbers",
-           lambda t: Quotient(t.column("zero"), t.n), judged=True),
+           lambda t: ratio(t.column("zero"), t.n), judged=True),
     Metric("clamped", "tokens", "#(d > 350)", "e^d was evaluated at 350",
            lambda t: t.column("clamped")),
     Metric("low_precision", "0 or 1", ">= 99 % of log-probs below -1/64 are bf16 or fp16 values",
@@ -249,30 +254,30 @@ METRICS: tuple[Metric, ...] = (
     Metric("outliers/k3", "tokens", "#(d >= 2)", "tokens on k3's heavy side",
            lambda t: t.at_least(OUTLIER), core=True, panel=OUTLIERS),
     Metric("outliers/rate", "per 10,000 tokens", "10^4 #(|d| >= 2) / N", "both sides together",
-           lambda t: Quotient(1e4 * (t.at_most(OUTLIER) + t.at_least(OUTLIER)), t.n),
+           lambda t: ratio(1e4 * (t.at_most(OUTLIER) + t.at_least(OUTLIER)), t.n),
            panel=OUTLIERS, judged=True),
     *(metric for threshold in COUNT_THRESHOLDS for metric in _count(threshold)),
     *(_quantile(number) for number in range(len(QUANTILES))),
     Metric("log_ratio/min", "nats", "min d", "exact",
-           lambda t: Quotient(-t.maxima[:, 1], t.n > 0)),
+           lambda t: _where(t.n > 0, -t.smallest)),
     Metric("log_ratio/max", "nats", "max d", "exact",
-           lambda t: Quotient(t.maxima[:, 0], t.n > 0), judged=True),
+           lambda t: _where(t.n > 0, t.largest), judged=True),
     Metric("log_ratio/excluded", "tokens", f"#(|d| > {CORE_RADIUS:g})",
            "left out of the running numbers, which one of them would swamp",
            lambda t: t.column("tail/n")),
     *_dominance("k1"),
     *_dominance("k3"),
     Metric("dominance/level", "0, 1, 2", "the larger of k1's and k3's", "0 none, 1 warn, 2 severe",
-           lambda t: np.maximum(t.dominance["k1"].level, t.dominance["k3"].level),
+           lambda t: max(t.dominance["k1"].level, t.dominance["k3"].level),
            core=True, panel="Dominance: 0 none, 1 warn, 2 severe"),
     Metric("dominance/top_sequence_share", "share", "max_i (S_i - mean T_i)^2 / sum (...)^2, of k1",
            "share of k1's error that one sequence holds, of the 16 with the largest sum of k1",
            lambda t: t.top_sequence_share),
     Metric("sequence/k1", "nats per sequence", "sum of token k1 / sequences",
            "mean over sequences of the sums of token values",
-           lambda t: Quotient(-t.d, t.column("sequences"))),
+           lambda t: ratio(-t.d, t.column("sequences"))),
     Metric("sequence/k3", "nats per sequence", "sum of token k3 / sequences", "likewise",
-           lambda t: Quotient(t.k3, t.column("sequences"))),
+           lambda t: ratio(t.k3, t.column("sequences"))),
     Metric("sequence/ratio_beyond_3", "share", "#(exp(sum_t d) > 3) / sequences",
            "sequences whose whole ratio is beyond 3; of the rows that signatures are taken of",
            partial(_share, "ratio_above", "sequences"), core=True,
@@ -288,7 +293,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("entropy", "nats", "mean H", "of the trainer's policy, where observe(entropy=) gave it",
            partial(_share, "entropy", "entropic")),
     Metric("entropy/k3_share", "ratio", "k3/mean / mean H", "how large KL is beside the entropy",
-           lambda t: Quotient(ratio(t.k3, t.n), t.signs.entropy)),
+           lambda t: ratio(ratio(t.k3, t.n), t.signs.entropy)),
     Metric("spike/z", "scales", "(log k3 - level) / scale, docs/alerts.md",
            "how far above its recent level k3 is, without the current step",
            panel="Spike score"),
@@ -304,12 +309,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("unclipped/tokens", "tokens", "#(A < 0, r >= 10)",
            "tokens of old_policy whose ratio no clipping of PPO's kind bounds, where "
            "observe(advantages=) gave A",
-           lambda t: Quotient(t.signs.sum("unclipped"), t.signs.sum("weighed") > 0), judged=True),
+           lambda t: _where(t.signs.sum("weighed") > 0, t.signs.sum("unclipped")), judged=True),
     Metric("unclipped/share", "share", "sum of their |A| r / sum |A| r",
            "how much of the loss's weight they hold; r is 10 at most where A > 0",
            partial(_share, "unclipped_loss", "loss"), judged=True),
     Metric("unclipped/ratio", "ratio", "exp(mean d) of these", "how far they are from old",
-           lambda t: np.exp(t.signs.share("unclipped_d", "unclipped")), judged=True),
+           lambda t: math.exp(min(t.signs.share("unclipped_d", "unclipped"), CLAMP)), judged=True),
 )
 # fmt: on
 

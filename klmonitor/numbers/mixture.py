@@ -23,9 +23,10 @@ is small and comes from the histogram, whose values are within .8 % of d: its su
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from klmonitor.numbers.buckets import MIDDLES
-from klmonitor.numbers.clusters import ROUNDING, Array
+from klmonitor.numbers.clusters import ROUNDING, Array, ratio
 from klmonitor.summary.fields import CLAMP, SEQUENCE_FIELDS
 
 ESS = (0.2, 0.3)
@@ -39,33 +40,35 @@ SEEN, LONG = 0.25, 16
 _KEY, _T, _K1, _K3 = (SEQUENCE_FIELDS.index(name) for name in ("key", "t", "k1", "k3"))
 
 
-def best_weight(n: Array, d: Array, g: Array, gg: Array, dg: Array) -> Array:
+def best_weight(
+    n: ArrayLike, d: ArrayLike, g: ArrayLike, gg: ArrayLike, dg: ArrayLike
+) -> Array:
     """Lambda from sums over N tokens of d, g = r - 1, g^2 and d g; nan where all g are alike.
 
-    Of any shape. Call it within ``np.errstate``.
+    Of any shape.
     """
-    spread = gg - g * g / n
-    known = (n > 1) & (spread > ROUNDING * gg)
-    weight = np.clip(np.where(known, (dg - d * g / n) / spread, np.nan), 0.0, 1.0)
-    ess = (n + g) ** 2 / (n * (n + 2 * g + gg))
-    least = np.clip(ESS[1] - (ESS[1] - ESS[0]) * np.log(n / 1024) / np.log(4), *ESS)
-    found: Array = weight * np.clip(ess / least - 1.0, 0.0, 1.0)
+    n, d, g, gg, dg = (np.asarray(x, np.float64) for x in (n, d, g, gg, dg))
+    with np.errstate(all="ignore"):
+        spread = gg - g * g / n
+        known = (n > 1) & (spread > ROUNDING * gg)
+        weight = np.clip(np.where(known, (dg - d * g / n) / spread, np.nan), 0.0, 1.0)
+        ess = (n + g) ** 2 / (n * (n + 2 * g + gg))
+        least = np.clip(ESS[1] - (ESS[1] - ESS[0]) * np.log(n / 1024) / np.log(4), *ESS)
+        found: Array = weight * np.clip(ess / least - 1.0, 0.0, 1.0)
     return found
 
 
-def unseen(sequences: Array, spread: Array) -> Array:
-    """[P] u: share of the spread of r - 1 over sequences where q hardly draws what p would.
+def unseen(sequences: Array, spread: float) -> float:
+    """The share u of the spread of r - 1 over sequences where q hardly draws what p would.
 
     Args:
-        sequences: [P, top, SEQUENCE_FIELDS] those of largest |S1|; of others it is not known.
-        spread: [P] sum of (S3 - S1)^2 over all sequences.
+        sequences: [top, SEQUENCE_FIELDS] those of largest |S1|; of others it is not known.
+        spread: sum of (S3 - S1)^2 over all sequences.
     """
-    tokens, g = sequences[..., _T], sequences[..., _K3] - sequences[..., _K1]
-    found = (sequences[..., _KEY] >= 0) & (tokens >= LONG) & (g < (SEEN - 1) * tokens)
-    with np.errstate(all="ignore"):
-        share = np.where(found, g * g, 0.0).sum(-1) / spread
-    bounded: Array = np.clip(np.nan_to_num(share), 0.0, 1.0)
-    return bounded
+    tokens, g = sequences[:, _T], sequences[:, _K3] - sequences[:, _K1]
+    found = (sequences[:, _KEY] >= 0) & (tokens >= LONG) & (g < (SEEN - 1) * tokens)
+    share = ratio(float((g * g)[found].sum()), spread)
+    return min(share, 1.0) if share > 0 else 0.0
 
 
 def leaving_one_out(counts: Array, largest: float, smallest: float) -> float:

@@ -89,7 +89,7 @@ def by_pair(penalty: Penalty | Mapping[str, Penalty] | None) -> dict[str, Penalt
     return found
 
 
-def receipt(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
+def receipt(penalty: Penalty, sums: StepSums) -> dict[str, float]:
     """``penalty/*`` of a pair, as far as they follow from each token's d.
 
     Where other tokens than the policy's own are weighted with their ratio, the sums over all tokens
@@ -100,26 +100,25 @@ def receipt(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
 
     Args:
         penalty: the term on this pair.
-        step: the sums.
-        pair: its position in them.
+        sums: the pair's.
     """
-    rows = RowSums(step.pulls[pair])
+    rows = RowSums(sums.pulls)
     penalty = weighing(penalty, rows.beta(penalty.beta))
-    found = of_rows(rows, penalty.beta) | _of_tokens(penalty, step, pair)
+    found = of_rows(rows, penalty.beta) | _of_tokens(penalty, sums)
     return {"penalty/beta": penalty.beta, **found}
 
 
-def at_once(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
+def at_once(penalty: Penalty, sums: StepSums) -> dict[str, float]:
     """Of `receipt` what rules and trackers read at every step, where the sums alone tell it."""
-    rows = RowSums(step.pulls[pair])
-    beta, on_policy = rows.beta(penalty.beta), bool(step.on_policy[pair])
-    known = step.n[pair] > 0 and not math.isnan(step.cumulative[pair, -1])
+    rows = RowSums(sums.pulls)
+    beta, on_policy = rows.beta(penalty.beta), sums.on_policy
+    known = sums.n > 0 and not math.isnan(sums.counted)
     if not (known and of_tokens(penalty, on_policy) and pulls_all(penalty)):
         return {}
     if on_policy or penalty.ratio is not None:
         slope = straight(penalty)
         if on_policy and math.isnan(slope):
-            slope = _slope(step, pair, exact_sums(penalty, step, pair))
+            slope = _slope(sums, exact_sums(penalty, sums))
     else:
         slope = slope_of(rows)
     if math.isnan(slope):
@@ -134,28 +133,27 @@ def weighing(penalty: Penalty, beta: float) -> Penalty:
     return replace(penalty, beta=beta)
 
 
-def _of_tokens(penalty: Penalty, step: StepSums, pair: int) -> dict[str, float]:
+def _of_tokens(penalty: Penalty, sums: StepSums) -> dict[str, float]:
     """What follows from every token's own d."""
     found: dict[str, float] = {}
-    n = float(step.n[pair])
-    on_policy = bool(step.on_policy[pair])
-    unknown = np.isnan(step.histogram[pair]).any()  # a part came without it
+    n, on_policy = sums.n, sums.on_policy
+    unknown = np.isnan(sums.histogram).any()  # a part came without it
     if not n > 0 or unknown or not of_tokens(penalty, on_policy):
         return found
     with np.errstate(all="ignore"):
-        tokens = spectrum(step, pair, _WITHIN if clamped(penalty) else MIDDLES[:, None])
+        tokens = spectrum(sums, _WITHIN if clamped(penalty) else MIDDLES[:, None])
         c = penalty.coefficient(tokens.d)
-        sums, size = _sums(penalty, step, pair, tokens, c), np.abs(c)
+        exact, size = _sums(penalty, sums, tokens, c), np.abs(c)
         if on_policy or penalty.ratio is not None:
             slope = straight(penalty)
             error = 0.0 * slope
             if on_policy and math.isnan(slope):
-                slope, error = _effective(step, pair, tokens, c, sums)
+                slope, error = _effective(sums, tokens, c, exact)
             if not math.isnan(slope):
                 found["penalty/effective_beta"] = penalty.beta * slope
                 found["penalty/effective_beta_se"] = abs(penalty.beta) * error
         if on_policy or penalty.ratio is None:
-            found["penalty/pull"] = penalty.beta * (sums[0] / n)
+            found["penalty/pull"] = penalty.beta * (exact[0] / n)
             found["penalty/top_d"] = float(tokens.d[np.argmax(size)])
             found["penalty/top_share"] = _top_share(size, tokens.weight, most_tokens_k1(n))
         dead, far = (c == 0) & (tokens.d != 0), tokens.weight * np.abs(tokens.d)
@@ -197,27 +195,25 @@ def of_tokens(penalty: Penalty, on_policy: bool) -> bool:
     return penalty.level == "token" or (on_policy and penalty.ratio == "detached")
 
 
-def spectrum(step: StepSums, pair: int, within: Array = MIDDLES[:, None]) -> Spectrum:
+def spectrum(sums: StepSums, within: Array = MIDDLES[:, None]) -> Spectrum:
     """The tokens of a pair by d: those listed exactly, the rest spread evenly over their buckets.
 
     A token that is not listed is no further out than those that are.
 
     Args:
-        step: the sums.
-        pair: its position in them.
+        sums: the pair's.
         within: [HISTOGRAM, places] d of the places of a bucket.
     """
-    keys = step.tokens[pair, :, :, KEY].tolist()
+    keys = sums.tokens[:, :, KEY].tolist()
     if any(math.isnan(key) for tail in keys for key in tail):
         keys = [[], []]  # a part came without its tokens: none is known to be the furthest
     left, right = ([key for key in tail if key > 0] for tail in keys)
     listed = np.array([*(-key for key in left), *right])
     bucket = EDGES.searchsorted(np.abs(listed), side="right")
     place = np.where(listed < 0, CENTRE - bucket, CENTRE + bucket - 1)
-    counts = step.histogram[pair] - np.bincount(place, minlength=step.histogram.shape[1])
+    counts = sums.histogram - np.bincount(place, minlength=len(sums.histogram))
     kept = np.flatnonzero(counts > 0)
-    largest, smallest = step.maxima[pair].tolist()
-    least, most = left[-1] if left else smallest, right[-1] if right else largest
+    least, most = left[-1] if left else sums.smallest, right[-1] if right else sums.largest
     inside = np.clip(within[kept], -least, most).ravel()
     d = np.concatenate([inside, listed])
     weight = np.ones_like(d)
@@ -225,15 +221,13 @@ def spectrum(step: StepSums, pair: int, within: Array = MIDDLES[:, None]) -> Spe
     return Spectrum(d, weight)
 
 
-def _sums(
-    penalty: Penalty, step: StepSums, pair: int, tokens: Spectrum, c: Array
-) -> tuple[float, float]:
+def _sums(penalty: Penalty, sums: StepSums, tokens: Spectrum, c: Array) -> tuple[float, float]:
     """The sums of c and of c d: exact where the kept sums give them, else of the spectrum."""
     value_counts = penalty.placed == "reward" or penalty.ratio == "differentiated"
     if clamped(penalty) and (value_counts or not penalty.straight_through):
         exact = (math.nan, math.nan)
     else:
-        exact = exact_sums(penalty, step, pair)
+        exact = exact_sums(penalty, sums)
     if not any(map(math.isnan, exact)):
         return exact
     rough = (float(tokens.weight @ c), float(tokens.weight @ (c * tokens.d)))
@@ -241,10 +235,9 @@ def _sums(
     return first, second
 
 
-def exact_sums(penalty: Penalty, step: StepSums, pair: int) -> tuple[float, float]:
+def exact_sums(penalty: Penalty, sums: StepSums) -> tuple[float, float]:
     """The sums of c and of c d of an unclamped term at rho = 1; nan: not a combination of sums."""
-    n, d, d2 = (float(x[pair]) for x in (step.n, step.d, step.d2))
-    absolute, k3, dk3 = (float(x[pair]) for x in (step.absolute, step.k3, step.dk3))
+    n, d, d2, absolute, k3, dk3 = sums.n, sums.d, sums.d2, sums.absolute, sums.k3, sums.dk3
     nan = math.nan
     value = {
         "k1": (-d, -d2),
@@ -268,26 +261,26 @@ def exact_sums(penalty: Penalty, step: StepSums, pair: int) -> tuple[float, floa
 
 
 def _effective(
-    step: StepSums, pair: int, tokens: Spectrum, c: Array, sums: tuple[float, float]
+    sums: StepSums, tokens: Spectrum, c: Array, of_c: tuple[float, float]
 ) -> tuple[float, float]:
     """cov(c, t) / var(t) and its standard error, from the sums of c and of c d."""
-    n, d, d2 = (float(x[pair]) for x in (step.n, step.d, step.d2))
-    slope, squares = _slope(step, pair, sums), d2 - d * d / n
+    n, d = sums.n, sums.d
+    slope, squares = _slope(sums, of_c), sums.d2 - d * d / n
     if math.isnan(slope):
         return math.nan, math.nan
     off = d / n - tokens.d  # t less its mean
-    influence = (c - sums[0] / n - slope * off) * off
-    return slope, _clustered_error(influence, step, pair, tokens) / squares
+    influence = (c - of_c[0] / n - slope * off) * off
+    return slope, _clustered_error(influence, sums, tokens) / squares
 
 
-def _slope(step: StepSums, pair: int, sums: tuple[float, float]) -> float:
+def _slope(sums: StepSums, of_c: tuple[float, float]) -> float:
     """cov(c, t) / var(t) from the sums of c and of c d; nan where all t are alike."""
-    n, d, d2 = (float(x[pair]) for x in (step.n, step.d, step.d2))
-    squares = d2 - d * d / n
-    return -(sums[1] - sums[0] * d / n) / squares if squares > 0 else math.nan
+    n, d = sums.n, sums.d
+    squares = sums.d2 - d * d / n
+    return -(of_c[1] - of_c[0] * d / n) / squares if squares > 0 else math.nan
 
 
-def _clustered_error(influence: Array, step: StepSums, pair: int, tokens: Spectrum) -> float:
+def _clustered_error(influence: Array, sums: StepSums, tokens: Spectrum) -> float:
     """Standard error of a sum over tokens whose expectation is 0, tokens clustered.
 
     A slope's error is that of its influence function (White, Econometrica 48, 1980), which is not
@@ -296,11 +289,10 @@ def _clustered_error(influence: Array, step: StepSums, pair: int, tokens: Spectr
 
     Args:
         influence: [M], of the spectrum's tokens.
-        step: the sums.
-        pair: its position in them.
+        sums: the pair's.
         tokens: the spectrum.
     """
-    clusters = float(step.clustered.count[pair])
+    clusters = sums.clustered.count
     basis = np.stack([np.ones_like(tokens.d), -tokens.d, np.expm1(tokens.d) - tokens.d], axis=1)
     weighted = tokens.weight[:, None] * basis
     scale = np.sqrt((weighted * basis).sum(axis=0))
@@ -311,7 +303,7 @@ def _clustered_error(influence: Array, step: StepSums, pair: int, tokens: Spectr
     shares = np.linalg.lstsq(normal, influence @ weighted / scale, rcond=None)[0] / scale
     rest = influence - basis @ shares
     weights = np.array([shares[0], shares[1], 0.0, shares[2]])  # on T, S1, S2, S3
-    within = float(weights @ step.clustered.products[pair] @ weights)
+    within = float(weights @ np.array(sums.clustered.products) @ weights)
     square = clusters / (clusters - 1) * max(within, 0.0) + float(tokens.weight @ (rest * rest))
     return math.sqrt(square)
 

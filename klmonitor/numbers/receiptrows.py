@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from klmonitor.numbers.clusters import Array
+from klmonitor.numbers.clusters import Floats
 from klmonitor.summary.fields import AUDITED, PULL, PULL_GRAM, PULL_TERMS
 
 
@@ -16,14 +16,14 @@ class RowSums:
     """The sums of a pair.
 
     Args:
-        sums: [PULLS]; nan: a part came without them.
+        sums: `fields.PULLS`; nan: a part came without them.
     """
 
-    def __init__(self, sums: Array) -> None:
+    def __init__(self, sums: Floats) -> None:
         self._sums = sums
 
     def __getitem__(self, name: str) -> float:
-        return float(self._sums[PULL[name]])
+        return self._sums[PULL[name]]
 
     def share(self, part: str, whole: str) -> float:
         """Of two sums, nan where the second is 0."""

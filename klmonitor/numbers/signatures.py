@@ -2,57 +2,69 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
-from klmonitor.numbers.clusters import Array, positive, ratio
-from klmonitor.summary.fields import PROBABILITIES, RATIO_SUMS, SIGNATURE, SIGNATURE_SUMS
+from klmonitor.numbers.clusters import Floats, positive, ratio
+from klmonitor.summary.fields import (
+    PROBABILITIES,
+    RATIO_SUMS,
+    SIGNATURE,
+    SIGNATURE_RATIOS,
+    SIGNATURE_SUMS,
+)
 
 BINS = len(PROBABILITIES) + 1
 
 
 class Signatures:
-    """Of the pairs of a step, or of some steps together.
+    """Of a pair at a step, or at some steps together.
 
     Args:
-        sums: [P, SIGNATURES], added over batches, ranks, or steps.
+        sums: `fields.SIGNATURES`, added over batches, ranks, or steps.
     """
 
-    def __init__(self, sums: Array) -> None:
+    def __init__(self, sums: Floats) -> None:
         self.sums = sums
 
-    def sum(self, name: str) -> Array:
-        """[P] one of `fields.SIGNATURES`."""
-        found: Array = self.sums[:, SIGNATURE[name]]
-        return found
+    def sum(self, name: str) -> float:
+        """One of `fields.SIGNATURES`."""
+        return self.sums[SIGNATURE[name]]
 
-    def means(self) -> tuple[Array, Array]:
-        """[P, SIGNATURE_RATIOS] ratios of sums over sequences, and their standard errors.
+    def means(self) -> dict[str, tuple[float, float]]:
+        """Ratios of sums over sequences (`SIGNATURE_RATIOS`), and their standard errors.
 
         SE^2 = S/(S-1) sum_i (a_i - m b_i)^2 / (sum b)^2 over the S sequences (Cochran, Sampling
         Techniques, section 6.3); nan where nothing counted, or for fewer than two sequences.
         """
-        sums = self.sums[:, len(SIGNATURE_SUMS) :].reshape(len(self.sums), -1, len(RATIO_SUMS))
-        a, b, aa, ab, bb = np.moveaxis(sums, -1, 0)
-        value, count = ratio(a, b), self.sum("sequences")[:, None]
-        squares = positive(aa - 2 * value * ab + value * value * bb)
-        se = np.where(count >= 2, np.sqrt(count / (count - 1) * squares), np.nan) / b
-        return value, np.where(b > 0, se, np.nan)
+        count = self.sum("sequences")
+        spread = count / (count - 1) if count >= 2 else math.nan
+        found, at, size = {}, len(SIGNATURE_SUMS), len(RATIO_SUMS)
+        for name in SIGNATURE_RATIOS:
+            a, b, aa, ab, bb = self.sums[at : at + size]
+            at += size
+            if not b > 0:
+                found[name] = (math.nan, math.nan)
+                continue
+            mean = a / b
+            square = positive(aa - 2 * mean * ab + mean * mean * bb)
+            found[name] = (mean, math.sqrt(spread * square) / b)
+        return found
 
-    def share(self, name: str, of: str = "tokens") -> Array:
-        """[P] a count as a share of another."""
+    def share(self, name: str, of: str = "tokens") -> float:
+        """A count as a share of another."""
         return ratio(self.sum(name), self.sum(of))
 
-    def tilt(self) -> tuple[Array, Array]:
-        """[P] twice cov(d, m) over var(d) within sequences, m = (log q + log p) / 2, and R^2.
+    def tilt(self) -> tuple[float, float]:
+        """Twice cov(d, m) over var(d) within sequences, m = (log q + log p) / 2, and R^2.
 
         1 where one policy is the other plus noise that knows nothing of it; far from it where d
         grows with the log-prob, as at another temperature. R^2 is m's share of d's variance.
         """
         qq, pp, qp = (self.sum(name) for name in ("qq", "pp", "qp"))
-        spread, product = qq + pp - 2 * qp, (qq + pp) ** 2 - 4 * qp * qp
-        return ratio(pp - qq, spread), ratio((pp - qq) ** 2, product)
+        spread, product = qq + pp - 2 * qp, (qq + pp) * (qq + pp) - 4 * qp * qp
+        return ratio(pp - qq, spread), ratio((pp - qq) * (pp - qq), product)
 
     @property
-    def entropy(self) -> Array:
-        """[P] mean entropy of the trainer's policy, nats."""
+    def entropy(self) -> float:
+        """Mean entropy of the trainer's policy, nats."""
         return ratio(self.sum("entropy"), self.sum("entropic"))

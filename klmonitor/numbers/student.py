@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-Array = NDArray[np.float64]
 LARGEST_LOG = 1.0
 """Where half an interval is so many times the mean, it tells of no scale."""
 
 
-def normal_deviate(t: ArrayLike, df: ArrayLike) -> Array:
+def deviate_of_t(t: float, df: float) -> float:
     """The normal deviate of the same tail as Student's t with `df` degrees of freedom.
 
     Few clusters give a rough standard error, and a large ratio to it by chance. Wallace (Annals of
@@ -21,18 +17,9 @@ def normal_deviate(t: ArrayLike, df: ArrayLike) -> Array:
     5 % at 3, 2 % at 7.
 
     Args:
-        t: any shape.
+        t: any.
         df: degrees of freedom; nan where not positive.
     """
-    t, df = np.asarray(t, np.float64), np.asarray(df, np.float64)
-    with np.errstate(all="ignore"):
-        size = np.sqrt(df * np.log1p(t * t / df)) * (8 * df + 1) / (8 * df + 3)
-        found: Array = np.where(df > 0, np.copysign(size, t), np.nan)
-    return found
-
-
-def deviate_of_t(t: float, df: float) -> float:
-    """The `normal_deviate` of one t."""
     if not df > 0:
         return math.nan
     size = math.sqrt(df * math.log1p(t * t / df)) * (8 * df + 1) / (8 * df + 3)
@@ -40,7 +27,7 @@ def deviate_of_t(t: float, df: float) -> float:
 
 
 def t_of_deviate(z: float, df: float) -> float:
-    """The t whose `normal_deviate` is z."""
+    """The t whose `deviate_of_t` is z."""
     if not df > 0:
         return math.nan
     size = (z * (8 * df + 3) / (8 * df + 1)) ** 2 / df

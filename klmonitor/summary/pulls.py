@@ -69,18 +69,20 @@ def _terms(
 
     trained = "policy" if "policy" in batch.log_probs else pair.q
     drew = "old" if "old" in batch.log_probs else sampler(batch.log_probs)
-    used = {pair.p, pair.q, trained, drew}
-    held = {name: _array(part(batch.log_probs[name]).double()) for name in used}
+    held = {name: _floats(part(batch.log_probs[name])) for name in {pair.p, pair.q, trained, drew}}
     mask = None if batch.mask is None else _array(part(batch.mask))
-    advantages = None if penalty.placed != "loss" else extras.advantages
-    advantages = None if advantages is None else _array(part(advantages).double())
+    advantages = None
+    if penalty.placed == "loss" and extras.advantages is not None:
+        advantages = _floats(part(extras.advantages))
     prompts = None
     if penalty.leave_one_out:
         if batch.prompt_ids is None:
             return (), None
         prompts = _array(batch.prompt_ids[:rows])
-    d, log_ratio = held[pair.p] - held[pair.q], (held[trained] - held[drew]).clip(max=LARGEST)
     with np.errstate(all="ignore"):
+        d, log_ratio = held[pair.p] - held[pair.q], None
+        if trained != drew:
+            log_ratio = (held[trained] - held[drew]).clip(max=LARGEST)
         terms = _of_tokens(penalty, d, log_ratio, mask, advantages, prompts, extras.beta)
     of_tokens = _stacked(list(terms.values()))
     if batch.segments is None:
@@ -98,27 +100,41 @@ def _stacked(terms: list[Array]) -> Array:
 
 def _array(x: Tensor) -> Array:
     """As a numpy array, where it is on the CPU."""
-    return x.numpy(force=True) if x.is_cpu else x
+    if not x.is_cpu:
+        return x
+    try:
+        return x.numpy()
+    except (TypeError, RuntimeError):  # of a dtype that numpy lacks, or negated when it is read
+        return x.double().numpy(force=True)
+
+
+def _floats(x: Tensor) -> Array:
+    """The same in float64."""
+    found = _array(x)
+    return found.astype(np.float64) if isinstance(found, np.ndarray) else found.double()
 
 
 def _of_tokens(
     penalty: Penalty,
     d: Array,
-    log_ratio: Array,
+    log_ratio: Array | None,
     mask: Array | None,
     advantages: Array | None,
     prompts: Array | None,
     beta: float | None,
 ) -> dict[str, Array]:
-    """What is summed, by name: [R, C] each."""
+    """What is summed, by name: [R, C] each. A ratio of None is 1 everywhere."""
     xp = namespace(d)
-    known = xp.isfinite(d + log_ratio)
+    known = xp.isfinite(d if log_ratio is None else d + log_ratio)
     if mask is not None:
         known &= mask
-    d, log_ratio = xp.where(known, d, 0.0), xp.where(known, log_ratio, 0.0)
+    d = xp.where(known, d, 0.0)
+    if log_ratio is not None:
+        log_ratio = xp.where(known, log_ratio, 0.0)
     c = penalty.coefficient(d, log_ratio, known, prompts)
     known &= xp.isfinite(c)
-    c, t, w = (xp.where(known, x, 0.0) for x in (c, -d, xp.exp(log_ratio)))
+    c, t = xp.where(known, c, 0.0), xp.where(known, -d, 0.0)
+    w = known + 0.0 if log_ratio is None else xp.where(known, xp.exp(log_ratio), 0.0)
     far, wt, ct, dead = abs(t), w * t, c * t, known & (c == 0) & (d != 0)
     terms = {
         **dict(zip(PULL_TERMS, (w, wt, wt * t, c, ct), strict=True)),

@@ -41,7 +41,7 @@ SITES = (
     "klmonitor.monitor.exchange:Reducer.reduce",
     "klmonitor.monitor.exchange:HostCopy.start",
     "klmonitor.monitor.exchange:HostCopy.wait",
-    "klmonitor.monitor.stepnumbers:StepSums.__init__",
+    "klmonitor.monitor.stepnumbers:sums_of",
     "klmonitor.monitor.stepnumbers:Running.advance",
     "klmonitor.monitor.stepnumbers:pair_reports",
     "klmonitor.monitor.core:judged",

@@ -8,15 +8,15 @@ import pytest
 
 from klmonitor.numbers.assemble import pair_reports
 from klmonitor.numbers.running import Running
-from klmonitor.numbers.sums import StepSums
+from klmonitor.numbers.sums import sums_of
 from klmonitor.summary import passes, signatures
 
 COMPILE_SECONDS = 3600.0
 
 
 def step_of(state):
-    """The sums of a summary's pairs."""
-    return StepSums(state.arrays, state.config.all_groups)
+    """The sums of a summary's pairs, by name."""
+    return sums_of(state.arrays, state.config.all_groups)
 
 
 def reports_of(state, running=None):

@@ -43,7 +43,7 @@ def test_one_sequence_a_prompt_makes_both_errors_one():
     for estimator in ("k1", "k3"):
         by = intervals(step, estimator)
         assert by["by prompt"] == pytest.approx(by["by sequence"], rel=1e-12)
-    values = pair_reports(step)[PAIR.name].values
+    values = pair_reports({PAIR.name: step})[PAIR.name].values
     assert values["prompts"] == values["sequences"] == 64
 
 

@@ -32,7 +32,7 @@ def sums_of(d, **others):
     batch = build(log_probs)
     state = Summary.empty(SummaryConfig())
     accumulate(state, batch, default_pairs(batch.log_probs), place=Place())
-    return step_of(state)
+    return step_of(state)["policy_ref"]
 
 
 def plain(penalty, d):
@@ -88,7 +88,7 @@ def test_every_value_equals_that_of_the_tokens(penalty, scale):
     """Exactly, where c is a combination of what is summed; else to 2 % and the tokens that share
     a bucket with a clamp's limit."""
     d = straying(scale)
-    found, expected = receipt(penalty, sums_of(d), 0), plain(penalty, d)
+    found, expected = receipt(penalty, sums_of(d)), plain(penalty, d)
     clamped = (penalty.clamp or penalty.clamp_d) and not penalty.straight_through
     summed = penalty.estimator in COMBINED and not clamped
     assert set(found) == set(expected)
@@ -111,9 +111,9 @@ def test_the_dead_are_counted_exactly_where_they_are_listed(beyond):
     d = straying(0.05)
     d.flat[:beyond] = 4.0
     d.flat[100 : 100 + beyond] = -12.0
-    found = receipt(Penalty("k3", clamp=10.0), sums_of(d), 0)
+    found = receipt(Penalty("k3", clamp=10.0), sums_of(d))
     assert found["penalty/dead_share"] == 2 * beyond / d.size
-    free = receipt(Penalty("k3"), sums_of(d), 0)
+    free = receipt(Penalty("k3"), sums_of(d))
     assert free["penalty/dead_share"] == 0
 
 
@@ -121,10 +121,10 @@ def test_one_token_may_carry_the_pull():
     d = straying(0.05, rows=3)
     d[1, 7] = 6.0
     c = np.abs(np.expm1(d))
-    found = receipt(Penalty("k3"), sums_of(d), 0)
+    found = receipt(Penalty("k3"), sums_of(d))
     assert found["penalty/top_share"] == pytest.approx(c.max() / c.sum(), rel=5e-3)
     assert found["penalty/top_share"] > 0.9
-    assert receipt(Penalty("k2"), sums_of(d), 0)["penalty/top_share"] < 0.5
+    assert receipt(Penalty("k2"), sums_of(d))["penalty/top_share"] < 0.5
 
 
 SHARES = {"penalty/dead_share", "penalty/dead_pull", "penalty/opposite_share"}
@@ -150,7 +150,7 @@ def test_what_is_told_of_another_samplers_tokens(penalty, told):
     """What each d decides, and a weight that no ratio changes: of rho k3, exactly beta."""
     d = straying(0.3)
     step = sums_of(d, old=torch.full(d.shape, -19.5))
-    found = receipt(penalty, step, step.pairs.index("policy_ref"))
+    found = receipt(penalty, step)
     known = {name for name, value in found.items() if not math.isnan(value)}
     assert known == told | {"penalty/beta"}
     c = penalty.coefficient(d)
@@ -166,12 +166,12 @@ def test_a_worker_that_left_something_out_makes_nothing_up():
     """Of a part without its tokens the buckets are left; without its histogram, beta alone."""
     d, penalty = straying(0.3), Penalty("k3", clamp=2.0)
     step, expected = sums_of(d), plain(penalty, d)
-    step.tokens[0, :, 0, KEY] = np.nan
-    found = receipt(penalty, step, 0)
+    step.tokens[:, 0, KEY] = np.nan
+    found = receipt(penalty, step)
     for name, want in expected.items():
         assert found[name] == pytest.approx(want, rel=0.05, abs=2e-3), name
-    step.histogram[0] = np.nan
-    assert receipt(penalty, step, 0) == {"penalty/beta": 1.0}
+    step.histogram[:] = np.nan
+    assert receipt(penalty, step) == {"penalty/beta": 1.0}
 
 
 # --- beside the exact gradient ------------------------------------------------------------------
@@ -191,7 +191,7 @@ def both(penalty, case, *, contexts=400, vocabulary=200, tokens=64, seed=0):
     x = draw(rng, given.q, tokens)
     step = sums_of(np.take_along_axis(given.p - given.q, x, -1))
     exact = exact_pull(torch.tensor(given.q), torch.tensor(given.p), penalty).pooled()
-    return receipt(penalty, step, 0), float(exact.effective_beta)
+    return receipt(penalty, step), float(exact.effective_beta)
 
 
 @pytest.mark.parametrize("case", LIGHT, ids=lambda case: case.name)
@@ -246,7 +246,7 @@ def shifted_rows(rng, scale):
 def test_the_error_is_the_spread_of_what_steps_read(rows, penalty, scale):
     """200 steps of 48 clustered rows: the deviation over the error is about a normal deviate."""
     rng = np.random.default_rng(2)
-    found = [receipt(penalty, sums_of(rows(rng, scale)), 0) for _ in range(200)]
+    found = [receipt(penalty, sums_of(rows(rng, scale))) for _ in range(200)]
     slopes, errors = (
         np.array([one[f"penalty/effective_beta{what}"] for one in found]) for what in ("", "_se")
     )
@@ -271,7 +271,7 @@ def test_a_monitor_gives_the_receipt_and_the_record_keeps_it(tmp_path):
     penalty = Penalty("k3", clamp=10.0, beta=0.04)
     report = run_of(tmp_path / "run", penalty, d)
     pair = report.pairs["policy_ref"]
-    for name, want in receipt(penalty, sums_of(d), 0).items():
+    for name, want in receipt(penalty, sums_of(d)).items():
         assert pair[name] == pytest.approx(want, rel=1e-12, nan_ok=True)
     assert str(penalty) == pair.penalty
     line = next(line for line in report.explain().splitlines() if "KL term" in line)

@@ -16,7 +16,7 @@ from klmonitor.numbers.buckets import edge_index
 from klmonitor.pairs import PAIR_INDEX, default_pairs
 from klmonitor.summary.batch import build
 from klmonitor.summary.extremes import Place, first_largest
-from klmonitor.summary.fields import CENTRE, COLUMN, SummaryConfig
+from klmonitor.summary.fields import CENTRE, SummaryConfig
 from klmonitor.summary.pairsums import buckets
 from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary, merge_all
@@ -164,18 +164,18 @@ def test_any_float32_bits_are_summed_or_counted(bits, mask):
     finite = np.isfinite(d)
     step = step_of(state)
     if not mask.any():
-        assert not step.pairs
+        assert not step
         return
     values = reports_of(state)["policy_ref"].values
     assert values["tokens"] == finite.sum()
     assert values["nonfinite"] == (~finite).sum()
     assert values["clamped"] == (d[finite] > 350).sum()
-    assert step.histogram[0].sum() == finite.sum()
-    sums = step.sums[0]
-    assert np.isfinite([sums[COLUMN[f"{part}/d"]] for part in ("core", "tail")]).all()
-    assert not np.isnan([sums[COLUMN[f"{part}/k3"]] for part in ("core", "tail")]).any()
+    sums = step["policy_ref"]
+    assert sums.histogram.sum() == finite.sum()
+    assert np.isfinite([sums.column(f"{part}/d") for part in ("core", "tail")]).all()
+    assert not np.isnan([sums.column(f"{part}/k3") for part in ("core", "tail")]).any()
     if finite.any():
-        assert tuple(step.maxima[0]) == (d[finite].max(), -d[finite].min())
+        assert (sums.largest, sums.smallest) == (d[finite].max(), -d[finite].min())
 
 
 @given(seeds, st.integers(1, 40))
