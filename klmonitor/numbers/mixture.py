@@ -88,4 +88,4 @@ def leaving_one_out(counts: Array, largest: float, smallest: float) -> float:
     weights = best_weight(*np.column_stack((sums, sums[:, None] - moments)))  # first, of all
     moved = weights[1:] - weights[0]
     moved[np.isnan(moved) | (g > RARE * sums[0])] = 0.0
-    return float(moved @ (g * count)) / sums[0] if count.size else 0.0
+    return float(moved @ (g * count) / sums[0]) if count.size else 0.0

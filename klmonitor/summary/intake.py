@@ -161,13 +161,12 @@ class Intake:
         for part, pairs in parts:
             accumulate(state, part, pairs, place=place, groups=groups)
             self._around(beside.add, place.micro_batch, part, pairs, state.tokens, lent)
-            with torch.inference_mode():  # a tenth less a call
-                self._taken[phase] = signatures.add(state, part, pairs, extras, taken)
-                unclipped.add(state, part, pairs, extras.advantages)
-                most = self._taken[phase] - taken
-                for pair in pairs:
-                    if pair.name in self.penalties:
-                        pulls.add(state, part, pair, self.penalties[pair.name], extras, most)
+            self._taken[phase] = signatures.add(state, part, pairs, extras, taken)
+            unclipped.add(state, part, pairs, extras.advantages)
+            most = self._taken[phase] - taken
+            for pair in pairs:
+                if pair.name in self.penalties:
+                    pulls.add(state, part, pair, self.penalties[pair.name], extras, most)
         self._micro_batches[phase] += 1
         self._checked = True
         self.seen.update(batch.log_probs)
@@ -227,7 +226,8 @@ class Intake:
             for name, error in faults.items():
                 self._fits[name].caught(error)
         for name in batch.log_probs:
-            self._fits[name].always(_nothing)
+            if self._fits[name].failing:
+                self._fits[name].always(_nothing)
         return batch
 
     def _faults(
@@ -271,9 +271,11 @@ class Intake:
 
     def _empty(self, device: torch.device, moved: Summary | None) -> Summary:
         """A summary on a device, of no tokens or of those of another device's."""
-        with torch.inference_mode(False):  # else it could not be added to outside that mode
-            fresh = Summary.empty(self.config, device)
-            return fresh if moved is None else fresh.merge(moved.to(device))
+        if torch.is_inference_mode_enabled():  # in which it could not be added to outside of it
+            with torch.inference_mode(False):
+                return self._empty(device, moved)
+        fresh = Summary.empty(self.config, device)
+        return fresh if moved is None else fresh.merge(moved.to(device))
 
     def _pairs_of(self, batch: TokenBatch) -> tuple[Pair, ...]:
         held = batch.log_probs

@@ -54,7 +54,9 @@ def accumulate(
         groups: row of the group, or int64 [sequences].
     """
     kernel = KERNELS.get(batch.device.type)
-    if kernel is None or not kernel.add(state, batch, pairs, place, groups):
+    done = kernel is not None and kernel.add(state, batch, pairs, place, groups)
+    state.fresh = False
+    if not done:
         chunked.add(state, batch, pairs, place, groups)
 
 

@@ -90,6 +90,7 @@ Found: TypeAlias = "dict[tuple[str, ...], Tensor]"
 """By name, n of them: of each sequence [n, P, S], or of one pair [n, S]; of all tokens [n, P]."""
 
 
+@torch.inference_mode()  # a tenth less a call
 def add_plain(
     state: Summary,
     batch: TokenBatch,

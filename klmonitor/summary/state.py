@@ -8,7 +8,7 @@ the configuration alone, never on the data, so every rank can take part in a red
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import accumulate
@@ -65,6 +65,7 @@ class Summary:
         tokens: [pairs, 2 tails, top, TOKEN_FIELDS], in order.
         sequences: [pairs, top, SEQUENCE_FIELDS], in order.
         around: the neighbours of `tokens`, an optional section that no pass writes; None: unknown.
+        fresh: whether no pass has added anything yet.
     """
 
     config: SummaryConfig
@@ -73,17 +74,19 @@ class Summary:
     tokens: Tensor
     sequences: Tensor
     around: Around | None = field(default=None, kw_only=True)
+    fresh: bool = field(default=False, kw_only=True)
     sums, histogram, prompts, policies, signatures, pulls = (_View() for _ in range(6))
 
     @classmethod
     def empty(cls, config: SummaryConfig, device: torch.device | str | None = None) -> Summary:
         """A summary of no tokens: the identity of `merge`."""
-        size = max(part.stop for part, _ in _parts(config).values())
+        size = _size(config)
         if device is None or torch.device(device).type != "cpu":
             flat = torch.zeros(size, dtype=torch.float64, device=device)
-        else:
+        else:  # by one thread, as in `copied`
             flat = torch.from_numpy(np.zeros(size))
-        return cls(config, flat, *(copied(part) for part in _no_maxima(config.top, flat.device)))
+        nothing = (copied(part) for part in _no_maxima(config.top, flat.device))
+        return cls(config, flat, *nothing, fresh=True)
 
     def merge(self, other: Summary) -> Summary:
         """The summary of the tokens of both, a new object.
@@ -115,10 +118,19 @@ class Summary:
         if self.device.type != "cpu":
             parts = (self.flat, self.maxima, self.tokens, self.sequences)
             return [(part, part.clone()) for part in parts]
+        if self.fresh:
+            return [(self.arrays["policies"], 0.0), *self._nothing(pairs)]
         arrays = [self.arrays["policies"]]
         for pair in pairs:
             arrays += self.of_pair(pair)
         return [(array, array.copy()) for array in arrays]
+
+    def _nothing(self, pairs: Iterable[int]) -> Iterator[tuple[Floats, Any]]:
+        """The arrays of some pairs, and what they have in an empty summary."""
+        keyed = dict(zip(_ARRAYS, _no_maxima(self.config.top, self.device), strict=True))
+        for pair in pairs:
+            for name, array in zip(BY_PAIR, self.of_pair(pair), strict=True):
+                yield array, keyed[name].numpy()[pair] if name in keyed else 0.0
 
     @staticmethod
     def restore(saved: Saved) -> None:
@@ -154,6 +166,12 @@ def copied(part: Tensor) -> Tensor:
     cores that the pass needs.
     """
     return torch.from_numpy(part.numpy().copy()) if part.is_cpu else part.clone()
+
+
+@cache
+def _size(config: SummaryConfig) -> int:
+    """Of `flat`."""
+    return max(part.stop for part, _ in _parts(config).values())
 
 
 @cache

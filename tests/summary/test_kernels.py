@@ -150,24 +150,26 @@ def test_a_batch_is_added_once_whether_or_not_a_kernel_takes_it(kernel_of, monke
         assert state.policies[0, 0].item() == counted
 
 
-def test_what_a_kernel_leaves_behind_when_it_fails_is_taken_back(kernel_of, monkeypatch):
+@pytest.mark.parametrize("at", [2, 3], ids=["the first batch", "a later one"])
+def test_what_a_kernel_leaves_behind_when_it_fails_is_taken_back(kernel_of, monkeypatch, at):
     batch, calls = made_up(0, 3, 30, policies=3), []
     pairs = default_pairs(batch.log_probs)
     assert len(pairs) > 1
 
     def breaks_at_the_second_pair(state, batch, pairs, *where):
         calls.append(len(calls))
-        chunked.add(state, batch, pairs if len(calls) < 3 else pairs[:1], *where)
-        if len(calls) == 3:  # after the trial and a batch
+        chunked.add(state, batch, pairs if len(calls) < at else pairs[:1], *where)
+        if len(calls) == at:  # the trial is the first
             raise MemoryError
 
     kernel = kernel_of(breaks_at_the_second_pair)
     monkeypatch.setitem(passes.KERNELS, "cpu", kernel)
     found, expected = Summary.empty(SummaryConfig()), Summary.empty(SummaryConfig())
+    found.pulls[1] = expected.pulls[1] = 3.0  # of an audit, before any batch
     for micro_batch in range(2):
         passes.accumulate(found, batch, pairs, place=Place(0, micro_batch))
         chunked.add(expected, batch, pairs, Place(0, micro_batch), 0)
-    assert len(calls) == 3
+    assert len(calls) == at
     for name in ("flat", "maxima", "tokens", "sequences"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
