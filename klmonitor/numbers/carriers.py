@@ -15,7 +15,7 @@ import numpy as np
 
 from klmonitor.boundary import inert
 from klmonitor.numbers.buckets import MIDDLES
-from klmonitor.numbers.clusters import Array
+from klmonitor.numbers.clusters import Array, Floats
 from klmonitor.numbers.student import deviate_of_t
 from klmonitor.numbers.sums import KEY, StepSums
 from klmonitor.report.values import possible
@@ -74,34 +74,33 @@ class Totals:
     ss: float
 
     @classmethod
-    def of(cls, t: Array, s: Array) -> Totals:
+    def of(cls, t: Floats, s: Floats) -> Totals:
         """Of clusters that are all known."""
-        both = np.array((np.ones_like(t), t, s))
-        (count, whole, total), (_, tt, ts), (_, _, ss) = (both @ both.T).tolist()
-        return cls(count, whole, total, tt, ts, ss)
+        tt, ss = sum(x * x for x in t), sum(y * y for y in s)
+        return cls(len(t), sum(t), sum(s), tt, sum(x * y for x, y in zip(t, s, strict=True)), ss)
 
     def about(self, mean: float) -> float:
         """Sum (S - mean T)^2."""
         return max(self.ss - 2 * mean * self.ts + mean * mean * self.tt, 0.0)
 
-    def without(self, t: Array, s: Array) -> Totals:
-        """Of the others."""
+    def without(self, t: float, s: float) -> Totals:
+        """Without one cluster."""
         return Totals(
-            self.count - len(t),
-            self.t - float(t.sum()),
-            self.s - float(s.sum()),
-            self.tt - float((t * t).sum()),
-            self.ts - float((t * s).sum()),
-            self.ss - float((s * s).sum()),
+            self.count - 1,
+            self.t - t,
+            self.s - s,
+            self.tt - t * t,
+            self.ts - t * s,
+            self.ss - s * s,
         )
 
 
-def few(t: Array, s: Array, totals: Totals, name: str) -> Few | None:
+def few(t: Floats, s: Floats, totals: Totals, name: str) -> Few | None:
     """The few of some clusters that carry ``"k1"`` or ``"k3"``; None: none do.
 
     Args:
-        t: [n] tokens of those known one by one.
-        s: [n] their sums of the estimator, nats.
+        t: tokens of those known one by one.
+        s: their sums of the estimator, nats.
         totals: over all.
         name: of the estimator.
     """
@@ -109,23 +108,24 @@ def few(t: Array, s: Array, totals: Totals, name: str) -> Few | None:
     if most < 1 or not totals.t > 0:
         return None
     mean = totals.s / totals.t
-    weights = (s - mean * t) ** 2 if name == "k1" else s
-    whole = totals.about(mean) if name == "k1" else totals.s
-    order = np.argsort(-weights)
-    held = weights[order].cumsum() / whole if whole > 0 else np.zeros(len(t))
-    if not held[most - 1] >= HALF:
+    weights, whole = s, totals.s
+    if name == "k1":
+        off = [y - mean * x for x, y in zip(t, s, strict=True)]
+        weights, whole = [x * x for x in off], totals.about(mean)
+    order = sorted(range(len(t)), key=weights.__getitem__, reverse=True)
+    if not (whole > 0 and sum(weights[i] for i in order[:most]) >= HALF * whole):
         return None
-    best, found = APART, None
-    for j in range(1, most + 1):
-        chosen, last, following = order[:j], weights[order[j - 1]], weights[order[j]]
-        if held[j - 1] < HALF or not last > 0:
+    best, found, held, rest = APART, None, 0.0, totals
+    for j, place in enumerate(order[:most], 1):
+        last, following = weights[place], weights[order[j]]
+        held, rest = held + last, rest.without(t[place], s[place])
+        if held < HALF * whole or not last > 0:
             continue
         apart = math.sqrt(j) * math.log(last / following) if following > 0 else math.inf
-        rest = totals.without(t[chosen], s[chosen])
         rest_mean = rest.s / rest.t
         error = math.sqrt(rest.about(rest_mean)) / rest.t
         if apart > best and abs(mean - rest_mean) >= PULL * error:
-            best, found = apart, Few(tuple(chosen.tolist()), min(float(held[j - 1]), 1.0))
+            best, found = apart, Few(tuple(order[:j]), min(held / whole, 1.0))
     return found
 
 
@@ -146,19 +146,20 @@ def carriers(sums: StepSums) -> Carriers:
     """What carries a pair of a step."""
     if not sums.k3 > SMALLEST * sums.n:
         return Carriers()
-    rows, count = sums.sequences, sums.clustered.prompts
-    known = rows[rows[:, KEY] > 0]
-    prompts = _buckets(sums) if count >= MOST_SHARE else rows[:0]
+    count = sums.clustered.prompts
+    known: list[list[float]] = [row for row in sums.sequences.tolist() if row[KEY] > 0]
+    prompts = _buckets(sums).tolist() if count >= MOST_SHARE else []
     for name in ("k3", "k1"):
         by_tokens = _by_tokens(sums, name)
-        found = few(known[:, _FIELD["t"]], known[:, _FIELD[name]], _totals(sums, name), name)
+        t, s = ([row[_FIELD[what]] for row in known] for what in ("t", name))
+        found = few(t, s, _totals(sums, name), name)
         if found is not None and not by_tokens >= OWN * found.share:
-            some, every = known[list(found.places)], sums.column("sequences")
-            if not _by_chance(sums, name, found, float(some[:, _FIELD["t"]].sum()), every):
-                return _said(sums, name, found, some)
+            tokens, every = sum(t[i] for i in found.places), sums.column("sequences")
+            if not _by_chance(sums, name, found, tokens, every):
+                return _said(sums, name, found, [known[i] for i in found.places], tokens)
         of_prompts = _prompts(prompts, name)
         if of_prompts is not None and not by_tokens >= HALF:
-            tokens = float(prompts[list(of_prompts.places), 0].sum())
+            tokens = sum(prompts[i][0] for i in of_prompts.places)
             if not _by_chance(sums, name, of_prompts, tokens, count):
                 few_of = f"{len(of_prompts.places)} of {count:.0f} prompts"
                 text = f"{few_of} hold {of_prompts.share:.0%} of {_WHOLE[name]}"
@@ -220,27 +221,27 @@ def _totals(sums: StepSums, name: str) -> Totals:
 
 def _buckets(sums: StepSums) -> Array:
     """[prompts, 4] sums of the prompts that have tokens; empty where not all are known."""
-    rows = sums.prompts.reshape(-1, sums.prompts.shape[-1])
-    found: Array = rows[rows[:, 0] > 0] if sums.clustered.prompts > 0 else rows[:0]
-    return found
+    return sums.all_prompts if sums.clustered.prompts > 0 else sums.all_prompts[:0]
 
 
-def _prompts(rows: Array, name: str) -> Few | None:
+def _prompts(rows: Sequence[Floats], name: str) -> Few | None:
     if len(rows) < MOST_SHARE:
         return None
-    t, s = rows[:, 0], rows[:, _SUMS[name]]
+    t, s = ([row[i] for row in rows] for i in (0, _SUMS[name]))
     return few(t, s, Totals.of(t, s), name)
 
 
-def _said(sums: StepSums, name: str, found: Few, rows: Array) -> Carriers:
+def _said(
+    sums: StepSums, name: str, found: Few, rows: Sequence[Floats], tokens: float
+) -> Carriers:
     count = sums.column("sequences")
-    one = _one_prompt(_buckets(sums), rows)
+    one = _one_prompt(_buckets(sums), np.array(rows))
     verb = "holds" if len(rows) == 1 else "hold"
     text = (
         f"{len(rows)} of {count:.0f} sequences{', all of one prompt,' if one else ''} {verb} "
-        f"{found.share:.0%} of {_WHOLE[name]} ({_places(rows.tolist())})"
+        f"{found.share:.0%} of {_WHOLE[name]} ({_places(rows)})"
     )
-    return Carriers(text, float(rows[:, _FIELD["t"]].sum()))
+    return Carriers(text, tokens)
 
 
 def _one_prompt(prompts: Array, rows: Array) -> bool:
@@ -256,7 +257,7 @@ def _one_prompt(prompts: Array, rows: Array) -> bool:
     return bool(within.any() and prompts[within, 0].min() < 2 * mine[0])
 
 
-def _places(rows: Sequence[Sequence[float]], most: int = 4) -> str:
+def _places(rows: Sequence[Floats], most: int = 4) -> str:
     named = [
         f"{row[_FIELD['sequence']]:.0f} of micro-batch {row[_FIELD['micro_batch']]:.0f}"
         for row in rows[:most]

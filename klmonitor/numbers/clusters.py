@@ -65,7 +65,7 @@ class Clustered:
 
     Args:
         columns: sums by `fields.COLUMNS`.
-        prompts: [buckets, 4] sums by prompt.
+        prompts: [prompts, 4] sums by prompt, of those with tokens.
 
     Attributes:
         totals: of (T, S1, S2, S3).
@@ -79,7 +79,7 @@ class Clustered:
         self.totals = (n, -d, 0.5 * d2, k3)
         self._sequences = columns[_SEQUENCES]
         known = columns[_PROMPTED] == self._sequences > 0
-        self.prompts = float(np.count_nonzero(prompts[:, 0])) if known else 0.0
+        self.prompts = float(len(prompts)) if known else 0.0
         self.products = self._by_sequence = [[columns[i] for i in row] for row in _PRODUCTS]
         self.count = self._sequences
         if self.prompts >= MIN_PROMPTS:

@@ -80,7 +80,7 @@ class StepSums:
         n, d, absolute, d2, d4, k3, k3k3, dk3: tokens counted, and sums over them: of d, |d|, d^2,
             d^4, k3, k3^2, d k3.
         histogram: [HISTOGRAM] counts of d by bucket.
-        prompts: [G, buckets, 4] sums by prompt.
+        prompts: of each group the sums by prompt, [prompts, 4], of those with tokens.
         largest, smallest: the largest d and the largest -d.
         tokens: [2, top, TOKEN_FIELDS], the extreme tokens of both tails, largest first.
         sequences: [top, SEQUENCE_FIELDS], those of largest |S1|.
@@ -101,7 +101,7 @@ class StepSums:
         found = token_sums(self.columns)
         self.n, self.d, self.absolute, self.d2, self.d4, self.k3, self.k3k3, self.dk3 = found
         self.histogram = arrays["histogram"][place].copy()
-        self.prompts = arrays["prompts"][place].copy()
+        self.prompts = [rows[rows[:, 0] != 0] for rows in arrays["prompts"][place]]
         self.largest, self.smallest = arrays["maxima"][place].tolist()
         self.tokens = arrays["tokens"][place].copy()
         self.sequences = arrays["sequences"][place].copy()
@@ -119,7 +119,12 @@ class StepSums:
     @once
     def clustered(self) -> Clustered:
         """Means over tokens and their errors, all groups together."""
-        return Clustered(self.columns, self.prompts.reshape(-1, self.prompts.shape[-1]))
+        return Clustered(self.columns, self.all_prompts)
+
+    @property
+    def all_prompts(self) -> Array:
+        """[prompts, 4] sums by prompt, of all groups: a prompt of two counts twice."""
+        return self.prompts[0] if len(self.prompts) == 1 else np.concatenate(self.prompts)
 
     def by_groups(self) -> dict[str, Clustered]:
         """The same of each group that has tokens."""
@@ -264,7 +269,8 @@ class StepSums:
     @once
     def on_policy(self) -> bool:
         """Whether every token was drawn from q."""
-        return self.column("on_policy") == self.n
+        found: bool = self.column("on_policy") == self.n
+        return found
 
     @once
     def sum_r(self) -> float:

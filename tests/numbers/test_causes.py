@@ -107,9 +107,9 @@ def test_the_few_sequences_that_carry_it_are_found_and_no_other(name):
     rng = np.random.default_rng(0)
     t = rng.integers(40, 60, 32).astype(float)
     s = np.abs(rng.normal(0.1, 0.02, 32)) * (t / 50)
-    assert few(t, s, totals(t, s), name) is None
+    assert few(t.tolist(), s.tolist(), totals(t, s), name) is None
     s[[3, 9, 20]] += 20
-    found = few(t, s, totals(t, s), name)
+    found = few(t.tolist(), s.tolist(), totals(t, s), name)
     assert sorted(found.places) == [3, 9, 20]
     weights = s if name == "k3" else (s - s.sum() / t.sum() * t) ** 2
     assert found.share == pytest.approx(weights[[3, 9, 20]].sum() / weights.sum(), rel=1e-9)
@@ -118,4 +118,4 @@ def test_the_few_sequences_that_carry_it_are_found_and_no_other(name):
 def test_many_sequences_are_not_few():
     t = np.full(32, 50.0)
     s = np.where(np.arange(32) < 12, 5.0, 0.1)
-    assert few(t, s, totals(t, s), "k3") is None
+    assert few(t.tolist(), s.tolist(), totals(t, s), "k3") is None
