@@ -137,10 +137,6 @@ class Boundary:
         if self.resting and self._left_out < self._rest:
             self._left_out += 1
             return None
-        return self.always(call, *args, **kwargs)
-
-    def always(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
-        """As a call, but also while it rests: for what must not be left out."""
         try:
             result = call(*args, **kwargs)
         except self._catch as error:
@@ -151,6 +147,11 @@ class Boundary:
             self.resting = False
             self._log.resume(self.name)
         return result
+
+    def always(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """As a call, but also while it rests: for what must not be left out."""
+        self._left_out = self._rest
+        return self(call, *args, **kwargs)
 
     def caught(self, error: BaseException) -> None:
         """Count a failure, tell the first, and rest after too many in a row.

@@ -97,7 +97,7 @@ class StepSums:
         self.pair, self.groups = pair.name, tuple(groups)
         sums, policies = arrays["sums"][place], arrays["policies"]
         self.by_group: list[list[float]] = sums.tolist()
-        self.columns = self.by_group[0] if len(sums) == 1 else sums.sum(axis=0).tolist()
+        self.columns: list[float] = self.by_group[0] if len(sums) == 1 else sums.sum(axis=0).tolist()
         found = token_sums(self.columns)
         self.n, self.d, self.absolute, self.d2, self.d4, self.k3, self.k3k3, self.dk3 = found
         self.histogram = arrays["histogram"][place].copy()
@@ -269,8 +269,7 @@ class StepSums:
     @once
     def on_policy(self) -> bool:
         """Whether every token was drawn from q."""
-        found: bool = self.column("on_policy") == self.n
-        return found
+        return self.column("on_policy") == self.n
 
     @once
     def sum_r(self) -> float:

@@ -125,14 +125,14 @@ class PairReport:
         Raises:
             KeyError: there is no metric of that name; the message has the nearest.
         """
-        try:
-            return self.values[metric]
-        except KeyError:
-            if metric in KNOWN or metric.startswith("group/") or not KNOWN:
-                return math.nan
+        found = self.values.get(metric)
+        if found is not None:
+            return found
+        if metric in KNOWN or metric.startswith("group/") or not KNOWN:
+            return math.nan
         near = difflib.get_close_matches(metric, KNOWN, n=1)
         hint = f": did you mean {near[0]!r}?" if near else ", see docs/metrics.md"
-        raise KeyError(f"no metric {metric!r}{hint}") from None
+        raise KeyError(f"no metric {metric!r}{hint}")
 
     def with_value(self, metric: str, value: float) -> PairReport:
         """A copy with one value more."""

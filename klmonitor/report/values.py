@@ -53,13 +53,19 @@ class Values(Mapping[str, float]):
         return tuple(dict.fromkeys(chain.from_iterable(names)))
 
     def __getitem__(self, name: str) -> float:
-        found = self._known.get(name)
-        for part in self._parts if found is None else ():
-            if name in part.names and (found := part.values.get(name)) is not None:
-                break
+        found = self.get(name)
         if found is None:
             raise KeyError(name)
         return found
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value, or the default where there is none."""
+        found = self._known.get(name)
+        if found is None:
+            for part in self._parts:
+                if name in part.names and (found := part.values.get(name)) is not None:
+                    return found
+        return default if found is None else found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())

@@ -171,7 +171,7 @@ def copied(part: Tensor) -> Tensor:
 @cache
 def _size(config: SummaryConfig) -> int:
     """Of `flat`."""
-    return max(part.stop for part, _ in _parts(config).values())
+    return sum(math.prod(shape) for _, shape in _parts(config).values())
 
 
 @cache
