@@ -231,9 +231,7 @@ def _prompts(rows: Sequence[Floats], name: str) -> Few | None:
     return few(t, s, Totals.of(t, s), name)
 
 
-def _said(
-    sums: StepSums, name: str, found: Few, rows: Sequence[Floats], tokens: float
-) -> Carriers:
+def _said(sums: StepSums, name: str, found: Few, rows: Sequence[Floats], tokens: float) -> Carriers:
     count = sums.column("sequences")
     one = _one_prompt(_buckets(sums), np.array(rows))
     verb = "holds" if len(rows) == 1 else "hold"

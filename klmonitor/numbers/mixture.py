@@ -40,9 +40,7 @@ SEEN, LONG = 0.25, 16
 _KEY, _T, _K1, _K3 = (SEQUENCE_FIELDS.index(name) for name in ("key", "t", "k1", "k3"))
 
 
-def best_weight(
-    n: ArrayLike, d: ArrayLike, g: ArrayLike, gg: ArrayLike, dg: ArrayLike
-) -> Array:
+def best_weight(n: ArrayLike, d: ArrayLike, g: ArrayLike, gg: ArrayLike, dg: ArrayLike) -> Array:
     """Lambda from sums over N tokens of d, g = r - 1, g^2 and d g; nan where all g are alike.
 
     Of any shape.

@@ -97,7 +97,8 @@ class StepSums:
         self.pair, self.groups = pair.name, tuple(groups)
         sums, policies = arrays["sums"][place], arrays["policies"]
         self.by_group: list[list[float]] = sums.tolist()
-        self.columns: list[float] = self.by_group[0] if len(sums) == 1 else sums.sum(axis=0).tolist()
+        alone = len(sums) == 1
+        self.columns: list[float] = self.by_group[0] if alone else sums.sum(axis=0).tolist()
         found = token_sums(self.columns)
         self.n, self.d, self.absolute, self.d2, self.d4, self.k3, self.k3k3, self.dk3 = found
         self.histogram = arrays["histogram"][place].copy()

@@ -53,7 +53,7 @@ class Values(Mapping[str, float]):
         return tuple(dict.fromkeys(chain.from_iterable(names)))
 
     def __getitem__(self, name: str) -> float:
-        found = self.get(name)
+        found: float | None = self.get(name)
         if found is None:
             raise KeyError(name)
         return found

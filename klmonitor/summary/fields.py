@@ -198,6 +198,8 @@ SEQUENCE_RATIO = 3.0
 PULL_TERMS = ("w", "wt", "wtt", "c", "ct")
 """Of a sequence's tokens, w = rho, t = -d, c the term's coefficient: what a slope of c / rho on t
 and its cluster error follow from."""
+LARGEST_RATIO = 80.0
+"""Nats: the log of a token's rho is clamped to it, so that its square stays finite."""
 PULL_GRAM = tuple(f"{a}.{b}" for a, b in combinations_with_replacement(PULL_TERMS, 2))
 PULL_SUMS = (
     "tokens",  # whose c is known

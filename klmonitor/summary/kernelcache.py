@@ -31,9 +31,13 @@ except ImportError:  # where there are no such locks
 KERNELS = {
     "klmonitor.summary.numba_kernel": "add_pair",
     "klmonitor.summary.numba_signatures": "add_sequences",
+    "klmonitor.summary.numba_pulls": "add_pulls",
 }
 """Modules, and the function of each that is compiled for its `TYPES`."""
-SOURCES = ("numba_kernel.py", "numba_signatures.py", "collected.py", "fields.py")
+SOURCES = (
+    *(f"{module.rpartition('.')[2]}.py" for module in KERNELS),
+    *("collected.py", "fields.py"),
+)
 """What the compiled code is made of, constants included."""
 MARK, LOCK = "whole", "lock"
 LOOK_SECONDS = 0.5
@@ -138,26 +142,26 @@ class Loader:
             if find_spec("numba") is None:
                 raise ModuleNotFoundError("No module named 'numba'", name="numba")
             self._place = directory()
+        ended = self._child is not None and self._reap(self._child)
         if (self._place / MARK).exists():
-            if self._child is not None:
-                self._reap(self._child)
             self._thread = threading.Thread(
                 target=self._load, args=(self._place,), name="klmonitor: kernel", daemon=True
             )
             self._thread.start()
-        elif self._child is not None:
-            self._reap(self._child)
+        elif ended:
+            self.error = RuntimeError("the process that compiles it has ended without success")
         elif not self._tried and fcntl is not None:
             self._child = start(self._place)
             self._tried = self._child is not None
 
-    def _reap(self, child: int) -> None:
-        """Ask for the child, once it has ended; what it has made, or not, is seen by its mark."""
+    def _reap(self, child: int) -> bool:
+        """Whether the child has ended; what it has made, or not, is seen by its mark."""
         with suppress(ChildProcessError):
             ended, _ = os.waitpid(child, os.WNOHANG)
             if not ended:
-                return
+                return False
         self._child = None
+        return True
 
     def _load(self, place: Path) -> None:
         try:

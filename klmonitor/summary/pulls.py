@@ -1,30 +1,44 @@
 """What a KL term pulls where that takes more than each token's d: a ratio, a return, an advantage.
 
-Beside the passes over all tokens, on the same tokens as the signatures of causes, in float64: numpy
-on the CPU, which takes fewer calls, and torch on a device, for which nothing waits. With w = rho,
+Beside the passes over all tokens, on the same tokens as the signatures of causes. With w = rho,
 t = -d and c the term's coefficient, sums of w, w t, w t^2, c and c t tell the slope of c / rho on t
-under the weights rho; their products by sequence tell its error (`numbers.receipt`).
+under the weights rho; their products by sequence tell its error (`numbers.receipt`). On the CPU
+they are `pull_pass`'s where each token's c is its own, that is there and agrees with `pull_sums`,
+which does the work elsewhere.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from itertools import combinations_with_replacement
+from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from klmonitor.pairs import PAIR_INDEX, Pair, sampler
-from klmonitor.penalty import Array, Penalty, namespace
-from klmonitor.summary.batch import TokenBatch, moved
+from klmonitor.pairs import Pair
+from klmonitor.penalty import Penalty
+from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extras import Extras
-from klmonitor.summary.fields import PULL, PULL_TERMS, PULLS
-from klmonitor.summary.sequences import Rows
-from klmonitor.summary.state import Summary
+from klmonitor.summary.fields import SummaryConfig
+from klmonitor.summary.passes import KERNELS, Kernel, made_up
+from klmonitor.summary.pull_sums import add_plain
+from klmonitor.summary.state import Saved, Summary
 
-LARGEST = 80.0
-"""Nats: a token's log-ratio is clamped to it, so that its square stays finite."""
+TRIAL_SHAPE = (4, 40)
+"""Sequences and tokens by which a kernel is tried."""
+ODD = (0.0, -4.0, -torch.inf, torch.nan)
+TOLERANCE = 1e-9
+"""Of the trial's sums, relative to them or to their terms: far above rounding."""
+TRIED = tuple(
+    Penalty(estimator, placed, ratio, clamp, beta=0.3, clamp_d=clamp_d, straight_through=straight)
+    for estimator in ("k1", "k2", "k3", "abs", "square")
+    for placed, ratio, straight in (
+        ("loss", None, False),
+        ("loss", "differentiated", True),
+        ("loss", "differentiated", False),
+        ("reward", "detached", False),
+    )
+    for clamp, clamp_d in ((None, None), (0.5, 0.8))
+)
+"""Terms that it is tried with."""
 
 
 def add(
@@ -47,133 +61,37 @@ def add(
         return
     columns = tokens if batch.segments is not None else batch.shape[1]
     rows = 1 if batch.segments is not None else tokens // columns
-    names, by_sequence = _terms(batch, pair, penalty, extras, rows, columns)
-    if not names:
-        return
-    taken, places = (_array(x) for x in _places(names, pair.name, batch.device))
-    products = (by_sequence @ by_sequence.T).reshape(-1)[taken]
-    if isinstance(products, np.ndarray):
-        state.arrays["pulls"].reshape(-1)[places] += products
-    else:
-        state.pulls.view(-1).index_add_(0, places, products)
+    some = (batch, (pair,), penalty, extras, rows, columns)
+    if whole or batch.device.type != "cpu" or not KERNEL.add(state, *some):
+        add_plain(state, *some)
 
 
-def _terms(
-    batch: TokenBatch, pair: Pair, penalty: Penalty, extras: Extras, rows: int, columns: int
-) -> tuple[tuple[str, ...], Array]:
-    """Names, ``sequences`` among them, with their sums over each of the first sequences, [n, S]."""
-    whole = (rows, columns) == batch.shape
+def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) -> None:
+    """Compare what a pass and the plain one make of tokens that are made up after a batch's.
 
-    def part(x: Tensor) -> Tensor:
-        return x if whole else x[:rows, :columns]
-
-    trained = "policy" if "policy" in batch.log_probs else pair.q
-    drew = "old" if "old" in batch.log_probs else sampler(batch.log_probs)
-    held = {name: _floats(part(batch.log_probs[name])) for name in {pair.p, pair.q, trained, drew}}
-    mask = None if batch.mask is None else _array(part(batch.mask))
-    advantages = None
-    if penalty.placed == "loss" and extras.advantages is not None:
-        advantages = _floats(part(extras.advantages))
-    prompts = None
-    if penalty.leave_one_out:
-        if batch.prompt_ids is None:
-            return (), None
-        prompts = _array(batch.prompt_ids[:rows])
-    with np.errstate(all="ignore"):
-        d, log_ratio = held[pair.p] - held[pair.q], None
-        if trained != drew:
-            log_ratio = (held[trained] - held[drew]).clip(max=LARGEST)
-        terms = _of_tokens(penalty, d, log_ratio, mask, advantages, prompts, extras.beta)
-    of_tokens = _stacked(list(terms.values()))
-    if batch.segments is None:
-        sums = of_tokens.sum(-1)
-    else:
-        sums = _array(Rows.of(batch, rows, columns).total(torch.as_tensor(of_tokens)))
-    sequences = sums[len(PULL_TERMS)] > 0  # those with tokens
-    return (*terms, "sequences"), namespace(d).concatenate([sums, sequences[None]])
+    Raises:
+        ArithmeticError: sums differ by more than `TOLERANCE`.
+    """
+    trial = made_up(batch, TRIAL_SHAPE, ODD)
+    extras = Extras(advantages=trial.log_probs[pairs[0].q] + 1.0)
+    found, expected = (Summary.empty(SummaryConfig(prompt_buckets=0), "cpu") for _ in range(2))
+    for penalty in TRIED:
+        for state, some in ((found, add), (expected, add_plain)):
+            state.flat.zero_()
+            some(state, trial, pairs, penalty, extras, *TRIAL_SHAPE)
+        mine, theirs = found.pulls, expected.pulls
+        least = TRIAL_SHAPE[0] * TRIAL_SHAPE[1]  # of terms that are some nats large
+        if not bool(((mine - theirs).abs() <= TOLERANCE * theirs.abs().clamp(min=least)).all()):
+            raise ArithmeticError(f"other pulls of {penalty}")
 
 
-def _stacked(terms: list[Array]) -> Array:
-    """[n, ...] of n arrays or tensors, as floats."""
-    return np.array(terms) if isinstance(terms[0], np.ndarray) else torch.stack(terms)
+def _saved(state: Summary, pairs: Iterable[int]) -> Saved:
+    """What a state has of them, for `Summary.restore`."""
+    held = state.arrays["pulls"]
+    return [(held, held.copy())]
 
 
-def _array(x: Tensor) -> Array:
-    """As a numpy array, where it is on the CPU."""
-    if not x.is_cpu:
-        return x
-    try:
-        return x.numpy()
-    except (TypeError, RuntimeError):  # of a dtype that numpy lacks, or negated when it is read
-        return x.double().numpy(force=True)
-
-
-def _floats(x: Tensor) -> Array:
-    """The same in float64."""
-    found = _array(x)
-    return found.astype(np.float64) if isinstance(found, np.ndarray) else found.double()
-
-
-def _of_tokens(
-    penalty: Penalty,
-    d: Array,
-    log_ratio: Array | None,
-    mask: Array | None,
-    advantages: Array | None,
-    prompts: Array | None,
-    beta: float | None,
-) -> dict[str, Array]:
-    """What is summed, by name: [R, C] each. A ratio of None is 1 everywhere."""
-    xp = namespace(d)
-    known = xp.isfinite(d if log_ratio is None else d + log_ratio)
-    if mask is not None:
-        known &= mask
-    d = xp.where(known, d, 0.0)
-    if log_ratio is not None:
-        log_ratio = xp.where(known, log_ratio, 0.0)
-    c = penalty.coefficient(d, log_ratio, known, prompts)
-    known &= xp.isfinite(c)
-    c, t = xp.where(known, c, 0.0), xp.where(known, -d, 0.0)
-    w = known + 0.0 if log_ratio is None else xp.where(known, xp.exp(log_ratio), 0.0)
-    far, wt, ct, dead = abs(t), w * t, c * t, known & (c == 0) & (d != 0)
-    terms = {
-        **dict(zip(PULL_TERMS, (w, wt, wt * t, c, ct), strict=True)),
-        "tokens": known,
-        "size": abs(c),
-        "dead": dead,
-        "opposite": ct < 0,
-        "far": far,
-        "lost": far * dead,
-    }
-    if beta is not None:
-        terms |= {"weighed": known, "beta": xp.where(known, xp.full_like(d, beta), 0.0)}
-    if advantages is not None:
-        weight, told = penalty.beta if beta is None else beta, known & xp.isfinite(advantages)
-        terms |= _rewarded(weight * c, xp.where(told, advantages * w, 0.0), d)
-    return terms
-
-
-def _rewarded(pull: Array, reward: Array, d: Array) -> dict[str, Array]:
-    """The penalty beside the reward: the update descends beta c - A rho."""
-    rewarded = reward != 0
-    pull = pull * rewarded
-    size, paid = abs(reward), abs(pull)
-    overruled = rewarded & (pull * reward > 0) & (paid > size)
-    return {
-        "rewarded": rewarded,
-        "reward": size,
-        "paid": paid,
-        "overruled": overruled,
-        "given_up": overruled & (d > 0),
-    }
-
-
-@cache
-def _places(names: tuple[str, ...], pair: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which products over sequences are what of a state's pulls: a sum is one with `sequences`."""
-    row = {name: i for i, name in enumerate(names)}
-    found = {name: (name, "sequences") for name in names}
-    found |= {f"{a}.{b}": (a, b) for a, b in combinations_with_replacement(PULL_TERMS, 2)}
-    taken = [row[a] * len(names) + row[b] for a, b in found.values()]
-    places = [PAIR_INDEX[pair] * len(PULLS) + PULL[name] for name in found]
-    return moved(torch.tensor(taken), device), moved(torch.tensor(places), device)
+KERNEL = Kernel(
+    "pulls' Numba", "klmonitor.summary.pull_pass", KERNELS["cpu"].loader, compare, _saved
+)
+"""What is compiled for the CPU."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from klmonitor.summary import signatures
+from klmonitor.summary import pulls, signatures
 from klmonitor.summary.passes import KERNELS
 
 ERRORS = (OSError(28, "No space left on device"), MemoryError("made by a test"), ValueError("made"))
@@ -33,6 +33,7 @@ SITES = (
     "klmonitor.summary.passes:compare",
     "klmonitor.summary.numba_pass:add",
     "klmonitor.summary.signature_pass:add",
+    "klmonitor.summary.pull_pass:add",
     "klmonitor.summary.state:Summary.empty",
     "klmonitor.monitor.core:Monitor._rank",
     "klmonitor.monitor.core:Monitor._world",
@@ -104,7 +105,8 @@ class Faults:
         self._targets: dict[tuple[str, int], BaseException] = {}
         self._armed = False
         self._lock = threading.Lock()
-        for kernel in (KERNELS["cpu"], signatures.KERNEL):  # one that rests here rests nowhere else
+        # one that rests here rests nowhere else
+        for kernel in (KERNELS["cpu"], signatures.KERNEL, pulls.KERNEL):
             patch.setattr(kernel, "_boundary", copy.copy(kernel._boundary))
         for site in SITES:
             module, _, path = site.partition(":")

@@ -9,7 +9,7 @@ import pytest
 from klmonitor.numbers.assemble import pair_reports
 from klmonitor.numbers.running import Running
 from klmonitor.numbers.sums import sums_of
-from klmonitor.summary import passes, signatures
+from klmonitor.summary import passes, pulls, signatures
 
 COMPILE_SECONDS = 3600.0
 
@@ -33,8 +33,8 @@ def wait_for_kernels():
 
 
 def choose_pass(patch, name):
-    """Make the CPU's passes, over tokens and for signatures, ``"compiled"`` or ``"plain"`` ones."""
-    kernels = (passes.KERNELS["cpu"], signatures.KERNEL)
+    """Make all of the CPU's passes ``"compiled"`` or ``"plain"`` ones."""
+    kernels = (passes.KERNELS["cpu"], signatures.KERNEL, pulls.KERNEL)
     if name == "plain":
         for kernel in kernels:
             patch.setattr(kernel, "wrong", "a test wants the plain pass")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,7 +122,9 @@ if len(sys.argv) > 1:
     loaded = kernel.loader.wait(300)
     from klmonitor.summary.numba_kernel import add_pair
     from klmonitor.summary.numba_signatures import add_sequences
-    misses = sum(sum(f.stats.cache_misses.values()) for f in (add_pair, add_sequences))
+    from klmonitor.summary.numba_pulls import add_pulls
+    kernels = (add_pair, add_sequences, add_pulls)
+    misses = sum(sum(f.stats.cache_misses.values()) for f in kernels)
     monitor.observe(policy=q, ref=q - 0.1)
     used = bool(kernel.tried) and bool(signatures.KERNEL.tried)
     print(json.dumps({"loaded": loaded, "misses": misses, "used": used, "wrong": kernel.wrong}))
@@ -218,6 +221,22 @@ def test_what_cannot_be_loaded_is_told_once_and_the_plain_pass_goes_on(
         state = Summary.empty(SummaryConfig())
         assert not kernel.add(state, batch, default_pairs(batch.log_probs), Place(), 0)
     assert "no_such_module" in kernel.wrong
+    assert [r.message.count("the plain pass does its work") for r in caplog.records] == [1]
+
+
+def test_a_child_that_compiles_nothing_is_told_once_and_the_plain_pass_goes_on(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("KLMONITOR_CACHE_DIR", str(tmp_path))
+    loader = Loader()
+    kernel = passes.Kernel("Numba", "klmonitor.summary.numba_pass", loader)
+    monkeypatch.setattr(kernelcache.sys, "executable", shutil.which("false"))
+    assert not loader.wait(60)
+    batch = made_up(0, 3, 30)
+    for _ in range(3):
+        state = Summary.empty(SummaryConfig())
+        assert not kernel.add(state, batch, default_pairs(batch.log_probs), Place(), 0)
+    assert "has ended without success" in kernel.wrong
     assert [r.message.count("the plain pass does its work") for r in caplog.records] == [1]
 
 

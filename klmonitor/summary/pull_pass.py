@@ -1,0 +1,93 @@
+"""What a KL term pulls, on the CPU, compiled by Numba: `numba_pulls` on a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from klmonitor.pairs import PAIR_INDEX, Pair
+from klmonitor.penalty import Penalty
+from klmonitor.summary.batch import TokenBatch
+from klmonitor.summary.extras import Extras
+from klmonitor.summary.numba_pass import NO_MASK, flat, offsets
+from klmonitor.summary.numba_pulls import ESTIMATORS, RATIOS, add_pulls
+from klmonitor.summary.pull_sums import compared
+from klmonitor.summary.state import Summary
+
+NO_ADVANTAGES = np.empty(0)
+
+
+def fits(batch: TokenBatch) -> bool:
+    """Whether the kernel can take a batch on the CPU: all but float64, which it does not read."""
+    return all(x.dtype != torch.float64 for x in batch.log_probs.values())
+
+
+def add(
+    state: Summary,
+    batch: TokenBatch,
+    pairs: Sequence[Pair],
+    penalty: Penalty,
+    extras: Extras,
+    rows: int,
+    columns: int,
+) -> None:
+    """Add what a term pulls of a batch's first rows to a state, in place.
+
+    Args:
+        state: on the CPU.
+        batch: checked log-probs; the pair's policies are in it.
+        pairs: one pair.
+        penalty: the term on it, each of whose tokens has a c of its own.
+        extras: advantages, and the weight where it was observed.
+        rows: how many are looked at.
+        columns: tokens of each.
+    """
+    (pair,) = pairs
+    cut = (rows, columns) != batch.shape
+
+    def values(x: Tensor) -> NDArray[Any]:
+        x = x[:rows, :columns] if cut else x
+        return flat(x if x.dtype == torch.float32 else x.float())
+
+    trained, drew = compared(batch, pair)
+    held = {name: values(batch.log_probs[name]) for name in {pair.q, pair.p, trained, drew}}
+    mask, advantages = batch.mask, extras.advantages
+    if mask is not None and cut:
+        mask = mask[:rows, :columns]
+    weighs = penalty.placed == "loss" and advantages is not None
+    add_pulls(
+        *(held[name] for name in (pair.q, pair.p, trained, drew)),
+        NO_MASK if mask is None else flat(mask).view(np.uint8),
+        *(columns, offsets(batch)),
+        _advantages(advantages, rows, columns) if weighs else NO_ADVANTAGES,
+        _term(penalty),
+        penalty.beta if extras.beta is None else extras.beta,
+        extras.beta is not None,
+        state.arrays["pulls"][PAIR_INDEX[pair.name]],
+    )
+
+
+def _advantages(advantages: Tensor | None, rows: int, columns: int) -> NDArray[np.float64]:
+    """[rows * columns] of each token."""
+    assert advantages is not None  # the caller has looked
+    return flat(advantages[:rows, :columns]).astype(np.float64, copy=False)
+
+
+@cache
+def _term(penalty: Penalty) -> tuple[int, bool, int, float, float, bool]:
+    """A term as the kernel takes it."""
+    return (
+        ESTIMATORS.index(penalty.estimator),
+        penalty.placed == "reward",
+        RATIOS.index(penalty.ratio),
+        math.inf if penalty.clamp is None else float(penalty.clamp),
+        math.inf if penalty.clamp_d is None else float(penalty.clamp_d),
+        penalty.straight_through,
+    )
