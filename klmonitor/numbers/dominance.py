@@ -111,12 +111,12 @@ def dominance_k1(
         return unknown(math.nan)
     if n >= 3 and not var < LARGEST_VARIANCE:
         return unknown(SEVERE)
-    d = sorted(_log_ratios(left, right), key=abs, reverse=True)
-    weights = [x * x for x in d]
+    d = sorted(_log_ratios(left, right), key=abs, reverse=True)[: MOST + 1]
+    values, weights = [-x for x in d], [x * x for x in d]
     rest = max((x * x for x in unlisted), default=0.0)
 
     def leave(k: int) -> Dominance:
-        return without(k, [-x for x in d], n, mean, var, sum_abs)
+        return without(k, values, n, mean, var, sum_abs)
 
     m = most_tokens_k1(n)
     found = leave(m)

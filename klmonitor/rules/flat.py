@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from klmonitor.numbers.once import once
 from klmonitor.rules.window import Floats, Window, median, robust_sd
 
 LENGTH, SKIP = 100, 5
@@ -25,23 +26,33 @@ RELATIVE_FLOOR = 0.03
 
 @dataclass(frozen=True)
 class FlatScore:
-    """A value against its baseline; nan where there is none yet."""
+    """A value against its baseline; nan where there is none yet.
+
+    Attributes:
+        value: what was judged.
+        se: its standard error.
+        centre: median of the baseline.
+        window: the baseline.
+        errors: squared standard errors of its values, and of the latest.
+        slack: a difference that something else explains.
+    """
 
     value: float = math.nan
     se: float = 0.0
     centre: float = math.nan
-    z: float = math.nan
+    window: Floats | None = None
+    errors: Floats | None = None
+    slack: float = 0.0
 
-
-def standing(
-    window: Floats, errors: Floats, value: float, se: float, slack: float
-) -> tuple[float, float]:
-    """The centre of a window and the z of a value; nan where there is no spread at all."""
-    centre = median(window)
-    own = robust_sd(window, centre) ** 2 - median(errors)
-    floor = RELATIVE_FLOOR * abs(centre)
-    scale = math.sqrt(max(own, floor**2) + se**2 + slack**2)
-    return centre, (value - centre) / scale if scale > 0 else math.nan
+    @once
+    def z(self) -> float:
+        """Scales from the centre; nan where there is no spread at all."""
+        if self.window is None or self.errors is None:
+            return math.nan
+        own = robust_sd(self.window, self.centre) ** 2 - median(self.errors)
+        floor = RELATIVE_FLOOR * abs(self.centre)
+        scale = math.sqrt(max(own, floor**2) + self.se**2 + self.slack**2)
+        return (self.value - self.centre) / scale if scale > 0 else math.nan
 
 
 class FlatLevel:
@@ -63,8 +74,8 @@ class FlatLevel:
         window = self._values.last(LENGTH, skip=SKIP)
         if math.isnan(value) or window.size < WARM_UP:
             return FlatScore(value, se)
-        centre, z = standing(window, self._errors.last(LENGTH), value, se, slack)
-        return FlatScore(value, se, centre, z)
+        errors = self._errors.last(LENGTH).copy()
+        return FlatScore(value, se, median(window), window.copy(), errors, slack)
 
     def take(self, score: FlatScore) -> None:
         """Learn a value that has been judged, unless it is nan."""

@@ -46,7 +46,7 @@ import numpy as np
 
 from klmonitor.numbers.stored import count_of
 from klmonitor.rules.rounding import beyond_rounding
-from klmonitor.rules.window import Floats, Window, far_quantile, median, robust_sd, spread_of
+from klmonitor.rules.window import Floats, Window, far_quantile, median, robust_sd, spreads_of
 
 NEAR = 9
 """Steps before this one whose median is the level."""
@@ -120,9 +120,16 @@ class Score:
         return math.exp(min(self.now - self.before, 700.0))
 
 
-def widened(spread: float, errors: Floats, se: float, values: int) -> float:
-    """The scale of a step whose own standard error is `se`, from the spread of `values` others."""
-    own = math.sqrt(max(spread**2 - median(errors), FLOOR**2))
+def widened(spread: float, error: float, se: float, values: int) -> float:
+    """The scale of a step whose own standard error is `se`, from the spread of `values` others.
+
+    Args:
+        spread: of log k3 between steps.
+        error: what of its square is the steps' own squared errors.
+        se: standard error of this step's.
+        values: how many steps the spread is of.
+    """
+    own = math.sqrt(max(spread**2 - error, FLOOR**2))
     return math.hypot(own * (1 + UNCERTAIN / values), se)
 
 
@@ -154,15 +161,13 @@ class Level:
         if misses.size < WARM_UP:
             return Score(y, se, near)
         trend = median(misses)
-        changes = self._changes.last(length)
-        usual, spread = robust_sd(misses, trend), spread_of(misses, trend)
+        usual, spread = spreads_of(misses, trend)
         if length < LONGEST:
-            steady = median(changes)
-            usual = min(usual, robust_sd(changes, steady))
-            spread = min(spread, spread_of(changes, steady))
-        errors = self._errors.last(length)
-        scale = widened(spread, errors, se, misses.size)
-        moved = self._move(y, widened(usual, errors, se, misses.size), unit)
+            changes = self._changes.last(length)
+            usual, spread = map(min, (usual, spread), spreads_of(changes, median(changes)))
+        error = median(self._errors.last(length))
+        scale = widened(spread, error, se, misses.size)
+        moved = self._move(y, widened(usual, error, se, misses.size), unit)
         scale, level = max(scale, self._tail() / TAIL_Z), near + trend
         z = beyond_rounding(y - level, math.exp(y), unit) / scale
         return Score(y, se, near, level, scale, z, *moved)

@@ -143,8 +143,9 @@ class RuleSet:
     def _findings(self, reading: Reading) -> tuple[list[tuple[Rule, Finding]], int]:
         """What the rules find on a pair, calm ones left out; and how many of them failed."""
         findings, failed = [], 0
+        impossible = reading.pair.cause.impossible
         for one in self._judges:
-            if reading.pair.cause.impossible and one.rule.kind not in DESPITE:
+            if impossible and one.rule.kind not in DESPITE:
                 continue
             finding = one.boundary(one.judge, reading, one.limits)
             failed += one.boundary.failing

@@ -75,15 +75,17 @@ def median(values: Floats) -> float:
     return upper if values.size % 2 else 0.5 * (upper + float(ordered[middle - 1]))
 
 
-def spread_of(values: Floats, centre: float) -> float:
-    """The standard deviation of a normal sample that is as wide; nan of nothing.
+def spreads_of(values: Floats, centre: float) -> tuple[float, float]:
+    """`robust_sd`, and the standard deviation of a normal sample that is as wide.
 
-    The larger of what the median of the deviations and what the third largest value say: a run
-    whose values often lie far above needs a larger one to be news, and two odd ones change nothing.
+    The latter is the larger of what the median of the deviations and what the third largest value
+    say: a run whose values often lie far above needs a larger one to be news, and two odd ones
+    change nothing. Both are nan of nothing.
     """
     if not values.size:
-        return math.nan
-    return max(robust_sd(values, centre), (_third(values) - centre) / NORMAL_THIRD)
+        return math.nan, math.nan
+    usual = robust_sd(values, centre)
+    return usual, max(usual, (_third(values) - centre) / NORMAL_THIRD)
 
 
 def far_quantile(values: Floats, centre: float) -> float:
