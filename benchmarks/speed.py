@@ -19,11 +19,10 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from typing_extensions import Self
 
 from benchmarks import coldstart
 from klmonitor import Monitor, exact_kl
@@ -38,6 +37,8 @@ from klmonitor.summary.state import Summary
 TARGET = Path(__file__).parent / "RESULTS.md"
 SIZES = {4096: (16, 256), 65_536: (64, 1024), 1_048_576: (1024, 1024), 8_388_608: (8192, 1024)}
 Contender = Callable[[], object]
+P = ParamSpec("P")
+R = TypeVar("R")
 SETTLE = 0.02
 """Seconds in which the threads that torch has woken go to sleep again."""
 
@@ -228,6 +229,7 @@ def overhead(quick: bool) -> list[str]:
 def _overhead(name: str, config: dict[str, Any], quick: bool) -> str:
     from klmonitor.attachment import attach
     from klmonitor_trl.demo import tiny
+    from klmonitor_trl.watch import watch_of
 
     torch.set_num_threads(1)
     steps, rounds = (12, 1) if quick else (60, 3)
@@ -235,17 +237,20 @@ def _overhead(name: str, config: dict[str, Any], quick: bool) -> str:
     watched: list[float] = []
     own: list[float] = []
     beside: list[float] = []
-    with tempfile.TemporaryDirectory() as directory, _Hooks() as hooks:
+    spent = _Timed.spent
+    with tempfile.TemporaryDirectory() as directory:
         model = tiny.save_tiny_model(Path(directory) / "model")
         for number in range(2 * rounds):
             out = Path(directory) / f"run-{number}"
             seed = number // 2
             trainer = tiny.make_trainer(model, out, steps=steps, beta=0.04, seed=seed, **config)
             clock: list[float] = []
-            trainer.add_callback(_clock(clock, hooks.spent))
+            trainer.add_callback(_clock(clock, spent))
             before_it = _background_seconds()  # of threads that the passes have left
             handle = attach(trainer) if number % 2 else None
-            hooks.spent.clear()
+            for guard in watch_of(trainer).guards.values() if handle else ():
+                guard.__class__ = _Timed
+            spent.clear()
             trainer.train()
             durations = clock[1::2]
             (watched if handle else plain).extend(durations[3:])
@@ -273,34 +278,26 @@ def _background_seconds() -> float:
     return sum(map(time.clock_gettime, clocks))
 
 
-class _Hooks:
-    """Notes the training thread's time within our boundaries, once where they are nested."""
+class _Timed(Boundary):
+    """A hook's boundary that notes the training thread's time within, once where they are nested.
 
-    def __init__(self) -> None:
-        self.spent: list[float] = []
+    The boundaries that are further inside (of a rule, of a sink) are left as they are: two clocks
+    around each of fifty would be a twentieth of what is measured.
+    """
 
-    def __enter__(self) -> Self:
-        self._original, spent, inside = Boundary.__call__, self.spent, [False]
-        original = self._original
+    spent: ClassVar[list[float]] = []
+    inside: ClassVar[bool] = False
 
-        def clocked(
-            guard: Boundary, call: Callable[..., object], *args: object, **kwargs: object
-        ) -> object:
-            if inside[0] or threading.current_thread() is not threading.main_thread():
-                return original(guard, call, *args, **kwargs)
-            inside[0] = True
-            started = time.perf_counter()
-            try:
-                return original(guard, call, *args, **kwargs)
-            finally:
-                spent.append(time.perf_counter() - started)
-                inside[0] = False
-
-        Boundary.__call__ = clocked  # type: ignore[method-assign]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        Boundary.__call__ = self._original  # type: ignore[method-assign]
+    def __call__(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+        if _Timed.inside or threading.current_thread() is not threading.main_thread():
+            return super().__call__(call, *args, **kwargs)
+        _Timed.inside = True
+        started = time.perf_counter()
+        try:
+            return super().__call__(call, *args, **kwargs)
+        finally:
+            self.spent.append(time.perf_counter() - started)
+            _Timed.inside = False
 
 
 def _clock(clock: list[float], spent: list[float]) -> object:

@@ -32,6 +32,7 @@ KERNELS = {
     "klmonitor.summary.numba_kernel": "add_pair",
     "klmonitor.summary.numba_signatures": "add_sequences",
     "klmonitor.summary.numba_pulls": "add_pulls",
+    "klmonitor.summary.numba_unclipped": "add_unclipped",
 }
 """Modules, and the function of each that is compiled for its `TYPES`."""
 SOURCES = (

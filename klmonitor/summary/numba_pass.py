@@ -195,6 +195,16 @@ def flat(tensor: Tensor) -> NDArray[Any]:
     return values
 
 
+def all_narrow(batch: TokenBatch) -> bool:
+    """Whether float32 holds all of a batch's log-probs."""
+    return all(x.dtype != torch.float64 for x in batch.log_probs.values())
+
+
+def narrow(tensor: Tensor) -> NDArray[np.float32]:
+    """A tensor's values in float32, likewise."""
+    return flat(tensor if tensor.dtype == torch.float32 else tensor.float())
+
+
 def ids(tensor: Tensor | None) -> NDArray[np.int64]:
     """The same of integers; empty: there are none."""
     return NO_IDS if tensor is None else flat(tensor).astype(np.int64, copy=False)

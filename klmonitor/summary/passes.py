@@ -182,6 +182,33 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
             raise ArithmeticError(f"other {name}")
 
 
+def check_alike(found: Summary, expected: Summary, name: str, terms: float) -> None:
+    """Compare what two passes have added to one of a state's arrays.
+
+    Args:
+        found: by one.
+        expected: by the other.
+        name: of the array.
+        terms: how large the terms of a sum are together, where it may cancel.
+
+    Raises:
+        ArithmeticError: sums differ by more than `TOLERANCE`, of them or of their terms.
+    """
+    mine, theirs = getattr(found, name), getattr(expected, name)
+    if not bool(((mine - theirs).abs() <= TOLERANCE * theirs.abs().clamp(min=terms)).all()):
+        raise ArithmeticError(f"other {name}")
+
+
+def kept(name: str) -> Callable[[Summary, Iterable[int]], Saved]:
+    """What a `Kernel` changes that adds to one of a state's arrays alone."""
+
+    def saved(state: Summary, pairs: Iterable[int]) -> Saved:
+        held = state.arrays[name]
+        return [(held, held.copy())]
+
+    return saved
+
+
 def made_up(
     batch: TokenBatch, shape: tuple[int, int] | None = None, odd: Sequence[float] = ODD
 ) -> TokenBatch:

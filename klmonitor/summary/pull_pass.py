@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,17 +15,14 @@ from klmonitor.pairs import PAIR_INDEX, Pair
 from klmonitor.penalty import Penalty
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extras import Extras
-from klmonitor.summary.numba_pass import NO_MASK, flat, offsets
+from klmonitor.summary.numba_pass import NO_MASK, flat, narrow, offsets
+from klmonitor.summary.numba_pass import all_narrow as fits
 from klmonitor.summary.numba_pulls import ESTIMATORS, RATIOS, add_pulls
 from klmonitor.summary.pull_sums import compared
 from klmonitor.summary.state import Summary
 
+__all__ = ["add", "fits"]
 NO_ADVANTAGES = np.empty(0)
-
-
-def fits(batch: TokenBatch) -> bool:
-    """Whether the kernel can take a batch on the CPU: all but float64, which it does not read."""
-    return all(x.dtype != torch.float64 for x in batch.log_probs.values())
 
 
 def add(
@@ -53,8 +49,7 @@ def add(
     cut = (rows, columns) != batch.shape
 
     def values(x: Tensor) -> NDArray[Any]:
-        x = x[:rows, :columns] if cut else x
-        return flat(x if x.dtype == torch.float32 else x.float())
+        return narrow(x[:rows, :columns] if cut else x)
 
     trained, drew = compared(batch, pair)
     held = {name: values(batch.log_probs[name]) for name in {pair.q, pair.p, trained, drew}}

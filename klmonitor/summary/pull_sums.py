@@ -40,7 +40,7 @@ def add_plain(
     names, by_sequence = _terms(batch, pair, penalty, extras, rows, columns)
     if not names:
         return
-    taken, places = (_array(x) for x in _places(names, pair.name, batch.device))
+    taken, places = (array_of(x) for x in _places(names, pair.name, batch.device))
     products = (by_sequence @ by_sequence.T).reshape(-1)[taken]
     if isinstance(products, np.ndarray):
         state.arrays["pulls"].reshape(-1)[places] += products
@@ -58,26 +58,28 @@ def _terms(
         return x if whole else x[:rows, :columns]
 
     trained, drew = compared(batch, pair)
-    held = {name: _floats(part(batch.log_probs[name])) for name in {pair.p, pair.q, trained, drew}}
-    mask = None if batch.mask is None else _array(part(batch.mask))
+    held = {
+        name: floats_of(part(batch.log_probs[name])) for name in {pair.p, pair.q, trained, drew}
+    }
+    mask = None if batch.mask is None else array_of(part(batch.mask))
     advantages = None
     if penalty.placed == "loss" and extras.advantages is not None:
-        advantages = _floats(part(extras.advantages))
+        advantages = floats_of(part(extras.advantages))
     prompts = None
     if penalty.leave_one_out:
         if batch.prompt_ids is None:
             return (), None
-        prompts = _array(batch.prompt_ids[:rows])
+        prompts = array_of(batch.prompt_ids[:rows])
     with np.errstate(all="ignore"):
         d, log_ratio = held[pair.p] - held[pair.q], None
         if trained != drew:
             log_ratio = (held[trained] - held[drew]).clip(max=LARGEST_RATIO)
         terms = _of_tokens(penalty, d, log_ratio, mask, advantages, prompts, extras.beta)
-    of_tokens = _stacked(list(terms.values()))
+    of_tokens = stacked(list(terms.values()))
     if batch.segments is None:
         sums = of_tokens.sum(-1)
     else:
-        sums = _array(Rows.of(batch, rows, columns).total(torch.as_tensor(of_tokens)))
+        sums = array_of(Rows.of(batch, rows, columns).total(torch.as_tensor(of_tokens)))
     sequences = sums[len(PULL_TERMS)] > 0  # those with tokens
     return (*terms, "sequences"), namespace(d).concatenate([sums, sequences[None]])
 
@@ -88,12 +90,12 @@ def compared(batch: TokenBatch, pair: Pair) -> tuple[str, str]:
     return trained, "old" if "old" in batch.log_probs else sampler(batch.log_probs)
 
 
-def _stacked(terms: list[Array]) -> Array:
+def stacked(terms: list[Array]) -> Array:
     """[n, ...] of n arrays or tensors, as floats."""
     return np.array(terms) if isinstance(terms[0], np.ndarray) else torch.stack(terms)
 
 
-def _array(x: Tensor) -> Array:
+def array_of(x: Tensor) -> Array:
     """As a numpy array, where it is on the CPU."""
     if not x.is_cpu:
         return x
@@ -103,9 +105,9 @@ def _array(x: Tensor) -> Array:
         return x.double().numpy(force=True)
 
 
-def _floats(x: Tensor) -> Array:
+def floats_of(x: Tensor) -> Array:
     """The same in float64."""
-    found = _array(x)
+    found = array_of(x)
     return found.astype(np.float64) if isinstance(found, np.ndarray) else found.double()
 
 

@@ -9,7 +9,7 @@ which does the work elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -18,15 +18,13 @@ from klmonitor.penalty import Penalty
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extras import Extras
 from klmonitor.summary.fields import SummaryConfig
-from klmonitor.summary.passes import KERNELS, Kernel, made_up
+from klmonitor.summary.passes import KERNELS, Kernel, check_alike, kept, made_up
 from klmonitor.summary.pull_sums import add_plain
-from klmonitor.summary.state import Saved, Summary
+from klmonitor.summary.state import Summary
 
 TRIAL_SHAPE = (4, 40)
 """Sequences and tokens by which a kernel is tried."""
 ODD = (0.0, -4.0, -torch.inf, torch.nan)
-TOLERANCE = 1e-9
-"""Of the trial's sums, relative to them or to their terms: far above rounding."""
 TRIED = tuple(
     Penalty(estimator, placed, ratio, clamp, beta=0.3, clamp_d=clamp_d, straight_through=straight)
     for estimator in ("k1", "k2", "k3", "abs", "square")
@@ -70,7 +68,7 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
     """Compare what a pass and the plain one make of tokens that are made up after a batch's.
 
     Raises:
-        ArithmeticError: sums differ by more than `TOLERANCE`.
+        ArithmeticError: sums differ.
     """
     trial = made_up(batch, TRIAL_SHAPE, ODD)
     extras = Extras(advantages=trial.log_probs[pairs[0].q] + 1.0)
@@ -79,19 +77,11 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
         for state, some in ((found, add), (expected, add_plain)):
             state.flat.zero_()
             some(state, trial, pairs, penalty, extras, *TRIAL_SHAPE)
-        mine, theirs = found.pulls, expected.pulls
-        least = TRIAL_SHAPE[0] * TRIAL_SHAPE[1]  # of terms that are some nats large
-        if not bool(((mine - theirs).abs() <= TOLERANCE * theirs.abs().clamp(min=least)).all()):
-            raise ArithmeticError(f"other pulls of {penalty}")
-
-
-def _saved(state: Summary, pairs: Iterable[int]) -> Saved:
-    """What a state has of them, for `Summary.restore`."""
-    held = state.arrays["pulls"]
-    return [(held, held.copy())]
+        terms = TRIAL_SHAPE[0] * TRIAL_SHAPE[1]  # of some nats each
+        check_alike(found, expected, "pulls", terms)
 
 
 KERNEL = Kernel(
-    "pulls' Numba", "klmonitor.summary.pull_pass", KERNELS["cpu"].loader, compare, _saved
+    "pulls' Numba", "klmonitor.summary.pull_pass", KERNELS["cpu"].loader, compare, kept("pulls")
 )
 """What is compiled for the CPU."""

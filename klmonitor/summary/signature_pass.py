@@ -7,14 +7,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from klmonitor.pairs import PAIR_INDEX, POLICIES, POLICY_INDEX, Pair
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extras import Extras
-from klmonitor.summary.numba_pass import NO_MASK, flat, ids, offsets
+from klmonitor.summary.numba_pass import NO_MASK, flat, ids, narrow, offsets
 from klmonitor.summary.numba_signatures import add_sequences
 from klmonitor.summary.state import Summary
 
@@ -47,8 +46,7 @@ def add(
     def values(x: Tensor | None) -> NDArray[Any]:
         if x is None:
             return NO_VALUES
-        x = part(x)
-        return flat(x if x.dtype == torch.float32 else x.float())  # no call is free
+        return narrow(part(x))
 
     known = batch.log_probs
     add_sequences(

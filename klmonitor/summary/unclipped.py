@@ -1,36 +1,30 @@
 """Ratios that no clipping bounds: sums over tokens whose advantage is negative.
 
 The clipped surrogate min(r A, clip(r) A) of PPO follows r = policy / old without a bound where the
-advantage A is negative: there one token of a huge r is the whole step's loss. Sums alone, over all
-tokens of a micro-batch, in plain torch; nothing waits for the device.
+advantage A is negative: there one token of a huge r is the whole step's loss. Sums over all tokens
+of a micro-batch: on the CPU by `unclipped_pass`, where that is there and agrees with
+`unclipped_sums`, which does the work elsewhere.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
-from klmonitor.pairs import PAIR_INDEX, Pair
+from klmonitor.pairs import Pair
 from klmonitor.summary.batch import TokenBatch
-from klmonitor.summary.fields import FAR_RATIO, SIGNATURE, SIGNATURES
+from klmonitor.summary.fields import SummaryConfig
+from klmonitor.summary.passes import KERNELS, Kernel, check_alike, kept, made_up
 from klmonitor.summary.state import Summary
+from klmonitor.summary.unclipped_sums import PAIR, add_plain
 
-PAIR = "old_policy"
-NAMES = ("weighed", "loss", "unclipped", "unclipped_loss", "unclipped_d")
-"""Of `fields.SIGNATURE_SUMS`, one behind the other."""
-FIRST = PAIR_INDEX[PAIR] * len(SIGNATURES) + SIGNATURE[NAMES[0]]
-PLACES = slice(FIRST, FIRST + len(NAMES))
-"""Of these in a state's signatures."""
-FAR = math.log(FAR_RATIO)
-LARGEST = 300.0
-"""Nats: a token's log-ratio is clamped to it, so that the sums stay finite."""
+TRIAL_SHAPE = (4, 60)
+"""Sequences and tokens by which a kernel is tried."""
 
 
 def add(
-    state: Summary, batch: TokenBatch, pairs: Collection[Pair], advantages: Tensor | None
+    state: Summary, batch: TokenBatch, pairs: Sequence[Pair], advantages: Tensor | None
 ) -> None:
     """Add what enters the loss of a micro-batch to a state, in place.
 
@@ -42,13 +36,30 @@ def add(
     """
     if advantages is None or PAIR not in {pair.name for pair in pairs}:
         return
-    d = (batch.log_probs["policy"] - batch.log_probs["old"]).double()
-    known = (d + advantages).isfinite()
-    if batch.mask is not None:
-        known &= batch.mask
-    advantage = torch.where(known, advantages, 0.0)
-    d = torch.where(known, d, 0.0).clamp(max=LARGEST)
-    far = (advantage < 0) & (d >= FAR)
-    enters = advantage.abs() * torch.where(advantage > 0, d.clamp(max=FAR), d).exp()
-    terms = torch.stack([known, enters, far, enters * far, d * far])
-    state.signatures.view(-1)[PLACES] += terms.sum((-2, -1))
+    some = (batch, pairs, advantages)
+    if batch.device.type != "cpu" or not KERNEL.add(state, *some):
+        add_plain(state, *some)
+
+
+def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) -> None:
+    """Compare what a pass and the plain one make of tokens that are made up after a batch's.
+
+    Raises:
+        ArithmeticError: sums differ.
+    """
+    trial = made_up(batch, TRIAL_SHAPE)
+    advantages = trial.log_probs["old"] + 1.0
+    found, expected = (Summary.empty(SummaryConfig(prompt_buckets=0), "cpu") for _ in range(2))
+    for state, some in ((found, add), (expected, add_plain)):
+        some(state, trial, pairs, advantages)
+    check_alike(found, expected, "signatures", advantages.numel())
+
+
+KERNEL = Kernel(
+    "unclipped ratios' Numba",
+    "klmonitor.summary.unclipped_pass",
+    KERNELS["cpu"].loader,
+    compare,
+    kept("signatures"),
+)
+"""What is compiled for the CPU."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from klmonitor.summary import pulls, signatures
+from klmonitor.summary import pulls, signatures, unclipped
 from klmonitor.summary.passes import KERNELS
 
 ERRORS = (OSError(28, "No space left on device"), MemoryError("made by a test"), ValueError("made"))
@@ -34,6 +34,7 @@ SITES = (
     "klmonitor.summary.numba_pass:add",
     "klmonitor.summary.signature_pass:add",
     "klmonitor.summary.pull_pass:add",
+    "klmonitor.summary.unclipped_pass:add",
     "klmonitor.summary.state:Summary.empty",
     "klmonitor.monitor.core:Monitor._rank",
     "klmonitor.monitor.core:Monitor._world",
@@ -106,7 +107,7 @@ class Faults:
         self._armed = False
         self._lock = threading.Lock()
         # one that rests here rests nowhere else
-        for kernel in (KERNELS["cpu"], signatures.KERNEL, pulls.KERNEL):
+        for kernel in (KERNELS["cpu"], *(one.KERNEL for one in (signatures, pulls, unclipped))):
             patch.setattr(kernel, "_boundary", copy.copy(kernel._boundary))
         for site in SITES:
             module, _, path = site.partition(":")

@@ -9,7 +9,7 @@ import pytest
 from klmonitor.numbers.assemble import pair_reports
 from klmonitor.numbers.running import Running
 from klmonitor.numbers.sums import sums_of
-from klmonitor.summary import passes, pulls, signatures
+from klmonitor.summary import passes, pulls, signatures, unclipped
 
 COMPILE_SECONDS = 3600.0
 
@@ -34,7 +34,7 @@ def wait_for_kernels():
 
 def choose_pass(patch, name):
     """Make all of the CPU's passes ``"compiled"`` or ``"plain"`` ones."""
-    kernels = (passes.KERNELS["cpu"], signatures.KERNEL, pulls.KERNEL)
+    kernels = (passes.KERNELS["cpu"], signatures.KERNEL, pulls.KERNEL, unclipped.KERNEL)
     if name == "plain":
         for kernel in kernels:
             patch.setattr(kernel, "wrong", "a test wants the plain pass")

@@ -123,7 +123,8 @@ if len(sys.argv) > 1:
     from klmonitor.summary.numba_kernel import add_pair
     from klmonitor.summary.numba_signatures import add_sequences
     from klmonitor.summary.numba_pulls import add_pulls
-    kernels = (add_pair, add_sequences, add_pulls)
+    from klmonitor.summary.numba_unclipped import add_unclipped
+    kernels = (add_pair, add_sequences, add_pulls, add_unclipped)
     misses = sum(sum(f.stats.cache_misses.values()) for f in kernels)
     monitor.observe(policy=q, ref=q - 0.1)
     used = bool(kernel.tried) and bool(signatures.KERNEL.tried)

@@ -62,7 +62,7 @@ def test_torch_and_numpy_sum_the_same(monkeypatch, penalty, layout):
     given = {"packed": layout == "packed", "tokens": COLUMNS * (4 if layout == "fewer rows" else 6)}
     choose_pass(monkeypatch, "plain")
     found = summed(penalty, **given)
-    monkeypatch.setattr(pull_sums, "_array", lambda x: x)
+    monkeypatch.setattr(pull_sums, "array_of", lambda x: x)
     expected = summed(penalty, **given)
     unknown = given["packed"] and (penalty.returns, penalty.level) != ("token", "token")
     assert (expected[PULL["tokens"]] > 0) != unknown, "what is compared is something"
