@@ -319,6 +319,8 @@ class Monitor(Observer):
     def _health(self) -> Health:
         """Of this process and of the workers whose parts came here."""
         mine = self._delivery.health()
+        if self._enabled and not self._health_of:
+            return mine
         found = [mine, *self._health_of.values()]
         why = [mine.why, *(f"{name}: {one.why}" for name, one in self._health_of.items())]
         return Health(

@@ -19,7 +19,7 @@ from operator import attrgetter
 from klmonitor.numbers.clusters import ratio
 from klmonitor.numbers.receiptmetrics import DRAWN, RECEIPT, SENT
 from klmonitor.numbers.signatures import BINS
-from klmonitor.numbers.sums import QUANTILES, StepSums
+from klmonitor.numbers.sums import COUNTED_FROM, QUANTILES, StepSums
 from klmonitor.numbers.without import Dominance
 from klmonitor.report import KNOWN
 from klmonitor.summary.fields import CLAMP, CORE_RADIUS, PROBABILITIES
@@ -27,8 +27,6 @@ from klmonitor.summary.fields import CLAMP, CORE_RADIUS, PROBABILITIES
 Of = Callable[[StepSums], float]
 """The metric of a pair, from its sums at a step."""
 
-COUNT_THRESHOLDS = (1, 2, 5, 10)
-"""Nats: ratios of 2.7, 7.4, 148 and 22,026."""
 VARIANCE, OUTLIERS = "Variance, and running variance", "Outlier tokens"
 """Panels of several metrics."""
 OUTLIER = 2.0
@@ -256,7 +254,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("outliers/rate", "per 10,000 tokens", "10^4 #(|d| >= 2) / N", "both sides together",
            lambda t: ratio(1e4 * (t.at_most(OUTLIER) + t.at_least(OUTLIER)), t.n),
            panel=OUTLIERS, judged=True),
-    *(metric for threshold in COUNT_THRESHOLDS for metric in _count(threshold)),
+    *(metric for threshold in map(int, COUNTED_FROM) for metric in _count(threshold)),
     *(_quantile(number) for number in range(len(QUANTILES))),
     Metric("log_ratio/min", "nats", "min d", "exact",
            lambda t: _where(t.n > 0, -t.smallest)),

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from klmonitor.numbers.buckets import MIDDLES, edge_index
 from klmonitor.numbers.clusters import Array, Clustered, Floats, positive, ratio, token_sums
@@ -43,6 +44,11 @@ N_RUNNING = 7
 KEY = TOKEN_FIELDS.index("key")
 """The field that orders tokens and sequences; -inf: there is none."""
 QUANTILES = (0.001, 0.01, 0.25, 0.5, 0.75, 0.99, 0.999)
+COUNTED_FROM = (1.0, 2.0, 5.0, 10.0)
+"""Nats beyond which tokens are counted: ratios of 2.7, 7.4, 148 and 22,026."""
+_EDGES = [edge_index(x) for x in COUNTED_FROM]
+_ENDS = CENTRE + np.array([*(-edge for edge in reversed(_EDGES)), 0, *_EDGES])
+"""Buckets of d >= -10, ... 0, ... 10."""
 _CHECKED = POLICY_COUNTS.index("checked")
 _FORMATS = slice(POLICY_COUNTS.index("bf16"), POLICY_COUNTS.index("fp16") + 1)
 _T, _K1 = SEQUENCE_FIELDS.index("t"), SEQUENCE_FIELDS.index("k1")
@@ -102,7 +108,7 @@ class StepSums:
         found = token_sums(self.columns)
         self.n, self.d, self.absolute, self.d2, self.d4, self.k3, self.k3k3, self.dk3 = found
         self.histogram = arrays["histogram"][place].copy()
-        self.prompts = [rows[rows[:, 0] != 0] for rows in arrays["prompts"][place]]
+        self.prompts = [rows.take(rows[:, 0].nonzero()[0], 0) for rows in arrays["prompts"][place]]
         self.largest, self.smallest = arrays["maxima"][place].tolist()
         self.tokens = arrays["tokens"][place].copy()
         self.sequences = arrays["sequences"][place].copy()
@@ -284,38 +290,47 @@ class StepSums:
 
     # --- the histogram -----------------------------------------------------------------------
     @once
-    def cumulative(self) -> Array:
-        """[HISTOGRAM] tokens up to each bucket."""
-        found: Array = self.histogram.cumsum()
-        return found
+    def _filled(self) -> tuple[NDArray[np.int64], Array]:
+        """The buckets that have tokens, and how many tokens there are up to each."""
+        places = self.histogram.nonzero()[0]
+        return places, self.histogram[places].cumsum()
 
     @once
     def counted(self) -> float:
         """Tokens in the histogram; nan: a part came without it."""
-        return float(self.cumulative[-1])
+        _, upto = self._filled
+        return float(upto[-1]) if upto.size else 0.0
+
+    @once
+    def _before(self) -> dict[int, float]:
+        """Tokens below each bucket of `_ENDS`."""
+        places, upto = self._filled
+        found = np.append(0.0, upto)[places.searchsorted(_ENDS)]
+        return dict(zip(_ENDS.tolist(), found.tolist(), strict=True))
 
     @property
     def positive_d(self) -> float:
         """Tokens with d > 0."""
-        return self.counted - float(self.cumulative[CENTRE - 1]) - self.column("zero")
+        return self.counted - self._before[CENTRE] - self.column("zero")
 
     def at_most(self, edge: float) -> float:
-        """Tokens with d <= -edge; the edge is one of a bucket."""
-        return float(self.cumulative[CENTRE - edge_index(edge) - 1])
+        """Tokens with d <= -edge, one of `COUNTED_FROM`."""
+        return self._before[CENTRE - edge_index(edge)]
 
     def at_least(self, edge: float) -> float:
-        """Tokens with d >= edge."""
-        return self.counted - float(self.cumulative[CENTRE + edge_index(edge) - 1])
+        """Tokens with d >= edge, likewise."""
+        return self.counted - self._before[CENTRE + edge_index(edge)]
 
     @once
     def quantiles(self) -> list[float]:
         """D at rank ceil(probability x N), of `QUANTILES`, to 0.8 % (numpy's ``inverted_cdf``)."""
-        if not self.n > 0 or math.isnan(self.counted):
+        places, upto = self._filled
+        if not (self.n > 0 and self.counted > 0):
             return [math.nan] * len(QUANTILES)
         ranks = np.maximum(np.ceil(self.n * np.array(QUANTILES)), 1) - 0.5
-        places = np.minimum(self.cumulative.searchsorted(ranks), len(MIDDLES) - 1)
-        found: list[float] = np.clip(MIDDLES[places], -self.smallest, self.largest).tolist()
-        return found
+        found = MIDDLES[places[np.minimum(upto.searchsorted(ranks), len(places) - 1)]]
+        bounded: list[float] = np.clip(found, -self.smallest, self.largest).tolist()
+        return bounded
 
     # --- the rest ----------------------------------------------------------------------------
     def policy_count(self, name: str) -> float:
@@ -349,11 +364,13 @@ class StepSums:
 
     def _next_d(self, left: int, right: int) -> tuple[float, float]:
         """D of the first token of each tail after so many, to 0.8 %; infinite: unknown."""
-        whole = self.counted
+        (places, upto), whole = self._filled, self.counted
         if math.isnan(whole):
             return -math.inf, math.inf  # a part came without its histogram
-        places = self.cumulative.searchsorted((left + 0.5, whole - right - 0.5)).tolist()
-        low, high = (float(MIDDLES[min(place, len(MIDDLES) - 1)]) for place in places)
+        if not max(left, right) < whole:
+            return 0.0, 0.0  # there is none
+        ends = places[upto.searchsorted((left + 0.5, whole - right - 0.5))]
+        low, high = MIDDLES[ends].tolist()
         return min(low, 0.0), max(high, 0.0)
 
     @once
