@@ -223,8 +223,9 @@ class Monitor(Observer):
         return self.log.read().errors
 
     # --- in ----------------------------------------------------------------------------------
-    def _rank(self) -> int:
-        return rank_of(self._ranks())
+    def _place(self) -> tuple[int, int]:
+        ranks = self._ranks()
+        return rank_of(ranks), world_of(ranks)
 
     def _world(self) -> int:
         return world_of(self._ranks())

@@ -29,7 +29,8 @@ class Evidence:
 
     Attributes:
         q, p: names of its policies.
-        signs: signatures by name; means also as ``{name}_z`` and ``{name}_se``.
+        signs: signatures by name, with the errors of means as ``{name}_se``; ``{name}_z`` follows
+            from these where it is asked for.
         numbers: the step's metrics.
         carriers: the sequences or prompts that carry the estimate.
         turned: mean(e^-d) - 1 of the step; nan: not asked for.
@@ -43,7 +44,11 @@ class Evidence:
     turned: float = math.nan
 
     def __getitem__(self, name: str) -> float:
-        return self.signs.get(name, math.nan)
+        found = self.signs.get(name)
+        if found is None:
+            mean, is_z, _ = name.rpartition("_z")
+            found = _z(self[mean], self[f"{mean}_se"], self["sequences"]) if is_z else math.nan
+        return found
 
     def significant(self, name: str, least: float) -> bool:
         """Whether a mean is at least so far from 0, and that is no chance."""
@@ -62,11 +67,9 @@ def signs_of(signatures: Signatures) -> dict[str, float]:
         signatures: over the last steps.
     """
     of = signatures.sum
-    sequences = of("sequences")
     found = {name: of(name) for name in COUNTS}
     for name, (mean, error) in signatures.means().items():
         found[name], found[f"{name}_se"] = mean, error
-        found[f"{name}_z"] = _z(mean, error, sequences)
     variance = of("qq") * of("pp")
     deviation = math.sqrt(variance) if variance > 0 else math.nan
     found |= {name: ratio(of(name), deviation) for name in CORRELATIONS}

@@ -110,16 +110,13 @@ class Observer:
 
     def _add(self, add: Callable[..., None]) -> None:
         """Add one micro-batch from this process's place."""
-        add(rank=self._rank(), alone=self._world() == 1)
+        rank, world = self._place()
+        add(rank=rank, alone=world == 1)
 
     def _open(self) -> bool:
         """Whether anything is taken at all, at present."""
         return True
 
-    def _world(self) -> int:
-        """How many processes' summaries are reduced."""
-        return 1
-
-    def _rank(self) -> int:
-        """This process's number among those whose summaries are reduced."""
-        return 0
+    def _place(self) -> tuple[int, int]:
+        """This process's number among those whose summaries are reduced, and how many they are."""
+        return 0, 1
