@@ -14,6 +14,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import SummaryConfig
 from klmonitor.summary.kernelcache import Loader
-from klmonitor.summary.state import Saved, Summary
+from klmonitor.summary.state import Summary, Undo
 
 REST = 1000
 """Batches for which a kernel that failed is left alone."""
@@ -69,7 +70,7 @@ class Kernel:
         loader: brings it here while the plain pass does its work; None: it is compiled at first
             use.
         agree: compares it with the plain pass, as `compare`, which it is if None.
-        saved: what it changes of a state, for `Summary.restore`.
+        undo: what takes back what it has done to a state.
 
     Attributes:
         wrong: why it is not used any more: it found other sums than the plain pass.
@@ -83,14 +84,14 @@ class Kernel:
         module: str,
         loader: Loader | None = None,
         agree: Callable[[Callable[..., None], TokenBatch, Sequence[Pair]], None] | None = None,
-        saved: Callable[[Summary, Iterable[int]], Saved] = Summary.saved,
+        undo: Callable[[Summary, Iterable[int]], Undo] = Summary.undo,
     ) -> None:
         self.wrong: str | None = None
         self.tried: set[tuple[torch.device, frozenset[torch.dtype]]] = set()
         self.loader = loader
         self._module = module
         self._compiled: Any = None
-        self._agree, self._saved = agree, saved
+        self._agree, self._undo = agree, undo
         self._boundary = Boundary(
             f"the {compiler} kernel",
             HealthLog(),
@@ -129,11 +130,11 @@ class Kernel:
         if (batch.device, dtypes) not in self.tried:
             self._prove(compiled.add, batch, pairs)
             self.tried.add((batch.device, dtypes))
-        before = self._saved(state, (PAIR_INDEX[pair.name] for pair in pairs))
+        undo = self._undo(state, (PAIR_INDEX[pair.name] for pair in pairs))
         try:
             compiled.add(state, batch, pairs, *rest)
         except Exception:
-            state.restore(before)  # of several pairs the first are in it already
+            undo()  # of several pairs the first are in it already
             raise
         return True
 
@@ -199,14 +200,14 @@ def check_alike(found: Summary, expected: Summary, name: str, terms: float) -> N
         raise ArithmeticError(f"other {name}")
 
 
-def kept(name: str) -> Callable[[Summary, Iterable[int]], Saved]:
-    """What a `Kernel` changes that adds to one of a state's arrays alone."""
+def undo_of(name: str) -> Callable[[Summary, Iterable[int]], Undo]:
+    """For a `Kernel` that adds to one of a state's arrays alone."""
 
-    def saved(state: Summary, pairs: Iterable[int]) -> Saved:
+    def undo(state: Summary, pairs: Iterable[int]) -> Undo:
         held = state.arrays[name]
-        return [(held, held.copy())]
+        return partial(np.copyto, held, held.copy())
 
-    return saved
+    return undo
 
 
 def made_up(

@@ -18,7 +18,7 @@ from klmonitor.penalty import Penalty
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extras import Extras
 from klmonitor.summary.fields import SummaryConfig
-from klmonitor.summary.passes import KERNELS, Kernel, check_alike, kept, made_up
+from klmonitor.summary.passes import KERNELS, Kernel, check_alike, made_up, undo_of
 from klmonitor.summary.pull_sums import add_plain
 from klmonitor.summary.state import Summary
 
@@ -82,6 +82,6 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
 
 
 KERNEL = Kernel(
-    "pulls' Numba", "klmonitor.summary.pull_pass", KERNELS["cpu"].loader, compare, kept("pulls")
+    "pulls' Numba", "klmonitor.summary.pull_pass", KERNELS["cpu"].loader, compare, undo_of("pulls")
 )
 """What is compiled for the CPU."""

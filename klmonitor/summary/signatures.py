@@ -15,7 +15,7 @@ from klmonitor.pairs import Pair
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extras import Extras
 from klmonitor.summary.fields import SAMPLED, SummaryConfig
-from klmonitor.summary.passes import KERNELS, Kernel, check_alike, kept, made_up
+from klmonitor.summary.passes import KERNELS, Kernel, check_alike, made_up, undo_of
 from klmonitor.summary.signature_sums import add_plain
 from klmonitor.summary.state import Summary
 
@@ -80,6 +80,6 @@ KERNEL = Kernel(
     "klmonitor.summary.signature_pass",
     KERNELS["cpu"].loader,
     compare,
-    kept("signatures"),
+    undo_of("signatures"),
 )
 """What is compiled for the CPU."""

@@ -8,9 +8,9 @@ the configuration alone, never on the data, so every rank can take part in a red
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import accumulate
 from typing import Any, TypeAlias
 
@@ -36,8 +36,8 @@ Floats = NDArray[np.float64]
 _ARRAYS = ("maxima", "tokens", "sequences")
 BY_PAIR = ("sums", "histogram", "prompts", *_ARRAYS)
 """What a pass fills of a pair, in the order in which the compiled one takes it."""
-Saved: TypeAlias = "Sequence[tuple[Any, Any]]"
-"""Tensors or arrays, and copies of them."""
+Undo: TypeAlias = Callable[[], None]
+"""Gives what a pass writes to the values that it had before."""
 MANY = 4
 """Times as many records as are kept from which candidates are chosen before they are sorted."""
 
@@ -113,30 +113,27 @@ class Summary:
         parts = (self.flat, self.maxima, self.tokens, self.sequences)
         return Summary(self.config, *(part.to(device) for part in parts), around=self.around)
 
-    def saved(self, pairs: Iterable[int]) -> Saved:
-        """What a pass over the tokens of some pairs changes, for `restore`."""
+    def undo(self, pairs: Iterable[int]) -> Undo:
+        """What takes back a pass over the tokens of some pairs that begins now, whatever it did."""
+        places = tuple(pairs)
         if self.device.type != "cpu":
             parts = (self.flat, self.maxima, self.tokens, self.sequences)
-            return [(part, part.clone()) for part in parts]
+            return partial(_restore, [(part, part.clone()) for part in parts])
         if self.fresh:
-            return [(self.arrays["policies"], 0.0), *self._nothing(pairs)]
-        arrays = [self.arrays["policies"]]
-        for pair in pairs:
-            arrays += self.of_pair(pair)
-        return [(array, array.copy()) for array in arrays]
+            return partial(self._clear, places)
+        return partial(_restore, [(array, array.copy()) for array in self._of_pairs(places)])
 
-    def _nothing(self, pairs: Iterable[int]) -> Iterator[tuple[Floats, Any]]:
-        """The arrays of some pairs, and what they have in an empty summary."""
-        keyed = dict(zip(_ARRAYS, _no_maxima(self.config.top, self.device), strict=True))
-        for pair in pairs:
-            for name, array in zip(BY_PAIR, self.of_pair(pair), strict=True):
-                yield array, keyed[name].numpy()[pair] if name in keyed else 0.0
+    def _of_pairs(self, pairs: Iterable[int]) -> list[Floats]:
+        """What a pass over the tokens of some pairs writes to; on the CPU only."""
+        return [self.arrays["policies"], *(x for pair in pairs for x in self.of_pair(pair))]
 
-    @staticmethod
-    def restore(saved: Saved) -> None:
-        """Take the values that they had when they were saved, in place."""
-        for part, before in saved:
-            part[...] = before
+    def _clear(self, pairs: Sequence[int]) -> None:
+        """Forget the tokens of some pairs, which are all that a pass has added; on the CPU only."""
+        for array in self._of_pairs(pairs):
+            array[...] = 0.0
+        for name, nothing in zip(_ARRAYS, _no_maxima(self.config.top, self.device), strict=True):
+            for pair in pairs:
+                self.arrays[name][pair] = nothing[pair]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the views, which would come back detached, and without neighbours."""
@@ -157,6 +154,12 @@ class Summary:
     def device(self) -> torch.device:
         """Where the sums live."""
         return self.flat.device
+
+
+def _restore(saved: Iterable[tuple[Any, Any]]) -> None:
+    """Give tensors or arrays the values that their copies have, in place."""
+    for part, before in saved:
+        part[...] = before
 
 
 def copied(part: Tensor) -> Tensor:

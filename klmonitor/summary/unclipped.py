@@ -15,7 +15,7 @@ from torch import Tensor
 from klmonitor.pairs import Pair
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.fields import SummaryConfig
-from klmonitor.summary.passes import KERNELS, Kernel, check_alike, kept, made_up
+from klmonitor.summary.passes import KERNELS, Kernel, check_alike, made_up, undo_of
 from klmonitor.summary.state import Summary
 from klmonitor.summary.unclipped_sums import PAIR, add_plain
 
@@ -60,6 +60,6 @@ KERNEL = Kernel(
     "klmonitor.summary.unclipped_pass",
     KERNELS["cpu"].loader,
     compare,
-    kept("signatures"),
+    undo_of("signatures"),
 )
 """What is compiled for the CPU."""

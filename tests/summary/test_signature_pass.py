@@ -192,7 +192,7 @@ def kernel_of(monkeypatch, add):
     module = SimpleNamespace(fits=lambda batch: True, add=add)
     monkeypatch.setitem(sys.modules, "made_up_signatures", module)
     kernel = passes.Kernel(
-        "made-up", "made_up_signatures", agree=signed.compare, saved=signed.KERNEL._saved
+        "made-up", "made_up_signatures", agree=signed.compare, undo=signed.KERNEL._undo
     )
     monkeypatch.setattr(signed, "KERNEL", kernel)
     return kernel
