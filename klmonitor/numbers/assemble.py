@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from types import MappingProxyType
 
+import numpy as np
+
 from klmonitor.numbers import receipt as receipts
 from klmonitor.numbers.buckets import coarse_histogram
 from klmonitor.numbers.clusters import Array
@@ -70,16 +72,19 @@ _said = lru_cache(64)(str)
 
 def _computed(table: Mapping[str, Of], sums: StepSums) -> dict[str, float]:
     """Some rows of the table of metrics."""
-    return {name: of(sums) for name, of in table.items()}
+    with np.errstate(all="ignore"):
+        return {name: of(sums) for name, of in table.items()}
 
 
 def _group_values(sums: StepSums) -> dict[str, float]:
     """k1 and k3 of each group that has tokens, with their errors."""
     if len(sums.groups) == 1:
         return {}
+    with np.errstate(all="ignore"):
+        groups = sums.by_groups()
     return {
         f"group/{group}/{name}/{what}": of(name)
-        for group, one in sums.by_groups().items()
+        for group, one in groups.items()
         for name in ("k1", "k3")
         for what, of in (("mean", one.mean), ("se", one.se))
     }

@@ -62,11 +62,12 @@ def sums_of(arrays: Mapping[str, Array], groups: Sequence[str]) -> dict[str, Ste
         groups: names of its groups.
     """
     sums = arrays["sums"]
-    return {
-        pair.name: StepSums(pair, i, arrays, groups)
-        for i, pair in enumerate(PAIRS)
-        if np.count_nonzero(sums[i])
-    }
+    with np.errstate(all="ignore"):
+        return {
+            pair.name: StepSums(pair, i, arrays, groups)
+            for i, pair in enumerate(PAIRS)
+            if np.count_nonzero(sums[i])
+        }
 
 
 class StepSums:
