@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from klmonitor import Monitor
+from klmonitor import Monitor, Penalty
 from tests.faults.sites import Faults
 
 STEPS = 30
@@ -30,6 +30,7 @@ def tokens(step: int) -> dict[str, Any]:
         "token_ids": torch.arange(128).view(8, 16),
         "prompt_ids": torch.arange(8) // 2,
         "group": ["a", "b"] * 4,
+        "advantages": torch.randn(8, generator=generator),
     }
 
 
@@ -40,6 +41,7 @@ def run(directory: Path, faults: Faults, targets: Sequence[Any] = ()) -> list[di
         sinks=["tensorboard", lambda report: None],
         groups=["a", "b"],
         merge_rows=True,
+        penalty=Penalty("k3", ratio="detached", beta=0.1),
     )
     for step in range(QUIET):
         monitor.observe(**tokens(step))
@@ -71,9 +73,14 @@ def compared(found: list[dict[str, float]], clean: list[dict[str, float]]) -> li
         due = expected.get(row["step"])
         if due is None or not row["pairs"] or counted:
             continue
-        for name in ("tokens", "k1/mean", "k3/mean", "k3/se", "log_ratio/max"):
-            for pair in ("policy_ref", "old_policy"):
+        both = ("tokens", "k1/mean", "k3/mean", "k3/se", "log_ratio/max")
+        names = {
+            "policy_ref": (*both, "penalty/effective_beta", "penalty/opposite_share"),
+            "old_policy": (*both, "unclipped/tokens"),
+        }
+        for pair, some in names.items():
+            for name in some:
                 key = f"kl/{pair}/{name}"
-                if abs(row.get(key, float("nan")) - due[key]) > 1e-9 * abs(due[key]):
+                if not abs(row.get(key, float("nan")) - due[key]) <= 1e-9 * abs(due[key]):
                     wrong.append(f"step {row['step']}: {key} is {row[key]}, not {due[key]}")
     return wrong

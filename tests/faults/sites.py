@@ -36,8 +36,7 @@ SITES = (
     "klmonitor.summary.pull_pass:add",
     "klmonitor.summary.unclipped_pass:add",
     "klmonitor.summary.state:Summary.empty",
-    "klmonitor.monitor.core:Monitor._rank",
-    "klmonitor.monitor.core:Monitor._world",
+    "klmonitor.monitor.core:Monitor._place",
     # a step
     "klmonitor.monitor.exchange:Reducer.agree",
     "klmonitor.monitor.exchange:Reducer.reduce",
