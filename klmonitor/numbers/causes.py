@@ -16,6 +16,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
@@ -90,7 +91,7 @@ class Causes:
         recent = list(self._steps) if advance else [mine]
         found = {}
         for name, pair in pairs.items():
-            together = np.sum([one[name] for one in recent if name in one], axis=0)
+            together = reduce(np.add, [one[name] for one in recent if name in one])
             why = _why(steps[name], pair, signs_of(Signatures(together.tolist())))
             found[name] = pair if why == pair.cause else replace(pair, cause=why)
         return _without_sampler(found)

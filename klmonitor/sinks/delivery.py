@@ -68,7 +68,7 @@ class Delivery:
         errors, dropped = health.errors + sinks.lost_errors, health.dropped + sinks.dropped
         if self._record is not None:
             errors, dropped = errors + self._record.errors, dropped + self._record.dropped
-        return replace(health, errors=errors, dropped=dropped)
+        return Health(errors, dropped, health.active, health.why)
 
     @property
     def run_dir(self) -> Path | None:
