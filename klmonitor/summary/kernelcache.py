@@ -157,12 +157,14 @@ class Loader:
 
     def _reap(self, child: int) -> bool:
         """Whether the child has ended; what it has made, or not, is seen by its mark."""
-        with suppress(ChildProcessError):
+        ended = 0
+        try:
             ended, _ = os.waitpid(child, os.WNOHANG)
-            if not ended:
-                return False
-        self._child = None
-        return True
+        except ChildProcessError:  # of the process that this one was forked from, or asked for
+            self._child = None
+        if ended:
+            self._child = None
+        return bool(ended)
 
     def _load(self, place: Path) -> None:
         try:

@@ -249,3 +249,14 @@ def test_nothing_is_started_where_monitoring_is_off(monkeypatch, tmp_path):
     monitor = Monitor()
     monitor.observe(policy=torch.zeros(2, 3), ref=torch.zeros(2, 3))
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_another_process_s_child_is_not_said_to_have_failed(tmp_path, monkeypatch):
+    """A forked process cannot ask for it: it waits for the mark."""
+    monkeypatch.setenv("KLMONITOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(kernelcache, "LOOK_SECONDS", 0.0)
+    loader = Loader()
+    loader._child, loader._tried = os.getppid(), True
+    assert not loader.ready()
+    assert not loader.ready()
+    assert loader.error is None
