@@ -5,7 +5,7 @@ from __future__ import annotations
 from klmonitor.numbers.neighbours import NOTHING, Neighbours, Surroundings, neighbours_of
 from klmonitor.numbers.places import DECILES, TURNS, by_place
 from klmonitor.pairs import PAIR_INDEX, PAIRS
-from klmonitor.report import Later, Report
+from klmonitor.report import Report
 from klmonitor.summary.around import Around
 
 
@@ -22,14 +22,10 @@ def surroundings(report: Report, beside: Around | None) -> Surroundings:
         return NOTHING
     sums = {name: beside.places(PAIRS[PAIR_INDEX[name]], DECILES, TURNS) for name in names}
     found = beside.tensor
+    tails: list[list[Neighbours]] = []
+    if found is not None:
+        host = found.cpu().numpy()
+        for name in names:
+            tails += neighbours_of(report.pairs[name].extremes, host[PAIR_INDEX[name]])
     places = {name: by_place(one.numpy()) for name, one in sums.items() if one is not None}
-    if found is None:
-        return Surroundings((), places)
-    host = found.cpu().numpy()
-
-    def tails() -> list[list[Neighbours]]:
-        """Made by the record's thread."""
-        each = (neighbours_of(report.pairs[x].extremes, host[PAIR_INDEX[x]]) for x in names)
-        return [tail for both in each for tail in both]
-
-    return Surroundings(Later(tails), places)
+    return Surroundings(tails, places)

@@ -124,7 +124,7 @@ class Clustered:
             mean: nats.
             magnitude: mean of its absolute terms, nats.
         """
-        if abs(mean) <= ROUNDING * magnitude:
+        if abs(mean) <= ROUNDING * magnitude < math.inf:
             return 0.0
         return deviate_of_t(ratio(mean, self.se(name)), self.count - 1)
 

@@ -370,8 +370,8 @@ class StepSums:
             return -math.inf, math.inf  # a part came without its histogram
         if not max(left, right) < whole:
             return 0.0, 0.0  # there is none
-        ends = places[upto.searchsorted((left + 0.5, whole - right - 0.5))]
-        low, high = MIDDLES[ends].tolist()
+        ends = upto.searchsorted((left + 0.5, whole - right - 0.5))
+        low, high = MIDDLES[places[np.minimum(ends, len(places) - 1)]].tolist()
         return min(low, 0.0), max(high, 0.0)
 
     @once

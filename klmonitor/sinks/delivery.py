@@ -140,9 +140,9 @@ class Delivery:
                 tokens = self._annotate(tokens, report.phase) if self._annotate else tokens
             finally:
                 shown = Later(partial(shown_tokens, report))
-                tails, words = around.tails, self._words
-                beside = Later(lambda: around_rows(shown, tails, words) if tails else [])
-                record.tokens(report.step, tokens, report.phase, beside, around.places)
+                beside = Later(lambda: around_rows(shown, around.tails, self._words))
+                more = beside if around.tails else ()
+                record.tokens(report.step, tokens, report.phase, more, around.places)
 
     def note(self, notice: Notice) -> None:
         """Record a notice."""

@@ -37,11 +37,12 @@ def add_plain(
     Arguments as for `pull_pass.add`.
     """
     (pair,) = pairs
-    names, by_sequence = _terms(batch, pair, penalty, extras, rows, columns)
-    if not names:
-        return
-    taken, places = (array_of(x) for x in _places(names, pair.name, batch.device))
-    products = (by_sequence @ by_sequence.T).reshape(-1)[taken]
+    with np.errstate(all="ignore"):
+        names, by_sequence = _terms(batch, pair, penalty, extras, rows, columns)
+        if not names:
+            return
+        taken, places = (array_of(x) for x in _places(names, pair.name, batch.device))
+        products = (by_sequence @ by_sequence.T).reshape(-1)[taken]
     if isinstance(products, np.ndarray):
         state.arrays["pulls"].reshape(-1)[places] += products
     else:
@@ -51,7 +52,10 @@ def add_plain(
 def _terms(
     batch: TokenBatch, pair: Pair, penalty: Penalty, extras: Extras, rows: int, columns: int
 ) -> tuple[tuple[str, ...], Array]:
-    """Names, ``sequences`` among them, with their sums over each of the first sequences, [n, S]."""
+    """Names, ``sequences`` among them, with their sums over each of the first sequences, [n, S].
+
+    Call it within ``np.errstate``.
+    """
     whole = (rows, columns) == batch.shape
 
     def part(x: Tensor) -> Tensor:
@@ -70,11 +74,10 @@ def _terms(
         if batch.prompt_ids is None:
             return (), None
         prompts = array_of(batch.prompt_ids[:rows])
-    with np.errstate(all="ignore"):
-        d, log_ratio = held[pair.p] - held[pair.q], None
-        if trained != drew:
-            log_ratio = (held[trained] - held[drew]).clip(max=LARGEST_RATIO)
-        terms = _of_tokens(penalty, d, log_ratio, mask, advantages, prompts, extras.beta)
+    d, log_ratio = held[pair.p] - held[pair.q], None
+    if trained != drew:
+        log_ratio = (held[trained] - held[drew]).clip(max=LARGEST_RATIO)
+    terms = _of_tokens(penalty, d, log_ratio, mask, advantages, prompts, extras.beta)
     of_tokens = stacked(list(terms.values()))
     if batch.segments is None:
         sums = of_tokens.sum(-1)

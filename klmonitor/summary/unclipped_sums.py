@@ -45,8 +45,7 @@ def add_plain(
         weight, d = xp.where(known, weight, 0.0), xp.where(known, d, 0.0).clip(max=LARGEST_SEQUENCE)
         far = (weight < 0) & (d >= FAR)
         enters = abs(weight) * xp.exp(xp.where(weight > 0, d.clip(max=FAR), d))
-        terms = stacked([known, enters, far, enters * far, d * far])
-    sums = terms.sum((-2, -1))
+        sums = stacked([known, enters, far, enters * far, d * far]).sum((-2, -1))
     if isinstance(sums, np.ndarray):
         state.arrays["signatures"].reshape(-1)[PLACES] += sums
     else:

@@ -14,10 +14,29 @@ from hypothesis import strategies as st
 from klmonitor import Monitor, Penalty
 from klmonitor.numbers.assemble import pair_reports
 from klmonitor.numbers.sums import sums_of
+from klmonitor.pairs import default_pairs
+from klmonitor.summary.batch import build
+from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import COLUMN, SummaryConfig
+from klmonitor.summary.passes import accumulate
 from klmonitor.summary.state import Summary
+from tests.helpers.steps import choose_pass
 
-ODD = (0.0, -0.0, 3.0, -1e-40, -1e-12, -350.0, -1e4, -3e38, 3e38, math.inf, -math.inf, math.nan)
+ODD = (
+    0.0,
+    -0.0,
+    3.0,
+    -1e-40,
+    -1e-12,
+    -350.0,
+    -500.0,
+    -1e4,
+    -3e38,
+    3e38,
+    math.inf,
+    -math.inf,
+    math.nan,
+)
 PENALTIES = (
     None,
     Penalty("k3", beta=0.1),
@@ -48,6 +67,14 @@ def batch(seed):
     if rng.random() < 0.3:
         given["version"] = torch.tensor(rng.integers(0, 5, shape[0]))
     return given
+
+
+@pytest.fixture(scope="module", autouse=True, params=["compiled", "plain"])
+def the_pass(request):
+    """All of the CPU's passes."""
+    with pytest.MonkeyPatch.context() as patch:
+        choose_pass(patch, request.param)
+        yield request.param
 
 
 @settings(deadline=None, derandomize=True, max_examples=120)
@@ -89,3 +116,28 @@ def test_of_what_a_part_left_out_nothing_is_made_up(what):
     known = {name for name, x in whole.items() if not math.isnan(x)}
     changed = {name for name in known if not math.isclose(torn[name], whole[name])}
     assert all(math.isnan(torn[name]) for name in changed), changed
+
+
+def test_a_damaged_histogram_makes_no_step_fail():
+    """One of parts of tokens, as no pass makes it."""
+    for share in (0.3, 1.03, 1.1, 1.6):
+        summary = Summary.empty(SummaryConfig(), "cpu")
+        batch = build(
+            {name: torch.tensor([[-1.0, x, -3.0]]) for name, x in (("policy", -2.0), ("ref", -9.0))}
+        )
+        accumulate(summary, batch, default_pairs(batch.log_probs), place=Place())
+        summary.arrays["histogram"][0] *= share
+        (pair,) = pair_reports(sums_of(summary.arrays, ("other",))).values()
+        assert dict(pair.values)["dominance/k1/level"] == 0
+
+
+def test_what_overflows_is_unknown_and_no_rounding():
+    summary = Summary.empty(SummaryConfig(), "cpu")
+    given = {
+        name: torch.tensor([[x] * 4] * 3, dtype=torch.float64)
+        for name, x in (("policy", -1.0), ("ref", -1e300))
+    }
+    batch = build(given)
+    accumulate(summary, batch, default_pairs(batch.log_probs), place=Place())
+    (pair,) = pair_reports(sums_of(summary.arrays, ("other",))).values()
+    assert math.isnan(pair["k2/bias_z"])
