@@ -26,30 +26,25 @@ RELATIVE_FLOOR = 0.03
 
 @dataclass(frozen=True)
 class FlatScore:
-    """A value against its baseline; nan where there is none yet.
+    """A value with its standard error against its baseline; nan where there is none yet.
 
-    Attributes:
-        value: what was judged.
-        se: its standard error.
-        centre: median of the baseline.
-        window: the baseline.
-        errors: squared standard errors of its values, and of the latest.
-        slack: a difference that something else explains.
+    The baseline is its median and, for `z`, the windows: its values, and their last squared standard
+    errors. The slack is a difference that something else explains.
     """
 
     value: float = math.nan
     se: float = 0.0
     centre: float = math.nan
-    window: Floats | None = None
-    errors: Floats | None = None
     slack: float = 0.0
+    windows: tuple[Floats, Floats] | None = None
 
     @once
     def z(self) -> float:
         """Scales from the centre; nan where there is no spread at all."""
-        if self.window is None or self.errors is None:
+        if self.windows is None:
             return math.nan
-        own = robust_sd(self.window, self.centre) ** 2 - median(self.errors)
+        window, errors = self.windows
+        own = robust_sd(window, self.centre) ** 2 - median(errors)
         floor = RELATIVE_FLOOR * abs(self.centre)
         scale = math.sqrt(max(own, floor**2) + self.se**2 + self.slack**2)
         return (self.value - self.centre) / scale if scale > 0 else math.nan
@@ -74,8 +69,8 @@ class FlatLevel:
         window = self._values.last(LENGTH, skip=SKIP)
         if math.isnan(value) or window.size < WARM_UP:
             return FlatScore(value, se)
-        errors = self._errors.last(LENGTH).copy()
-        return FlatScore(value, se, median(window), window.copy(), errors, slack)
+        windows = window.copy(), self._errors.last(LENGTH).copy()
+        return FlatScore(value, se, median(window), slack, windows)
 
     def take(self, score: FlatScore) -> None:
         """Learn a value that has been judged, unless it is nan."""

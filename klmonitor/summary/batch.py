@@ -56,6 +56,20 @@ class TokenBatch:
         rows, columns = next(iter(self.log_probs.values())).shape
         return rows, columns
 
+    def first(self, rows: int, columns: int) -> TokenBatch:
+        """The first tokens of the first rows, as views; without their ids."""
+        if (rows, columns) == self.shape:
+            return self
+        packed = self.segments is not None
+        return TokenBatch(
+            {name: x[:rows, :columns] for name, x in self.log_probs.items()},
+            None if self.mask is None else self.mask[:rows, :columns],
+            None,
+            None if self.segments is None else self.segments[:columns],
+            self.n_sequences if packed else rows,
+            self.prompt_ids if packed or self.prompt_ids is None else self.prompt_ids[:rows],
+        )
+
     def starts(self) -> Tensor | None:
         """First token of each packed sequence, int64 [n_sequences]; None for [B, T] input."""
         if self.segments is None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from klmonitor.pairs import PAIR_INDEX, Pair
 from klmonitor.penalty import Penalty
@@ -26,15 +23,9 @@ NO_ADVANTAGES = np.empty(0)
 
 
 def add(
-    state: Summary,
-    batch: TokenBatch,
-    pairs: Sequence[Pair],
-    penalty: Penalty,
-    extras: Extras,
-    rows: int,
-    columns: int,
+    state: Summary, batch: TokenBatch, pairs: Sequence[Pair], penalty: Penalty, extras: Extras
 ) -> None:
-    """Add what a term pulls of a batch's first rows to a state, in place.
+    """Add what a term pulls of a batch to a state, in place.
 
     Args:
         state: on the CPU.
@@ -42,37 +33,21 @@ def add(
         pairs: one pair.
         penalty: the term on it, each of whose tokens has a c of its own.
         extras: advantages, and the weight where it was observed.
-        rows: how many are looked at.
-        columns: tokens of each.
     """
     (pair,) = pairs
-    cut = (rows, columns) != batch.shape
-
-    def values(x: Tensor) -> NDArray[Any]:
-        return narrow(x[:rows, :columns] if cut else x)
-
     trained, drew = compared(batch, pair)
-    held = {name: values(batch.log_probs[name]) for name in {pair.q, pair.p, trained, drew}}
-    mask, advantages = batch.mask, extras.advantages
-    if mask is not None and cut:
-        mask = mask[:rows, :columns]
-    weighs = penalty.placed == "loss" and advantages is not None
+    held = {name: narrow(batch.log_probs[name]) for name in {pair.q, pair.p, trained, drew}}
+    advantages = extras.advantages if penalty.placed == "loss" else None
     add_pulls(
         *(held[name] for name in (pair.q, pair.p, trained, drew)),
-        NO_MASK if mask is None else flat(mask).view(np.uint8),
-        *(columns, offsets(batch)),
-        _advantages(advantages, rows, columns) if weighs else NO_ADVANTAGES,
+        NO_MASK if batch.mask is None else flat(batch.mask).view(np.uint8),
+        *(batch.shape[1], offsets(batch)),
+        NO_ADVANTAGES if advantages is None else flat(advantages).astype(np.float64, copy=False),
         _term(penalty),
         penalty.beta if extras.beta is None else extras.beta,
         extras.beta is not None,
         state.arrays["pulls"][PAIR_INDEX[pair.name]],
     )
-
-
-def _advantages(advantages: Tensor | None, rows: int, columns: int) -> NDArray[np.float64]:
-    """[rows * columns] of each token."""
-    assert advantages is not None  # the caller has looked
-    return flat(advantages[:rows, :columns]).astype(np.float64, copy=False)
 
 
 @cache

@@ -24,21 +24,12 @@ from klmonitor.summary.state import Summary
 
 
 def add_plain(
-    state: Summary,
-    batch: TokenBatch,
-    pairs: Sequence[Pair],
-    penalty: Penalty,
-    extras: Extras,
-    rows: int,
-    columns: int,
+    state: Summary, batch: TokenBatch, pairs: Sequence[Pair], penalty: Penalty, extras: Extras
 ) -> None:
-    """Add what a term pulls of a batch's first rows to a state, in place.
-
-    Arguments as for `pull_pass.add`.
-    """
+    """Add what a term pulls of a batch to a state, in place; arguments as for `pull_pass.add`."""
     (pair,) = pairs
     with np.errstate(all="ignore"):
-        names, by_sequence = _terms(batch, pair, penalty, extras, rows, columns)
+        names, by_sequence = _terms(batch, pair, penalty, extras)
         if not names:
             return
         taken, places = (array_of(x) for x in _places(names, pair.name, batch.device))
@@ -50,30 +41,23 @@ def add_plain(
 
 
 def _terms(
-    batch: TokenBatch, pair: Pair, penalty: Penalty, extras: Extras, rows: int, columns: int
+    batch: TokenBatch, pair: Pair, penalty: Penalty, extras: Extras
 ) -> tuple[tuple[str, ...], Array]:
-    """Names, ``sequences`` among them, with their sums over each of the first sequences, [n, S].
+    """Names, ``sequences`` among them, with their sums over each sequence, [n, S].
 
     Call it within ``np.errstate``.
     """
-    whole = (rows, columns) == batch.shape
-
-    def part(x: Tensor) -> Tensor:
-        return x if whole else x[:rows, :columns]
-
     trained, drew = compared(batch, pair)
-    held = {
-        name: floats_of(part(batch.log_probs[name])) for name in {pair.p, pair.q, trained, drew}
-    }
-    mask = None if batch.mask is None else array_of(part(batch.mask))
+    held = {name: floats_of(batch.log_probs[name]) for name in {pair.p, pair.q, trained, drew}}
+    mask = None if batch.mask is None else array_of(batch.mask)
     advantages = None
     if penalty.placed == "loss" and extras.advantages is not None:
-        advantages = floats_of(part(extras.advantages))
+        advantages = floats_of(extras.advantages)
     prompts = None
     if penalty.leave_one_out:
         if batch.prompt_ids is None:
             return (), None
-        prompts = array_of(batch.prompt_ids[:rows])
+        prompts = array_of(batch.prompt_ids)
     d, log_ratio = held[pair.p] - held[pair.q], None
     if trained != drew:
         log_ratio = (held[trained] - held[drew]).clip(max=LARGEST_RATIO)
@@ -82,7 +66,7 @@ def _terms(
     if batch.segments is None:
         sums = of_tokens.sum(-1)
     else:
-        sums = array_of(Rows.of(batch, rows, columns).total(torch.as_tensor(of_tokens)))
+        sums = array_of(Rows.of(batch, *batch.shape).total(torch.as_tensor(of_tokens)))
     sequences = sums[len(PULL_TERMS)] > 0  # those with tokens
     return (*terms, "sequences"), namespace(d).concatenate([sums, sequences[None]])
 

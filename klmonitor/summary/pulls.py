@@ -10,6 +10,7 @@ which does the work elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -59,7 +60,9 @@ def add(
         return
     columns = tokens if batch.segments is not None else batch.shape[1]
     rows = 1 if batch.segments is not None else tokens // columns
-    some = (batch, (pair,), penalty, extras, rows, columns)
+    if extras.advantages is not None:
+        extras = replace(extras, advantages=extras.advantages[:rows, :columns])
+    some = (batch.first(rows, columns), (pair,), penalty, extras)
     if whole or batch.device.type != "cpu" or not KERNEL.add(state, *some):
         add_plain(state, *some)
 
@@ -76,7 +79,7 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
     for penalty in TRIED:
         for state, some in ((found, add), (expected, add_plain)):
             state.flat.zero_()
-            some(state, trial, pairs, penalty, extras, *TRIAL_SHAPE)
+            some(state, trial, pairs, penalty, extras)
         terms = TRIAL_SHAPE[0] * TRIAL_SHAPE[1]  # of some nats each
         check_alike(found, expected, "pulls", terms)
 

@@ -208,6 +208,16 @@ def test_other_sources_are_another_cache(monkeypatch, tmp_path):
     kernelcache.digest.cache_clear()
 
 
+def told_once(kernel, caplog):
+    """Why a kernel is given up, which one warning has said."""
+    batch = made_up(0, 3, 30)
+    for _ in range(3):
+        state = Summary.empty(SummaryConfig())
+        assert not kernel.add(state, batch, default_pairs(batch.log_probs), Place(), 0)
+    assert [r.message.count("the plain pass does its work") for r in caplog.records] == [1]
+    return kernel.wrong
+
+
 def test_what_cannot_be_loaded_is_told_once_and_the_plain_pass_goes_on(
     tmp_path, monkeypatch, caplog
 ):
@@ -217,12 +227,7 @@ def test_what_cannot_be_loaded_is_told_once_and_the_plain_pass_goes_on(
     loader = Loader()
     kernel = passes.Kernel("Numba", "klmonitor.summary.numba_pass", loader)
     assert not loader.wait(60)
-    batch = made_up(0, 3, 30)
-    for _ in range(3):
-        state = Summary.empty(SummaryConfig())
-        assert not kernel.add(state, batch, default_pairs(batch.log_probs), Place(), 0)
-    assert "no_such_module" in kernel.wrong
-    assert [r.message.count("the plain pass does its work") for r in caplog.records] == [1]
+    assert "no_such_module" in told_once(kernel, caplog)
 
 
 def test_a_child_that_compiles_nothing_is_told_once_and_the_plain_pass_goes_on(
@@ -233,12 +238,7 @@ def test_a_child_that_compiles_nothing_is_told_once_and_the_plain_pass_goes_on(
     kernel = passes.Kernel("Numba", "klmonitor.summary.numba_pass", loader)
     monkeypatch.setattr(kernelcache.sys, "executable", shutil.which("false"))
     assert not loader.wait(60)
-    batch = made_up(0, 3, 30)
-    for _ in range(3):
-        state = Summary.empty(SummaryConfig())
-        assert not kernel.add(state, batch, default_pairs(batch.log_probs), Place(), 0)
-    assert "has ended without success" in kernel.wrong
-    assert [r.message.count("the plain pass does its work") for r in caplog.records] == [1]
+    assert "has ended without success" in told_once(kernel, caplog)
 
 
 def test_nothing_is_started_where_monitoring_is_off(monkeypatch, tmp_path):

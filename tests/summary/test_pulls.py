@@ -115,21 +115,27 @@ def test_the_compiled_pulls_are_the_plain_ones(monkeypatch, first):
     assert sum(tokens > 0 for tokens in counted) >= 35, "what is compared is something"
 
 
+def dtypes_of(batch):
+    return {x.dtype for x in batch.log_probs.values()}
+
+
 def of_both(monkeypatch, batch, penalty, extras, tokens):
     """Compares the sums of the compiled and the plain pass; how many tokens these are of."""
     pair = next(x for x in default_pairs(batch.log_probs) if x.p == "ref")
-    found = []
-    for name in ("compiled", "plain"):
+
+    def sums():
         state = Summary.empty(SummaryConfig(), "cpu")
-        with monkeypatch.context() as patch:
-            choose_pass(patch, name)
-            if name == "compiled":
-                patch.setattr(pulls, "add_plain", lambda *_: pytest.fail("it was not used"))
-                patch.setattr(pulls.KERNEL, "_prove", lambda *_: None)
-                patch.setattr(pulls.KERNEL, "tried", set())
-            pulls.add(state, batch, pair, penalty, extras, tokens)
-        found.append(state.pulls[PAIR_INDEX[pair.name]].numpy())
-    compiled, plain = found
+        pulls.add(state, batch, pair, penalty, extras, tokens)
+        return state.pulls[PAIR_INDEX[pair.name]].numpy()
+
+    with monkeypatch.context() as patch:
+        choose_pass(patch, "plain")
+        plain = sums()
+    with monkeypatch.context() as patch:
+        choose_pass(patch, "compiled")
+        patch.setattr(pulls, "add_plain", lambda *_: pytest.fail("it was not used"))
+        patch.setattr(pulls.KERNEL, "tried", {(batch.device, frozenset(dtypes_of(batch)))})
+        compiled = sums()
     for name in (*PULL_SUMS, *PULL_TERMS, *PULL_GRAM):
         place, terms = PULL[name], [abs(plain[PULL[x]]) for x in name.split(".")]
         scale = math.prod(max(1.0, x) for x in terms) if "." in name else tokens
