@@ -28,8 +28,8 @@ RELATIVE_FLOOR = 0.03
 class FlatScore:
     """A value with its standard error against its baseline; nan where there is none yet.
 
-    The baseline is its median and, for `z`, the windows: its values, and their last squared standard
-    errors. The slack is a difference that something else explains.
+    The baseline is its median and, for `z`, the windows: its values, and their last squared
+    standard errors. The slack is a difference that something else explains.
     """
 
     value: float = math.nan
