@@ -235,7 +235,7 @@ def test_dragging_zooms_every_panel(watched, demo):
         low, high = page.evaluate("KLM.app.state.range")
         assert 1 < low < high < 60
         scales = "KLM.app.charts.map((c) => [c.plot.scales.x.min, c.plot.scales.x.max])"
-        wait_until(page, f"low => {scales}[0][0] === low", low)  # at the next frame
+        wait_until(page, f"low => {scales}.every((x) => x[0] === low)", low)  # at the next frames
         assert page.evaluate(scales) == [[low, high]] * len(CHARTS)
 
 
