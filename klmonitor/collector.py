@@ -58,6 +58,7 @@ class Collector(Observer):
         Args:
             phase: which observations, ``"train"`` or ``"eval"``.
         """
+        self._land(wait=True)
         missing = tuple(name for name in POLICIES if name not in self._intake.seen)
         summary = self._intake.take(phase)
         return pack(summary, self.name, phase, self.log.read(), missing)

@@ -288,6 +288,7 @@ class Monitor(Observer):
             self._after_close()
         if (not self._enabled and not self._ranks()) or self._closed or self._exchange.off:
             return self._nothing(number, phase)
+        self._land(wait=True)
         pending = self._exchange.start(number, phase, partial(self._flags, known))
         earlier, self._pending = self._pending, None if wait else pending
         found = None if earlier is None else self._finish(earlier)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from klmonitor.boundary import Boundary, HealthLog
+from klmonitor.summary.arrivals import Arrival, away, sent
 from klmonitor.summary.batch import TensorLike
 from klmonitor.summary.extras import Version
 from klmonitor.summary.groups import Group
@@ -43,12 +44,16 @@ class Observer:
         self._enabled = os.environ.get("KLMONITOR_DISABLE", "0") in ("", "0")
         self._intake = Intake(groups, pairs, prompts, self.log)
         self._boundary = Boundary("observe", self.log, vital=True, strict=strict)
+        self._sending = Boundary(
+            "copying log-probs to the host", self.log, vital=True, strict=strict
+        )
+        self._coming: deque[Arrival] = deque()
         self._observed = False
 
     @property
     def active(self) -> bool:
         """Whether log-probs are taken: not where KLMONITOR_DISABLE is set or `observe` rests."""
-        return self._enabled and not self._boundary.resting
+        return self._enabled and not (self._boundary.resting or self._sending.resting)
 
     def observe(
         self,
@@ -68,6 +73,9 @@ class Observer:
         **log_probs: TensorLike | None,
     ) -> None:
         """Add one micro-batch; never synchronises with the device.
+
+        What is on a GPU is copied to the host behind what the GPU has to do already, and summed
+        there by a later call, `step` at the latest.
 
         Args:
             log_probs: ``policy=``, ``old=``, ``rollout=``, ``ref=``: log-probs of the sampled
@@ -100,18 +108,40 @@ class Observer:
             "cu_seqlens": cu_seqlens,
             "sequence_ids": sequence_ids,
         }
-        known = Known(entropy, version, current_version, advantages, beta)
-        add = partial(self._intake.add, log_probs, layout, prompt_ids, group, phase, known=known)
-        if self._observed:
-            self._boundary(self._add, add)
-        else:  # setup
+        known = (entropy, version, current_version, advantages, beta)
+        given = (log_probs, layout, prompt_ids, group, phase, known)
+        far = away(log_probs.values())
+        if not self._observed:  # setup
             self._observed = True
-            self._add(add)
+            self._add(sent(given).wait() if far else given)
+        elif far:
+            arrival = self._sending(sent, given)
+            if arrival is not None:
+                self._coming.append(arrival)
+            self._land(wait=False)
+        else:
+            self._land(wait=True)  # in their order
+            self._boundary(self._add, given)
 
-    def _add(self, add: Callable[..., None]) -> None:
+    def _land(self, wait: bool) -> None:
+        """Add the micro-batches that have arrived from a GPU; never raises after setup.
+
+        Args:
+            wait: for all that are on their way.
+        """
+        while self._coming and (wait or self._coming[0].here()):
+            self._boundary(self._added, self._coming.popleft())
+
+    def _added(self, arrival: Arrival) -> None:
+        self._add(arrival.wait())
+
+    def _add(self, given: Sequence[Any]) -> None:
         """Add one micro-batch from this process's place."""
+        log_probs, layout, prompt_ids, group, phase, known = given
         rank, world = self._place()
-        add(rank=rank, alone=world == 1)
+        self._intake.add(
+            log_probs, layout, prompt_ids, group, phase, rank, Known(*known), alone=world == 1
+        )
 
     def _open(self) -> bool:
         """Whether anything is taken at all, at present."""
