@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-verl-quick test-verl test-openrlhf-quick test-openrlhf test-faults test-readme test-trackers test-doors test-recipes lint format demo docs sim bench bench-page clean
+.PHONY: help install test test-browser pictures test-trl-matrix test-trl-suite test-verl-quick test-verl test-openrlhf-quick test-openrlhf test-faults test-readme test-trackers test-doors test-recipes lint format demo docs sim bench bench-gpu bench-page clean
 
 help:
 	@echo "make test    the default test tier (sets up $(VENV) first)"
@@ -26,6 +26,7 @@ help:
 	@echo "make pictures  the screenshots of docs/dashboard.md, from real runs (minutes)"
 	@echo "make sim     the full statistical simulations (minutes)"
 	@echo "make bench   timings, written to benchmarks/RESULTS.md (minutes)"
+	@echo "make bench-gpu  what a call costs where log-probs are on a GPU, to benchmarks/RESULTS_GPU.md"
 	@echo "make bench-page  first paint and zoom of two runs of 20,000 steps, in Chromium (a minute)"
 
 install: $(VENV)/installed
@@ -123,6 +124,9 @@ bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		--editable ".[bench]"
 	PYTHONPATH=. $(BIN)/python benchmarks/speed.py $(ARGS)
+
+bench-gpu: install
+	PYTHONPATH=. $(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-page: install
 	test -x $(CHROMIUM) || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)

@@ -26,9 +26,9 @@ def batch(rows: int, length: int, seed: int) -> dict[str, torch.Tensor]:
 def warm() -> None:
     """Load what is compiled."""
     collector, until = Collector(), time.time() + 60
-    from klmonitor.summary.passes import KERNELS
+    from klmonitor.summary.passes import TOKENS
 
-    while not KERNELS["cpu"].loader.ready() and time.time() < until:
+    while not TOKENS.loader.ready() and time.time() < until:
         time.sleep(0.1)
     collector.observe(**batch(8, 8, 0))
     collector.take()

@@ -31,7 +31,7 @@ from klmonitor.pairs import default_pairs
 from klmonitor.summary.batch import build
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import SummaryConfig
-from klmonitor.summary.passes import KERNELS, accumulate
+from klmonitor.summary.passes import TOKENS, accumulate
 from klmonitor.summary.state import Summary
 
 TARGET = Path(__file__).parent / "RESULTS.md"
@@ -416,7 +416,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds, no file")
     quick = parser.parse_args().quick
     lines = ["# Timings", "", "Written by `make bench`.", "", *machine(), "## The pass", ""]
-    loader = KERNELS["cpu"].loader
+    loader = TOKENS.loader
     assert loader is not None
     if not loader.wait(300):
         sys.stderr.write(f"the compiled pass is not there: {loader.error}\n")

@@ -17,7 +17,7 @@ import klmonitor
 
 ROOT = Path(__file__).parents[1]
 MOST_ENTRIES = 26
-FOREIGN = ("klmonitor_tensorboard", "klmonitor.summary.triton", "klmonitor.summary.numba")
+FOREIGN = ("klmonitor_tensorboard", "klmonitor.summary.numba")
 """Modules that cannot be imported everywhere."""
 
 

@@ -34,7 +34,7 @@ from klmonitor.numbers.runvalues import PREFIX
 from klmonitor.pairs import POLICIES
 from klmonitor.record.files import ALERTS
 from klmonitor.report import ExtremeToken, Later, Report
-from klmonitor.summary.reduce import communication_device, default_ranks, world_of
+from klmonitor.summary.reduce import Ranks, default_ranks, world_of
 
 CAPTURE = ("log-probs", "generation", "loss")
 """Hooks without which numbers are missing or wrong: one given up makes klmonitor/active 0."""
@@ -320,6 +320,13 @@ def everywhere(mine: bool) -> bool:
     ranks = default_ranks()
     if ranks is None:
         return mine
-    flag = torch.tensor(float(mine), device=communication_device(ranks))
+    flag = torch.tensor(float(mine), device=_communication_device(ranks))
     dist.all_reduce(flag, dist.ReduceOp.MIN, group=ranks)
     return bool(flag)
+
+
+def _communication_device(ranks: Ranks) -> torch.device:
+    """Where tensors must be for the ranks' own collectives."""
+    if "nccl" in str(dist.get_backend(ranks)):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

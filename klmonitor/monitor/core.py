@@ -270,7 +270,8 @@ class Monitor(Observer):
         Args:
             step: the trainer's step, for records and alerts: whole, and no smaller than the last.
             phase: which observations to close.
-            wait: False: start the copy to the host and return the previous step's report.
+            wait: False: reduce, and return the previous step's report; this one is judged with the
+                next.
             run: what is known of the run, ``{"learning_rate": 1e-6, "beta": 0.04}``; names and
                 meanings are the table of `klmonitor.numbers.runvalues`. Of ranks that give
                 different numbers the largest counts.
@@ -336,7 +337,7 @@ class Monitor(Observer):
         return self._always["report"](self._report, pending)
 
     def _report(self, pending: Pending) -> Report:
-        summary, (*numbers, absent) = pending.copy.wait()
+        summary, (*numbers, absent) = pending.summary, pending.flags
         flags = Flags.decode(numbers)
         self.agreed = flags.offer
         train = pending.phase == "train"

@@ -9,24 +9,26 @@ from dataclasses import dataclass
 from klmonitor.boundary import Boundary, HealthLog
 from klmonitor.monitor.flags import Flags
 from klmonitor.summary.intake import Intake
-from klmonitor.summary.reduce import DisagreementError, HostCopy, Ranks, Reducer
+from klmonitor.summary.reduce import DisagreementError, Ranks, Reducer
 from klmonitor.summary.state import Summary
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A step whose numbers are on their way to the host.
+    """A step whose numbers are known, but not judged.
 
     Attributes:
         step: its number.
         phase: which observations were closed.
-        copy: the sums and flags of all ranks.
+        summary: of all ranks.
+        flags: of all ranks, and last whether one had no summary.
         why: why numbers are missing here; empty: none are, as far as this process knows.
     """
 
     step: int
     phase: str
-    copy: HostCopy
+    summary: Summary
+    flags: Sequence[float]
     why: str
 
 
@@ -77,7 +79,7 @@ class Exchange:
         """Whatever fails before the collectives travels as a flag."""
         reducer = self._ready()
         with self._agreeing():
-            reducer.agree(self._intake.digest, self._intake.on_device())
+            reducer.agree(self._intake.digest)
         why = ""
 
         def make() -> tuple[Summary, Sequence[float]]:
@@ -90,7 +92,7 @@ class Exchange:
         if failure is not None:
             self._intake.drop(phase)
             self._boundary.caught(failure)
-        return Pending(step, phase, HostCopy.start(summary, found), why)
+        return Pending(step, phase, summary, found, why)
 
     def _attend(self) -> None:
         """A step has failed here: take part in its collectives all the same, for others wait."""

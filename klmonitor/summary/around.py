@@ -18,7 +18,7 @@ from torch import Tensor
 
 from klmonitor.boundary import Boundary
 from klmonitor.pairs import PAIR_INDEX, PAIRS, Pair
-from klmonitor.summary.batch import TokenBatch, moved
+from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.fields import TAILS, TOKEN_FIELDS
 from klmonitor.summary.places import place_sums
 
@@ -31,7 +31,7 @@ NONE, UNKNOWN_ID = 0, 1
 MOST_HELD = 2**21
 """Tokens of a step whose batches are held, about 50 MB; beyond, they are looked at early."""
 MOST_COPIED = 2**14
-"""Tokens of two batches on the CPU that are copied together."""
+"""Tokens of two batches that are copied together."""
 MUCH = 4
 """A view of memory that is so many times its own size is not held: the rest would be too."""
 _KEY, _MICRO_BATCH, _SEQUENCE, _POSITION = (
@@ -73,7 +73,7 @@ class Around:
 
     @property
     def tensor(self) -> Tensor | None:
-        """As `shape`, on the tokens' device; None: it failed, nothing is known."""
+        """As `shape`; None: it failed, nothing is known."""
         if self._make is not None:
             make, self._make = self._make, None
             self._found = make() if self._boundary is None else self._boundary(make)
@@ -114,14 +114,14 @@ class _Held:
 
         Args:
             found: as `shape`.
-            tokens: [pairs, tails, top, TOKEN_FIELDS] on the same device.
+            tokens: [pairs, tails, top, TOKEN_FIELDS].
         """
         batch, (rows, width) = self.batch, self.batch.shape
         places = [PAIR_INDEX[pair.name] for pair in self.pairs]
         mine = torch.stack([tokens[i] for i in places])
         number = mine[..., _MICRO_BATCH].long() - self.number
         here = (mine[..., _KEY] > 0) & (number >= 0) & (number < len(self.starts))
-        if not rows * width or (here.is_cpu and not bool(here.any())):
+        if not rows * width or not bool(here.any()):
             return
         sequence, position = (
             torch.where(here, mine[..., k], 0.0).long() for k in (_SEQUENCE, _POSITION)
@@ -129,7 +129,7 @@ class _Held:
         low, high = self._bounds(torch.where(here, number, 0), sequence)
         first = batch.starts()
         centre = low + position if first is None else first[sequence] + position
-        at = centre.unsqueeze(-1) + _offsets(mine.device)
+        at = centre.unsqueeze(-1) + _offsets()
         inside = here.unsqueeze(-1) & (at >= low.unsqueeze(-1)) & (at < high.unsqueeze(-1))
         at = at.clamp_(0, rows * width - 1)
         row, column = at // width, at % width
@@ -148,8 +148,8 @@ class _Held:
     def _bounds(self, number: Tensor, sequence: Tensor) -> tuple[Tensor, Tensor]:
         """Flat index of the first token of a token's row, and of the first behind it."""
         if len(self.starts) > 1:
-            host = torch.tensor([self.starts, self.columns])
-            starts, columns = moved(host, number.device)[:, number]
+            host = torch.tensor([self.starts, self.columns], device="cpu")
+            starts, columns = host[:, number]
             low = starts + sequence * columns
             return low, low + columns
         if self.batch.segments is not None:
@@ -198,22 +198,17 @@ class Neighbours:
         found = like.new_zeros(shape(tokens.shape[2]))
         if self._early is not None:
             # Those that are still among the first are in the order that they had.
-            early = self._early.to(tokens.device)
             old = (tokens[..., _KEY] > 0) & (tokens[..., _MICRO_BATCH] < self._from)
             origin = (old.cumsum(-1) - 1).clamp_(min=0)
-            found = torch.where(_over(old, found), early.gather(2, _over(origin, found)), found)
+            found = torch.where(
+                _over(old, found), self._early.gather(2, _over(origin, found)), found
+            )
         for held in _joined([_Held.of(*one) for one in self._held if _same(one[1], one[3])]):
-            device = held.batch.device
-            if device == tokens.device:
-                held.fill(found, tokens)
-            else:
-                there = found.to(device)
-                held.fill(there, tokens.to(device))
-                found = there.to(tokens.device)
+            held.fill(found, tokens)
         return found
 
     def places(self, pair: Pair, parts: int, turns: int) -> Tensor | None:
-        """Sums of |d| by place (`klmonitor.summary.places`), on the host.
+        """Sums of |d| by place (`klmonitor.summary.places`).
 
         None where a batch is not held any more, or was written to.
         """
@@ -221,7 +216,7 @@ class Neighbours:
         if self._early is not None or not whole:
             return None
         mine = [batch for _, batch, pairs, _ in self._held if pair in pairs]
-        sums = [place_sums(batch, pair, parts, turns).cpu() for batch in mine]
+        sums = [place_sums(batch, pair, parts, turns) for batch in mine]
         return torch.stack(sums).sum(0) if sums else None
 
 
@@ -239,11 +234,7 @@ def merged(
     if all(one is None for one in around):
         return None
     whole = [
-        (
-            torch.zeros(*tokens.shape[:3], len(WHAT), WIDTH, device=tokens.device)
-            if one is None
-            else one.to(tokens.device)
-        )
+        torch.zeros(*tokens.shape[:3], len(WHAT), WIDTH, device="cpu") if one is None else one
         for tokens, one in zip(records, around, strict=True)
     ]
     every = torch.cat(whole, dim=2)
@@ -288,8 +279,7 @@ def _fit(one: _Held, other: _Held) -> bool:
     a, b = one.batch, other.batch
     small = a.shape[0] * a.shape[1] + b.shape[0] * b.shape[1] <= MOST_COPIED
     return (
-        (small or a.device.type == "cuda")
-        and a.device == b.device
+        small
         and one.pairs == other.pairs
         and other.number == one.number + 1
         and a.segments is None
@@ -329,6 +319,6 @@ def _one(held: Sequence[_Held]) -> _Held:
 
 
 @cache
-def _offsets(device: torch.device) -> Tensor:
-    """Places from a token, int64 [WIDTH]; kept, since making them on a GPU costs a launch."""
-    return torch.arange(-REACH, REACH + 1, device=device)
+def _offsets() -> Tensor:
+    """Places from a token, int64 [WIDTH]."""
+    return torch.arange(-REACH, REACH + 1, device="cpu")

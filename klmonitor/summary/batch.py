@@ -4,8 +4,9 @@ Whatever layout comes in, the rest of the package sees log-probs of shape [B, T]
 same shape or None, and one of two meanings of a row: without `segments` every row is a sequence;
 with `segments` (packed input, B = 1) each token carries the index of its sequence.
 
-Checking reads shapes and dtypes only, so it costs no synchronisation. Values (masks of 0 and 1,
-`cu_seqlens` that cover the tokens) are read only when `check_values=True`, at the first batch.
+Checking reads shapes and dtypes. Values (masks of 0 and 1, `cu_seqlens` that cover the tokens) are
+read only when `check_values=True`, at the first batch. What lies on another device is copied to the
+host (`klmonitor.summary.arrivals` does that before, without waiting).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class TokenBatch:
         token_ids: integer [B, T] or None.
         segments: int64 [T], the sequence of each token of packed input (B = 1); None: rows are
             sequences.
-        n_sequences: number of sequences (an upper bound for packed input by `sequence_ids`).
+        n_sequences: number of sequences.
         prompt_ids: int64 [n_sequences], which prompt a sequence answers; None: unknown.
     """
 
@@ -47,7 +48,7 @@ class TokenBatch:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the log-probs live."""
+        """Where the log-probs live: the host; a default device may be another."""
         return next(iter(self.log_probs.values())).device
 
     @cached_property
@@ -120,11 +121,6 @@ def build(
     name, first = next(iter(tensors.items()))
     for other, tensor in tensors.items():
         _same_shape(f"{other}", tensor, name, first)
-        if tensor.device != first.device:
-            raise ValueError(
-                f"{other} is on {tensor.device} but {name} on {first.device}: "
-                "move both to one device"
-            )
     flat_mask = None if mask is None else _mask(as_tensor("mask", mask), name, first, check_values)
     ids = None if token_ids is None else _integers("token_ids", token_ids)
     if ids is not None:
@@ -143,25 +139,14 @@ def build(
         tensors = {key: value.unsqueeze(0) for key, value in tensors.items()}
         flat_mask = None if flat_mask is None else flat_mask.unsqueeze(0)
         ids = None if ids is None else ids.unsqueeze(0)
-    device = first.device
     return TokenBatch(
         log_probs=tensors,
-        mask=None if flat_mask is None else moved(flat_mask, device),
-        token_ids=None if ids is None else moved(ids, device),
+        mask=flat_mask,
+        token_ids=ids,
         segments=segments,
         n_sequences=n_sequences,
-        prompt_ids=None if prompts is None else moved(prompts, device).long(),
+        prompt_ids=None if prompts is None else prompts.long(),
     )
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; from the host to a GPU through pinned memory, without waiting."""
-    if tensor.device == device:
-        return tensor
-    if device.type != "cuda" or not tensor.is_cpu:
-        return tensor.to(device)
-    pinned = torch.empty_like(tensor, pin_memory=True).copy_(tensor)
-    return pinned.to(device, non_blocking=True)
 
 
 def mask_of(
@@ -178,7 +163,7 @@ def mask_of(
     tensor = as_tensor("mask", mask)
     if tensor.dim() == 1:
         tensor = tensor.unsqueeze(0)
-    return moved(_mask(tensor, name, first, check_values), batch.device)
+    return _mask(tensor, name, first, check_values)
 
 
 def _list_lengths(given: Mapping[str, TensorLike]) -> list[int] | None:
@@ -203,8 +188,9 @@ def _list_lengths(given: Mapping[str, TensorLike]) -> list[int] | None:
 
 
 def as_tensor(name: str, value: TensorLike) -> Tensor:
-    """A detached tensor; a list of 1-D tensors becomes one 1-D tensor."""
+    """A detached tensor on the host; a list of 1-D tensors becomes one 1-D tensor."""
     if isinstance(value, Tensor):
+        value = value if value.is_cpu else value.cpu()
         return value.detach() if value.requires_grad else value
     if isinstance(value, np.ndarray):  # torch takes neither read-only nor reversed memory
         return torch.from_numpy(np.require(value, requirements=["C", "W"]))
@@ -289,11 +275,11 @@ def _sequences(
         return None, reference.shape[0]
     tokens, device = reference.shape[0], reference.device
     if lengths is not None:
-        counts = moved(torch.tensor(lengths, dtype=torch.int64), device)
+        counts = torch.tensor(lengths, dtype=torch.int64, device=device)
         index = torch.arange(len(lengths), device=device)
         return torch.repeat_interleave(index, counts, output_size=tokens), len(lengths)
     if cu_seqlens is not None:
-        ends = moved(_integers("cu_seqlens", cu_seqlens).long(), device)
+        ends = _integers("cu_seqlens", cu_seqlens).long()
         if ends.dim() != 1 or ends.shape[0] < 2:
             raise ValueError(f"cu_seqlens has shape {list(ends.shape)}: pass [B + 1] offsets")
         if check_values and (int(ends[0]) != 0 or int(ends[-1]) != tokens):
@@ -306,14 +292,12 @@ def _sequences(
         position = torch.arange(tokens, device=device)
         return torch.bucketize(position, ends[1:-1], right=True), ends.shape[0] - 1
     if sequence_ids is not None:
-        ids = moved(_integers("sequence_ids", sequence_ids), device)
+        ids = _integers("sequence_ids", sequence_ids)
         _same_shape("sequence_ids", ids, name, reference)
         change = torch.zeros(tokens, dtype=torch.int64, device=device)
         change[1:] = (ids[1:] != ids[:-1]).long()
         segments = change.cumsum(0)
-        if device.type == "cpu":  # reading a value is free here, and saves memory
-            return segments, int(segments[-1]) + 1 if tokens else 0
-        return segments, tokens
+        return segments, int(segments[-1]) + 1 if tokens else 0
     raise ValueError(
         f"{name} has shape {list(reference.shape)}: packed tokens need cu_seqlens or sequence_ids, "
         "or pass [B, T] tensors"

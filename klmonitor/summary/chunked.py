@@ -1,4 +1,4 @@
-"""The pass over the tokens in plain torch: any device, any layout, a few buffers of one tile.
+"""The pass over the tokens in plain torch: any layout, a few buffers of one tile.
 
 Here the tiles are cut, masked and counted by policy; `pairsums` sums them by pair.
 """
@@ -57,7 +57,7 @@ def _policy_counts(x: Tensor, mask: TileMask, *, precision: bool) -> Tensor:
     """[POLICY_COUNTS] of a tile; the bits are looked at in the first tile of a batch only."""
     n = mask.total
     nothing = torch.zeros_like(n)
-    if not precision and x.is_cpu and bool(x.amax() < 0):  # neither zeros nor positives
+    if not precision and bool(x.amax() < 0):  # neither zeros nor positives
         return torch.stack([n, n, nothing, nothing, nothing, nothing])
     x = x.float()
     nonzero = n - x.numel() + x.count_nonzero()  # masked values are not zero

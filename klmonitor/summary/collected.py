@@ -1,8 +1,7 @@
 """What a pass over a batch collects of one pair, and how that enters a state.
 
-Every pass (`chunked`, `triton_pass`) fills the same three things: sums over each sequence, the
-histogram of d, the extremes of short stretches of tokens. What follows from them is computed here,
-once for all passes, in operations that never wait for the device.
+The plain pass (`chunked`) fills three things: sums over each sequence, the histogram of d, the
+extremes of short stretches of tokens. What follows from them is computed here.
 """
 
 from __future__ import annotations
@@ -31,8 +30,6 @@ TAIL = COLUMN["tail/n"]
 SOURCES = [COLUMN[f"core/{name}"] for name in ("n", "d", "d2", "k3")]
 SCALES = (1.0, -1.0, 0.5, 1.0)
 """(T, S1, S2, S3) = SCALES x the sums of these columns."""
-AT_ONCE = 128
-"""Sequences that are added to prompts at once on a GPU: 4 MiB of scratch space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +57,12 @@ class PairCollection:
         """Add totals, products over sequences, prompts and extremes to a state, in place.
 
         Args:
-            state: on the batch's device.
+            state: what is added to.
             place: rank and micro-batch.
             groups: row of the group, or int64 [sequences].
         """
         index, rows, top = PAIR_INDEX[self.pair.name], self.rows, state.config.top
-        sources, scales, gram_index = _constants(rows.device)
+        sources, scales, gram_index = _constants()
         both = rows[:, :TAIL] + rows[:, TAIL : 2 * TAIL]
         per_sequence = both.index_select(1, sources) * scales
         if self.behaviour == self.pair.q:
@@ -80,11 +77,11 @@ class PairCollection:
             outer = per_sequence.unsqueeze(2) * per_sequence.unsqueeze(1)
             gram = outer.flatten(1).index_select(1, gram_index)
             full = torch.cat([rows, seen, prompted, gram], dim=1)
-            _add_rows(state.sums[index], groups, full)
+            state.sums[index].index_add_(0, groups, full)
         if self.batch.prompt_ids is not None and state.config.buckets_per_group:
             bucket = _prompt_bucket(self.batch.prompt_ids, state.config.buckets_per_group)
             bucket = bucket + groups * state.config.buckets_per_group
-            _add_rows(state.prompts[index].flatten(0, 1), bucket, per_sequence)
+            state.prompts[index].flatten(0, 1).index_add_(0, bucket, per_sequence)
         state.histogram[index] += self.histogram
         found = self.extremes.maxima(self.batch, self.pair)
         torch.maximum(state.maxima[index], found, out=state.maxima[index])
@@ -116,27 +113,13 @@ class Collection:
 
 
 @cache
-def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """`SOURCES`, `SCALES`, `GRAM_INDEX` on a device; kept, since copying to a GPU waits for it."""
-    sources, gram = (torch.tensor(index, device=device) for index in (SOURCES, GRAM_INDEX))
-    return sources, torch.tensor(SCALES, dtype=torch.float64, device=device), gram
+def _constants() -> tuple[Tensor, Tensor, Tensor]:
+    """`SOURCES`, `SCALES`, `GRAM_INDEX` as tensors."""
+    sources, gram = (torch.tensor(index, device="cpu") for index in (SOURCES, GRAM_INDEX))
+    return sources, torch.tensor(SCALES, dtype=torch.float64, device="cpu"), gram
 
 
 def _prompt_bucket(prompt_ids: Tensor, buckets_per_group: int) -> Tensor:
     """A bucket for each prompt by multiplicative hashing (Knuth, TAOCP 3, 6.4)."""
     mixed = prompt_ids * GOLDEN  # wraps around, as it should
     return ((mixed >> 32) & 0x7FFFFFFF) % buckets_per_group
-
-
-def _add_rows(target: Tensor, index: Tensor, values: Tensor) -> None:
-    """Add each row of `values` to a row of `target`, in place, in a fixed order.
-
-    `index_add_` on a GPU adds in the order of arrival, so there rows are selected and summed.
-    """
-    if target.is_cpu:
-        target.index_add_(0, index, values)
-        return
-    own = torch.arange(target.shape[0], device=target.device).unsqueeze(1)
-    for some, rows in zip(torch.split(index, AT_ONCE), torch.split(values, AT_ONCE), strict=True):
-        chosen = (own == some).unsqueeze(2)
-        target += torch.where(chosen, rows, 0.0).sum(1)

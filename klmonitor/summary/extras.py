@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from klmonitor.summary.batch import TensorLike, TokenBatch, as_tensor, moved
+from klmonitor.summary.batch import TensorLike, TokenBatch, as_tensor
 
 Version: TypeAlias = "TensorLike | int | None"
 """Weight updates in the weights that sampled: one number, or [sequences]."""
@@ -17,7 +17,7 @@ Version: TypeAlias = "TensorLike | int | None"
 
 @dataclass(frozen=True)
 class Extras:
-    """Checked, on the batch's device.
+    """Checked.
 
     Attributes:
         entropy: [B, T] (or [1, N] packed) of the trainer's policy at each position, nats.
@@ -68,11 +68,11 @@ class Versions:
                 f"version has shape {list(numbers.shape)} but there are {batch.n_sequences} "
                 "sequences: pass one integer a sequence, or one for all"
             )
-        if current is None and numbers.is_cpu and numbers.numel():
+        if current is None and numbers.numel():
             self.largest = max(int(numbers.max()), -1 if self.largest is None else self.largest)
         newest = self.largest if current is None else current
         lag = (numbers.amax() if newest is None else newest) - numbers
-        return moved(lag.long(), batch.device)
+        return lag.long()
 
 
 def checked_entropy(entropy: TensorLike | None, batch: TokenBatch) -> Tensor | None:
@@ -89,7 +89,7 @@ def checked_entropy(entropy: TensorLike | None, batch: TokenBatch) -> Tensor | N
         found = found.unsqueeze(0)
     if tuple(found.shape) != batch.shape:
         raise _misshapen("entropy has", found, batch, "the entropy of every token's position")
-    return moved(found, batch.device)
+    return found
 
 
 def checked_advantages(advantages: TensorLike | None, batch: TokenBatch) -> Tensor | None:
@@ -101,7 +101,7 @@ def checked_advantages(advantages: TensorLike | None, batch: TokenBatch) -> Tens
     """
     if advantages is None:
         return None
-    found = moved(_floats("advantages", "advantages have", advantages).detach(), batch.device)
+    found = _floats("advantages", "advantages have", advantages)
     packed = batch.segments is not None
     if packed and tuple(found.shape) == (batch.shape[1],):
         return found.unsqueeze(0)

@@ -38,23 +38,18 @@ class RowExtremes:
     Attributes:
         starts: flat index of each row's first token.
         widths: its tokens.
-        highs: its largest d.
+        highs: its largest d; tokens that do not count were read as 0.
         lows: its smallest d.
-        width: no row is wider.
-        exact: these are of tokens that count (-inf and inf: there is none); else tokens that do not
-            count were read as 0.
     """
 
     starts: list[Tensor] = field(default_factory=list)
     widths: list[Tensor] = field(default_factory=list)
     highs: list[Tensor] = field(default_factory=list)
     lows: list[Tensor] = field(default_factory=list)
-    width: int = WIDTH
-    exact: bool = False
 
     def add(self, tile: Tile, high: Tensor, low: Tensor) -> None:
         """Note the largest and smallest d of a tile's rows, [rows]; finite, masked read as 0."""
-        starts = tile.row_starts(high.device)
+        starts = tile.row_starts()
         self.starts.append(starts)
         self.widths.append(torch.full_like(starts, tile.shape[1]))
         self.highs.append(high)
@@ -64,10 +59,10 @@ class RowExtremes:
         """[2]: the largest d and the largest -d over the tokens that count; -inf: none does.
 
         A masked token was read as d = 0. That is the answer only where every counted d has one
-        sign, which the CPU sees at once; else, and always on a GPU, the tokens are read again.
+        sign; else the tokens are read again.
         """
         found = torch.stack([torch.cat(self.highs).amax(), -torch.cat(self.lows).amin()])
-        if self.exact or (found.is_cpu and bool((found > 0).all())):
+        if bool((found > 0).all()):
             return found
         found = torch.full_like(found, -math.inf)
         for tile in tiles(batch):
@@ -87,7 +82,7 @@ class RowExtremes:
         if batch.shape[1] > WIDTH:  # tiles did not come in the order of their tokens
             order = starts.argsort()
             starts, widths, highs, lows = (x[order] for x in (starts, widths, highs, lows))
-        columns = torch.arange(min(self.width, batch.shape[1]), device=batch.device)
+        columns = torch.arange(min(WIDTH, batch.shape[1]), device=batch.device)
         chosen, keys = [], []
         for sign, scores in ((-1.0, -lows), (1.0, highs)):
             blocks = first_largest(scores, top).sort().values
@@ -171,11 +166,8 @@ def sequence_rows(per_sequence: Tensor, place: Place, top: int) -> Tensor:
 def first_largest(values: Tensor, top: int) -> Tensor:
     """Indices of the `top` largest values, largest first, ties in index order; int64 [<= top].
 
-    nan counts as the largest. On the CPU only the ties at the threshold are sorted; on a GPU, where
-    looking at them would synchronise, a stable sort does the same.
+    nan counts as the largest. Only the ties at the threshold are sorted.
     """
-    if not values.is_cpu:
-        return values.sort(descending=True, stable=True).indices[:top]
     if values.numel() <= top:
         return values.sort(descending=True, stable=True).indices
     largest = values.topk(top + 1)

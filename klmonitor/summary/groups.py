@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from klmonitor.boundary import say
-from klmonitor.summary.batch import TokenBatch, moved
+from klmonitor.summary.batch import TokenBatch
 
 Group: TypeAlias = "str | Sequence[str] | Tensor | np.ndarray[Any, Any] | None"
 """A micro-batch's, or each sequence's: a name, or a place among the declared; None: other."""
@@ -57,10 +57,8 @@ class Groups:
                 "pass one a sequence, or one name for all"
             )
         other = len(self._declared)
-        index = moved(group.long(), batch.device)
+        index = group.cpu().long()
         index = torch.where((index >= 0) & (index < other), index, other)
-        if self._rows.device != batch.device:
-            self._rows = moved(self._rows, batch.device)
         return self._rows[index]
 
     def _index_of(self, name: str | None) -> int:

@@ -107,10 +107,6 @@ class Intake:
         """Of what decides the shape of a summary: 56 bits."""
         return int(self._digest[:14], 16)
 
-    def on_device(self) -> bool:
-        """Whether anything of the current step is on a GPU."""
-        return any(state.device.type == "cuda" for state in self._states.values())
-
     def add(
         self,
         log_probs: Mapping[str, TensorLike | None],
@@ -152,8 +148,8 @@ class Intake:
         )
         groups = self._groups.rows(group, batch)
         state = self._states.get(phase)
-        if state is None or state.device != batch.device:
-            state = self._states[phase] = self._empty(batch.device, state)
+        if state is None:
+            state = self._states[phase] = self._empty()
         place, taken = Place(rank, self._micro_batches[phase]), self._taken[phase]
         beside = self._neighbours.setdefault(phase, Neighbours())
         given = (*log_probs.values(), layout.get("mask"), *masks.values(), layout.get("token_ids"))
@@ -175,8 +171,8 @@ class Intake:
         """Add sums of audit positions, [AUDIT_SUMS], to the present training step."""
         state = self._states.get("train")
         if state is None:
-            state = self._states["train"] = self._empty(torch.device("cpu"), None)
-        state.pulls[PAIR_INDEX[pair], -len(AUDIT_SUMS) :] += sums.to(state.device)
+            state = self._states["train"] = self._empty()
+        state.pulls[PAIR_INDEX[pair], -len(AUDIT_SUMS) :] += sums.cpu()
 
     def _masks(self, layout: dict[str, Any]) -> tuple[dict[str, Any], dict[Pair, Any]]:
         """The layout without a mask by pair, and the masks of the pairs that are watched."""
@@ -253,9 +249,9 @@ class Intake:
                 None if parts is not None else held.places,
             )
         if parts is None:
-            return self._empty(torch.device("cpu"), None) if state is None else state
+            return self._empty() if state is None else state
         merged = parts.take()
-        return merged if state is None else state.merge(merged.to(state.device))
+        return merged if state is None else state.merge(merged)
 
     def drop(self, phase: str) -> None:
         """Forget what was added since the last time: it belongs to a step that is over."""
@@ -269,13 +265,12 @@ class Intake:
             self._parts[part.phase] = MergedParts(self.config)
         self._parts[part.phase].add(part, rank)
 
-    def _empty(self, device: torch.device, moved: Summary | None) -> Summary:
-        """A summary on a device, of no tokens or of those of another device's."""
+    def _empty(self) -> Summary:
+        """A summary of no tokens."""
         if torch.is_inference_mode_enabled():  # in which it could not be added to outside of it
             with torch.inference_mode(False):
-                return self._empty(device, moved)
-        fresh = Summary.empty(self.config, device)
-        return fresh if moved is None else fresh.merge(moved.to(device))
+                return Summary.empty(self.config)
+        return Summary.empty(self.config)
 
     def _pairs_of(self, batch: TokenBatch) -> tuple[Pair, ...]:
         held = batch.log_probs

@@ -59,7 +59,7 @@ def add(
     cuts = np.linspace(0, batch.n_sequences, threads + 1).astype(np.int64).tolist()
 
     def summed(ends: tuple[int, int]) -> Summary:
-        apart = Summary.empty(state.config, "cpu")
+        apart = Summary.empty(state.config)
         values.between(*ends).add_to(apart, pairs, place, NONE)
         return apart
 

@@ -97,7 +97,7 @@ class PairSums(PairCollection):
         d, *scratch = self.buffers.take(tile)
         d.copy_(log_probs[self.pair.p]).sub_(log_probs[self.pair.q]).add_(0.0)  # -0 becomes 0
         high, low = d.amax(1), d.amin(1)
-        ordinary = d.is_cpu and _ordinary(high, low)
+        ordinary = _ordinary(high, low)
         valid, core = mask.mask, d
         if not ordinary:
             d, valid, core = self._careful(tile, d, mask.mask)
@@ -112,7 +112,7 @@ class PairSums(PairCollection):
             log_weight = log_probs[self.pair.q].double() - log_probs[self.behaviour]
             self._weights(tile, d, log_weight, valid)
         around_zero = self._count_buckets(tile, d, total)
-        if not d.is_cpu or around_zero > 0:
+        if around_zero > 0:
             self._zeros(tile, d, valid, total)
         self.extremes.add(tile, high, low)
 
@@ -202,11 +202,7 @@ class PairSums(PairCollection):
         """
         index, sign = (buffer[: tile.size] for buffer in self.buffers.bits)
         bucket = buckets(d.reshape(-1), index, sign)
-        if d.is_cpu:
-            counts = torch.bincount(bucket, minlength=HISTOGRAM)
-        else:  # bincount would synchronise; counts are exact in any order
-            counts = torch.zeros_like(self.histogram)
-            counts.index_add_(0, bucket, counts.new_ones(bucket.shape))
+        counts = torch.bincount(bucket, minlength=HISTOGRAM)
         counts[CENTRE] -= tile.size - total
         self.histogram.add_(counts)
         return counts[CENTRE]

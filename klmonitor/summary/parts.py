@@ -109,8 +109,8 @@ def pack(
 ) -> bytes:
     """A summary as a part; arguments as in `Part`."""
     found = None if summary.around is None else summary.around.tensor
-    beside = {} if found is None else _known(found.cpu().numpy())
-    row = _row(summary.to("cpu"))
+    beside = {} if found is None else _known(found.numpy())
+    row = _row(summary)
     places = np.flatnonzero(row != _blank(summary.config))
     head = {
         "layout": LAYOUT,
@@ -219,7 +219,7 @@ class MergedParts:
     def __init__(self, config: SummaryConfig) -> None:
         """Nothing merged."""
         with torch.inference_mode(False):
-            self._summary = Summary.empty(config, "cpu")
+            self._summary = Summary.empty(config)
         self._tokens: list[Floats] = []
         self._sequences: list[Floats] = []
         self._around: list[Mapping[int, NDArray[np.float32]]] = []
@@ -314,7 +314,7 @@ def _row(summary: Summary) -> Floats:
 @lru_cache(16)
 def _blank(config: SummaryConfig) -> Floats:
     """The row of a summary of no tokens."""
-    row = _row(Summary.empty(config, "cpu"))
+    row = _row(Summary.empty(config))
     row.setflags(write=False)
     return row
 

@@ -1,15 +1,14 @@
-"""Add a batch to a state, by the fastest pass that its device and layout allow.
+"""Add a batch to a state, by the fastest pass that there is.
 
-On the CPU that is `numba_pass`, where Numba is installed and what it compiles is there; on a GPU
-`triton_pass`, where Triton is. Before its first use a kernel must agree with `chunked` on a few
-made-up tokens; one that does not is given up for good, one that fails is tried again after a rest,
-with one warning. `chunked` does the work of all that is not there.
+That is `numba_pass`, where Numba is installed and what it compiles is there. Before its first use
+with some dtypes a kernel must agree with `chunked` on a few made-up tokens; one that does not is
+given up for good, one that fails is tried again after a rest, with one warning. `chunked` does the
+work of all that is not there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -48,14 +47,13 @@ def accumulate(
     """Add a batch's tokens to a state, in place.
 
     Args:
-        state: on the batch's device.
+        state: what is added to.
         batch: checked log-probs; the pairs' policies must be in it.
         pairs: which pairs.
         place: rank and micro-batch.
         groups: row of the group, or int64 [sequences].
     """
-    kernel = KERNELS.get(batch.device.type)
-    done = kernel is not None and kernel.add(state, batch, pairs, place, groups)
+    done = TOKENS.add(state, batch, pairs, place, groups)
     state.fresh = False
     if not done:
         chunked.add(state, batch, pairs, place, groups)
@@ -67,15 +65,13 @@ class Kernel:
     Args:
         compiler: who compiles it.
         module: its module, with `fits` and `add`.
-        loader: brings it here while the plain pass does its work; None: it is compiled at first
-            use.
+        loader: brings it here while the plain pass does its work; None: it is there.
         agree: compares it with the plain pass, as `compare`, which it is if None.
         undo: what takes back what it has done to a state.
 
     Attributes:
         wrong: why it is not used any more: it found other sums than the plain pass.
-        tried: where it has agreed with the plain pass: devices, on the CPU with the dtypes (on a
-            GPU a later trial would wait for the device).
+        tried: dtypes of batches with which it has agreed with the plain pass.
     """
 
     def __init__(
@@ -87,7 +83,7 @@ class Kernel:
         undo: Callable[[Summary, Iterable[int]], Undo] = Summary.undo,
     ) -> None:
         self.wrong: str | None = None
-        self.tried: set[tuple[torch.device, frozenset[torch.dtype]]] = set()
+        self.tried: set[frozenset[torch.dtype]] = set()
         self.loader = loader
         self._module = module
         self._compiled: Any = None
@@ -104,7 +100,7 @@ class Kernel:
         """Add a batch to a state, in place; False, and nothing added, if it is another pass's.
 
         Args:
-            state: on the batch's device.
+            state: what is added to.
             batch: checked log-probs; the pairs' policies must be in it.
             pairs: which pairs.
             rest: what else the module's `add` takes.
@@ -125,11 +121,10 @@ class Kernel:
             return self._missing()
         if not compiled.fits(batch):
             return False
-        cpu = batch.device.type == "cpu"
-        dtypes = frozenset(x.dtype for x in batch.log_probs.values() if cpu)
-        if (batch.device, dtypes) not in self.tried:
+        dtypes = frozenset(x.dtype for x in batch.log_probs.values())
+        if dtypes not in self.tried:
             self._prove(compiled.add, batch, pairs)
-            self.tried.add((batch.device, dtypes))
+            self.tried.add(dtypes)
         undo = self._undo(state, (PAIR_INDEX[pair.name] for pair in pairs))
         try:
             compiled.add(state, batch, pairs, *rest)
@@ -154,11 +149,8 @@ class Kernel:
             raise
 
 
-KERNELS = {
-    "cpu": Kernel("Numba", "klmonitor.summary.numba_pass", Loader()),
-    "cuda": Kernel("Triton", "klmonitor.summary.triton_pass"),
-}
-"""By the type of device."""
+TOKENS = Kernel("Numba", "klmonitor.summary.numba_pass", Loader())
+"""The pass over all tokens."""
 
 
 def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) -> None:
@@ -169,11 +161,9 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
     """
     trial, rows = made_up(batch), torch.arange(TRIAL_SHAPE[0], device="cpu")
     config = SummaryConfig(groups=tuple(map(str, rows.tolist())), prompt_buckets=64)
-    found, expected = Summary.empty(config, batch.device), Summary.empty(config, "cpu")
-    moved, groups = on(batch.device, trial), rows.to(batch.device)
-    add(found, moved, pairs, Place(), groups)
+    found, expected = Summary.empty(config), Summary.empty(config)
+    add(found, trial, pairs, Place(), rows)
     chunked.add(expected, trial, pairs, Place(), rows)
-    found = found.to("cpu")
     for name in ("policies", "histogram", "maxima", "tokens"):
         if not torch.equal(getattr(found, name), getattr(expected, name)):
             raise ArithmeticError(f"other {name}")
@@ -213,7 +203,7 @@ def undo_of(name: str) -> Callable[[Summary, Iterable[int]], Undo]:
 def made_up(
     batch: TokenBatch, shape: tuple[int, int] | None = None, odd: Sequence[float] = ODD
 ) -> TokenBatch:
-    """Made-up tokens on the CPU, of the same policies and dtypes as a batch's.
+    """Made-up tokens, of the same policies and dtypes as a batch's.
 
     Args:
         batch: the batch.
@@ -238,19 +228,4 @@ def made_up(
         segments=None,
         n_sequences=rows,
         prompt_ids=torch.arange(rows, device="cpu") // 2,
-    )
-
-
-def on(device: torch.device, batch: TokenBatch) -> TokenBatch:
-    """The same tokens on a device."""
-
-    def moved(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(device)
-
-    return replace(
-        batch,
-        log_probs={name: values.to(device) for name, values in batch.log_probs.items()},
-        mask=moved(batch.mask),
-        token_ids=moved(batch.token_ids),
-        prompt_ids=moved(batch.prompt_ids),
     )

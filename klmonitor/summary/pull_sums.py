@@ -1,7 +1,6 @@
-"""What a KL term pulls, summed in arrays: every term, on every device.
+"""What a KL term pulls, summed in arrays: every term.
 
-On the same tokens as the signatures of causes, in float64: numpy on the CPU, which takes fewer
-calls, and torch on a device, for which nothing waits.
+On the same tokens as the signatures of causes, in float64; numpy takes fewer calls than torch.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor
 
 from klmonitor.pairs import PAIR_INDEX, Pair, sampler
-from klmonitor.penalty import Array, Penalty, namespace
-from klmonitor.summary.batch import TokenBatch, moved
+from klmonitor.penalty import Array, Penalty
+from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extras import Extras
 from klmonitor.summary.fields import LARGEST_RATIO, PULL, PULL_TERMS, PULLS
 from klmonitor.summary.sequences import Rows
@@ -32,12 +31,9 @@ def add_plain(
         names, by_sequence = _terms(batch, pair, penalty, extras)
         if not names:
             return
-        taken, places = (array_of(x) for x in _places(names, pair.name, batch.device))
+        taken, places = _places(names, pair.name)
         products = (by_sequence @ by_sequence.T).reshape(-1)[taken]
-    if isinstance(products, np.ndarray):
-        state.arrays["pulls"].reshape(-1)[places] += products
-    else:
-        state.pulls.view(-1).index_add_(0, places, products)
+    state.arrays["pulls"].reshape(-1)[places] += products
 
 
 def _terms(
@@ -62,13 +58,13 @@ def _terms(
     if trained != drew:
         log_ratio = (held[trained] - held[drew]).clip(max=LARGEST_RATIO)
     terms = _of_tokens(penalty, d, log_ratio, mask, advantages, prompts, extras.beta)
-    of_tokens = stacked(list(terms.values()))
+    of_tokens = np.array(list(terms.values()), dtype=np.float64)
     if batch.segments is None:
         sums = of_tokens.sum(-1)
     else:
-        sums = array_of(Rows.of(batch, *batch.shape).total(torch.as_tensor(of_tokens)))
+        sums = Rows.of(batch, *batch.shape).total(torch.from_numpy(of_tokens)).numpy()
     sequences = sums[len(PULL_TERMS)] > 0  # those with tokens
-    return (*terms, "sequences"), namespace(d).concatenate([sums, sequences[None]])
+    return (*terms, "sequences"), np.concatenate([sums, sequences[None]])
 
 
 def compared(batch: TokenBatch, pair: Pair) -> tuple[str, str]:
@@ -77,15 +73,8 @@ def compared(batch: TokenBatch, pair: Pair) -> tuple[str, str]:
     return trained, "old" if "old" in batch.log_probs else sampler(batch.log_probs)
 
 
-def stacked(terms: list[Array]) -> Array:
-    """[n, ...] of n arrays or tensors, as floats."""
-    return np.array(terms) if isinstance(terms[0], np.ndarray) else torch.stack(terms)
-
-
 def array_of(x: Tensor) -> Array:
-    """As a numpy array, where it is on the CPU."""
-    if not x.is_cpu:
-        return x
+    """As a numpy array."""
     try:
         return x.numpy()
     except (TypeError, RuntimeError):  # of a dtype that numpy lacks, or negated when it is read
@@ -94,8 +83,7 @@ def array_of(x: Tensor) -> Array:
 
 def floats_of(x: Tensor) -> Array:
     """The same in float64."""
-    found = array_of(x)
-    return found.astype(np.float64) if isinstance(found, np.ndarray) else found.double()
+    return array_of(x).astype(np.float64)
 
 
 def _of_tokens(
@@ -108,17 +96,16 @@ def _of_tokens(
     beta: float | None,
 ) -> dict[str, Array]:
     """What is summed, by name: [R, C] each. A ratio of None is 1 everywhere."""
-    xp = namespace(d)
-    known = xp.isfinite(d if log_ratio is None else d + log_ratio)
+    known = np.isfinite(d if log_ratio is None else d + log_ratio)
     if mask is not None:
         known &= mask
-    d = xp.where(known, d, 0.0)
+    d = np.where(known, d, 0.0)
     if log_ratio is not None:
-        log_ratio = xp.where(known, log_ratio, 0.0)
+        log_ratio = np.where(known, log_ratio, 0.0)
     c = penalty.coefficient(d, log_ratio, known, prompts)
-    known &= xp.isfinite(c)
-    c, t = xp.where(known, c, 0.0), xp.where(known, -d, 0.0)
-    w = known + 0.0 if log_ratio is None else xp.where(known, xp.exp(log_ratio), 0.0)
+    known &= np.isfinite(c)
+    c, t = np.where(known, c, 0.0), np.where(known, -d, 0.0)
+    w = known + 0.0 if log_ratio is None else np.where(known, np.exp(log_ratio), 0.0)
     far, wt, ct, dead = abs(t), w * t, c * t, known & (c == 0) & (d != 0)
     terms = {
         **dict(zip(PULL_TERMS, (w, wt, wt * t, c, ct), strict=True)),
@@ -130,10 +117,10 @@ def _of_tokens(
         "lost": far * dead,
     }
     if beta is not None:
-        terms |= {"weighed": known, "beta": xp.where(known, xp.full_like(d, beta), 0.0)}
+        terms |= {"weighed": known, "beta": np.where(known, np.full_like(d, beta), 0.0)}
     if advantages is not None:
-        weight, told = penalty.beta if beta is None else beta, known & xp.isfinite(advantages)
-        terms |= _rewarded(weight * c, xp.where(told, advantages * w, 0.0), d)
+        weight, told = penalty.beta if beta is None else beta, known & np.isfinite(advantages)
+        terms |= _rewarded(weight * c, np.where(told, advantages * w, 0.0), d)
     return terms
 
 
@@ -153,11 +140,11 @@ def _rewarded(pull: Array, reward: Array, d: Array) -> dict[str, Array]:
 
 
 @cache
-def _places(names: tuple[str, ...], pair: str, device: torch.device) -> tuple[Tensor, Tensor]:
+def _places(names: tuple[str, ...], pair: str) -> tuple[Array, Array]:
     """Which products over sequences are what of a state's pulls: a sum is one with `sequences`."""
     row = {name: i for i, name in enumerate(names)}
     found = {name: (name, "sequences") for name in names}
     found |= {f"{a}.{b}": (a, b) for a, b in combinations_with_replacement(PULL_TERMS, 2)}
     taken = [row[a] * len(names) + row[b] for a, b in found.values()]
     places = [PAIR_INDEX[pair] * len(PULLS) + PULL[name] for name in found]
-    return moved(torch.tensor(taken), device), moved(torch.tensor(places), device)
+    return np.array(taken), np.array(places)

@@ -19,7 +19,7 @@ from klmonitor.penalty import Penalty
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extras import Extras
 from klmonitor.summary.fields import SummaryConfig
-from klmonitor.summary.passes import KERNELS, Kernel, check_alike, made_up, undo_of
+from klmonitor.summary.passes import TOKENS, Kernel, check_alike, made_up, undo_of
 from klmonitor.summary.pull_sums import add_plain
 from klmonitor.summary.state import Summary
 
@@ -48,7 +48,7 @@ def add(
     Where the return or the ratio is a sequence's and the batch is packed nothing is known.
 
     Args:
-        state: on the batch's device.
+        state: what is added to.
         batch: checked log-probs; the pair's policies are in it.
         pair: which pair.
         penalty: the term on it.
@@ -63,7 +63,7 @@ def add(
     if extras.advantages is not None:
         extras = replace(extras, advantages=extras.advantages[:rows, :columns])
     some = (batch.first(rows, columns), (pair,), penalty, extras)
-    if whole or batch.device.type != "cpu" or not KERNEL.add(state, *some):
+    if whole or not KERNEL.add(state, *some):
         add_plain(state, *some)
 
 
@@ -75,7 +75,7 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
     """
     trial = made_up(batch, TRIAL_SHAPE, ODD)
     extras = Extras(advantages=trial.log_probs[pairs[0].q] + 1.0)
-    found, expected = (Summary.empty(SummaryConfig(prompt_buckets=0), "cpu") for _ in range(2))
+    found, expected = (Summary.empty(SummaryConfig(prompt_buckets=0)) for _ in range(2))
     for penalty in TRIED:
         for state, some in ((found, add), (expected, add_plain)):
             state.flat.zero_()
@@ -85,6 +85,6 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
 
 
 KERNEL = Kernel(
-    "pulls' Numba", "klmonitor.summary.pull_pass", KERNELS["cpu"].loader, compare, undo_of("pulls")
+    "pulls' Numba", "klmonitor.summary.pull_pass", TOKENS.loader, compare, undo_of("pulls")
 )
-"""What is compiled for the CPU."""
+"""What is compiled."""

@@ -1,4 +1,4 @@
-"""Over ranks: one sum, one max, one gather; then one copy to the host.
+"""Over ranks: one sum, one max, one gather.
 
 The number of collectives of a step is constant, whatever was watched and however many micro-batches
 each rank had. A rank that saw nothing takes part with an empty summary of the same shape. The
@@ -8,12 +8,10 @@ configuration, which decides that shape, is compared once, before the first redu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from klmonitor.summary import around
 from klmonitor.summary.fields import N_SEQUENCE_ORDER, SummaryConfig
@@ -43,15 +41,6 @@ def world_of(ranks: Ranks | None) -> int:
     return 1 if ranks is None else dist.get_world_size(ranks)
 
 
-def communication_device(ranks: Ranks | None) -> torch.device:
-    """Where tensors must be for the ranks' own collectives."""
-    if ranks is not None and "nccl" in str(dist.get_backend(ranks)):
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
-
-
-Flags = Sequence[float] | Tensor
-"""Values of which every rank learns the largest; a tensor once they have travelled."""
 UNKNOWN = -1
 """The digest of a rank that has none."""
 
@@ -64,9 +53,8 @@ class Reducer:
     """Reduces the summaries of some ranks; once they disagree, never again.
 
     Every rank makes one at its first step and takes part in each reduction, with a flag and an
-    empty summary where it cannot make its own. Host tensors travel through a gloo group of our
-    own, so that nothing of ours comes between training's collectives and no host tensor is given
-    to NCCL; summaries on a GPU through the trainer's own group.
+    empty summary where it cannot make its own. They travel through a gloo group of our own, so
+    that nothing of ours comes between training's collectives and no host tensor is given to NCCL.
 
     Args:
         config: what decides the shape of a summary.
@@ -85,12 +73,11 @@ class Reducer:
         self._agreed = ranks is None
         self._sent = 0
 
-    def agree(self, digest: Callable[[], int], on_device: bool) -> None:
+    def agree(self, digest: Callable[[], int]) -> None:
         """Compare the configurations of all ranks, once; a collective of a fixed size.
 
         Args:
             digest: gives that of this rank's configuration, 56 bits.
-            on_device: whether this rank's summary is on a GPU.
 
         Raises:
             DisagreementError: a rank has other settings; on every rank alike.
@@ -105,14 +92,11 @@ class Reducer:
             use_local_synchronization=True,
         )
         world = dist.get_world_size(own)
-        mine = torch.tensor([UNKNOWN, int(on_device)])
+        mine = torch.tensor([UNKNOWN], device="cpu")
         everyone = [torch.empty_like(mine) for _ in range(world)]
         failure: Exception | None = None
         try:
-            buffers = [_Buffers(self._config, world, self._flags, torch.device("cpu"))]
-            if on_device or communication_device(self._ranks).type != "cpu":
-                away = communication_device(self._ranks)
-                buffers.append(_Buffers(self._config, world, self._flags, away))
+            buffers = _Buffers(self._config, world, self._flags)
             mine[0] = digest()
         except Exception as error:  # noqa: BLE001  # all are told by the digest that is missing
             failure = error
@@ -125,8 +109,7 @@ class Reducer:
                 f"same groups, prompts and klmonitor (this rank: {self._config})"
             )
             raise DisagreementError(self.off) from failure
-        on_any = any(bool(one[1]) for one in everyone)
-        self._group, self._buffers = (self._ranks, buffers[-1]) if on_any else (own, buffers[0])
+        self._group, self._buffers = own, buffers
 
     def begin(self) -> None:
         """A step begins: none of its collectives is done."""
@@ -139,7 +122,7 @@ class Reducer:
             DisagreementError: as by `agree`, which this rank never reached.
         """
         if not self._agreed:
-            self.agree(lambda: UNKNOWN, on_device=False)
+            self.agree(lambda: UNKNOWN)
         if self._buffers is not None and not self.off:
             if not self._sent:
                 self._buffers.empty()
@@ -147,7 +130,7 @@ class Reducer:
 
     def reduce(
         self, make: Callable[[], tuple[Summary, Sequence[float]]]
-    ) -> tuple[Summary, Flags, Exception | None]:
+    ) -> tuple[Summary, Sequence[float], Exception | None]:
         """Merge the summaries of all ranks; every rank gets the result.
 
         Args:
@@ -184,16 +167,16 @@ class Reducer:
 
 
 class _Buffers:
-    """What travels, on one device: had at setup, written to at each step."""
+    """What travels: had at setup, written to at each step."""
 
-    def __init__(self, config: SummaryConfig, world: int, flags: int, device: torch.device) -> None:
+    def __init__(self, config: SummaryConfig, world: int, flags: int) -> None:
         with torch.inference_mode(False):
-            self._blank = Summary.empty(config, device)
+            self._blank = Summary.empty(config)
             self.flat = torch.zeros_like(self._blank.flat)
             self.largest = torch.zeros(
-                self._blank.maxima.numel() + flags + 1, dtype=torch.float64, device=device
+                self._blank.maxima.numel() + flags + 1, dtype=torch.float64, device="cpu"
             )
-            beside = torch.zeros(around.shape(config.top), dtype=torch.float32, device=device)
+            beside = torch.zeros(around.shape(config.top), dtype=torch.float32, device="cpu")
             self._beside = beside.numel() // 2  # two float32 in the place of a float64
             parts = (
                 self._blank.tokens,
@@ -226,7 +209,7 @@ class _Buffers:
         self.largest[-1] = 1.0
         self.mine.copy_(self._blank_mine)
 
-    def merged(self) -> tuple[Summary, Tensor]:
+    def merged(self) -> tuple[Summary, list[float]]:
         """The summary of all, in memory of its own, and the flags."""
         blank, top = self._blank, self._blank.config.top
         cut, end = blank.tokens.numel(), blank.maxima.numel()
@@ -243,40 +226,4 @@ class _Buffers:
             sequences=first_of(torch.cat(sequences, dim=-2), top, N_SEQUENCE_ORDER),
             around=neighbours,
         )
-        return summary, self.largest[end:].clone()
-
-
-@dataclass
-class HostCopy:
-    """A summary on its way to the host: through pinned memory, without blocking, on CUDA."""
-
-    summary: Summary
-    flags: Flags
-    event: torch.cuda.Event | None = None
-
-    @classmethod
-    def start(cls, summary: Summary, flags: Flags) -> HostCopy:
-        """Start copying; on the CPU the summary itself is the copy."""
-        if not summary.flat.is_cuda:
-            return cls(summary, flags)
-        host = Summary(
-            summary.config,
-            *(
-                torch.empty_like(part, device="cpu", pin_memory=True).copy_(part, non_blocking=True)
-                for part in (summary.flat, summary.maxima, summary.tokens, summary.sequences)
-            ),
-            around=summary.around,
-        )
-        if isinstance(flags, Tensor):
-            pinned = torch.empty_like(flags, device="cpu", pin_memory=True)
-            flags = pinned.copy_(flags, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        event.record()
-        return cls(host, flags, event)
-
-    def wait(self) -> tuple[Summary, Sequence[float]]:
-        """The summary and the flags on the host."""
-        if self.event is not None:
-            self.event.synchronize()
-        flags: Flags = self.flags
-        return self.summary, flags.tolist() if isinstance(flags, Tensor) else flags
+        return summary, self.largest[end:].tolist()

@@ -141,8 +141,7 @@ ROOM = 2
 def unpacked(segments: Tensor) -> tuple[Rows, Tensor, Tensor] | None:
     """Packed sequences as rows, whose sums cost a third; None where that is not worth it.
 
-    Where lengths differ much rows are mostly empty, and on another device than the CPU how long
-    they are would have to be waited for.
+    Where lengths differ much rows are mostly empty.
 
     Args:
         segments: int64 [C], the sequence of each token, growing; C > 0.
@@ -150,8 +149,6 @@ def unpacked(segments: Tensor) -> tuple[Rows, Tensor, Tensor] | None:
     Returns:
         The rows; int64 [S, L] which token is where; bool [S, L] whether one is.
     """
-    if not segments.is_cpu:
-        return None
     lengths = segments.bincount()
     longest = int(lengths.max())
     if len(lengths) * longest > ROOM * len(segments):

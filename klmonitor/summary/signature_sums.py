@@ -1,8 +1,7 @@
-"""The signatures of causes in plain torch, for every device.
+"""The signatures of causes in plain torch.
 
-All pairs of a batch are computed at once, [P, R, C] for R rows of C tokens; of float32 values, on a
-GPU in float32 (there a signature is good to 1e-5 of its terms), sums over sequences in float64;
-nothing waits for the device.
+All pairs of a batch are computed at once, [P, R, C] for R rows of C tokens, of float32 values in
+float64.
 
 A batch of a small model costs what the calls cost, whatever they compute: what is summed is stacked
 and summed at once, and products are one matrix product a sequence. A token that does not count has
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from klmonitor.pairs import PAIR_INDEX, Pair
-from klmonitor.summary.batch import TokenBatch, moved
+from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extras import Extras
 from klmonitor.summary.fields import (
     ASIDE,
@@ -107,7 +106,6 @@ def add_plain(
         *(tuple((names, x.ndim) for names, x in some.items()) for some in (by_sequence, whole)),
         tuple(PAIR_INDEX[pair.name] for pair in pairs),
         one,
-        batch.device,
     )
     sums = torch.cat([(every @ every.mT).flatten(), *(x.flatten() for x in whole.values())])
     state.signatures.view(-1).index_add_(0, places, sums.index_select(0, taken_from))
@@ -119,7 +117,6 @@ def _places(
     whole: tuple[tuple[tuple[str, ...], int], ...],
     pairs: tuple[int, ...],
     one: int,
-    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Which products over sequences, and sums behind them, are what of a state's signatures.
 
@@ -151,7 +148,7 @@ def _places(
     ]
     taken += range(len(rows) ** 2, len(rows) ** 2 + len(of_tokens))
     places = [pairs[k] * len(SIGNATURES) + SIGNATURE[name] for name, k in (*found, *of_tokens)]
-    return moved(torch.tensor(taken), device), moved(torch.tensor(places), device)
+    return torch.tensor(taken, device="cpu"), torch.tensor(places, device="cpu")
 
 
 def signatures(
@@ -216,8 +213,8 @@ def signatures(
 
 
 def _widened(x: Tensor) -> Tensor:
-    """As float32, and on the CPU those values as float64, in which the compiled pass computes."""
-    return x.float().double() if x.is_cpu else x.float()
+    """As float32, and those values as float64, in which the compiled pass computes."""
+    return x.float().double()
 
 
 def _who(q: Tensor, d: Tensor, ref: Tensor, counts: Tensor, at: Rows) -> Tensor:
@@ -256,7 +253,7 @@ def _of_sequences(d: Tensor, tokens: Tensor, of_sequence: Tensor, at: Rows) -> T
 
 def _by_probability(q: Tensor, size: Tensor, counts: Tensor) -> Tensor:
     """[`BINS`] mean |d| by bins of q(x), beside 1 - q(x) (arXiv 2512.23087: mismatch grows so)."""
-    edges, inside = _edges(q.device)
+    edges, inside = _edges()
     probability = q.clamp(max=0.0).exp()
     features = torch.cat([counts, size, (1 - probability) * counts]).flatten(1).double()
     above = (probability >= edges).flatten(1).double()  # [bins, tokens]: from each edge on
@@ -264,13 +261,13 @@ def _by_probability(q: Tensor, size: Tensor, counts: Tensor) -> Tensor:
 
 
 @cache
-def _edges(device: torch.device) -> tuple[Tensor, Tensor]:
+def _edges() -> tuple[Tensor, Tensor]:
     """Lower edges of the bins of q(x), and what makes of sums from each edge on those of bins."""
     bins = len(PROBABILITIES) + 1
-    edges = torch.tensor([-1.0, *PROBABILITIES], dtype=torch.float64).view(bins, 1, 1)
-    inside = torch.eye(bins, dtype=torch.float64)
+    edges = torch.tensor([-1.0, *PROBABILITIES], dtype=torch.float64, device="cpu").view(-1, 1, 1)
+    inside = torch.eye(bins, dtype=torch.float64, device="cpu")
     inside -= torch.diag(inside.new_ones(bins - 1), -1)
-    return moved(edges, device), moved(inside, device)
+    return edges, inside
 
 
 def _within(both: Tensor, counts: Tensor, usable: Tensor, tokens: Tensor, at: Rows) -> Tensor:
@@ -292,18 +289,18 @@ def _within(both: Tensor, counts: Tensor, usable: Tensor, tokens: Tensor, at: Ro
     squares = both * both
     bend = centred(squares[1:] - squares[:1])  # 2 d (q + p) / 2: large where one is sharper
     products = at.products(torch.cat([both, bend]).double())
-    return (products.flatten(1) @ _combined(both.device)).mT
+    return (products.flatten(1) @ _combined()).mT
 
 
 @cache
-def _combined(device: torch.device) -> Tensor:
+def _combined() -> Tensor:
     """[products, `_TERMS`] how much of each product is in each term."""
-    weights = torch.zeros(2, 3, 3, len(_TERMS), dtype=torch.float64)
+    weights = torch.zeros(2, 3, 3, len(_TERMS), dtype=torch.float64, device="cpu")
     for column, term in enumerate(_TERMS.values()):
         for name, weight in term.items():
             lag, (i, j) = (0, NOW[name]) if name in NOW else (1, LAGGED[name])
             weights[lag, i, j, column] = weight
-    return moved(weights.flatten(0, 2), device)
+    return weights.flatten(0, 2)
 
 
 def _ends(size: Tensor, counts: Tensor, tokens: Tensor, at: Rows) -> Found:

@@ -15,7 +15,7 @@ from klmonitor.pairs import Pair
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extras import Extras
 from klmonitor.summary.fields import SAMPLED, SummaryConfig
-from klmonitor.summary.passes import KERNELS, Kernel, check_alike, made_up, undo_of
+from klmonitor.summary.passes import TOKENS, Kernel, check_alike, made_up, undo_of
 from klmonitor.summary.signature_sums import add_plain
 from klmonitor.summary.state import Summary
 
@@ -31,7 +31,7 @@ def add(
     """Add the signatures of a batch's first rows to a state, in place.
 
     Args:
-        state: on the batch's device.
+        state: what is added to.
         batch: checked log-probs; the pairs' policies are in it.
         pairs: which pairs.
         extras: what else is known.
@@ -51,7 +51,7 @@ def add(
         return taken
     one = next((k for k, pair in enumerate(pairs) if pair.q == "rollout"), 0)
     some = (batch, pairs, one, extras, rows, columns)
-    if batch.device.type != "cpu" or not KERNEL.add(state, *some):
+    if not KERNEL.add(state, *some):
         add_plain(state, *some)
     return taken + rows * columns
 
@@ -67,7 +67,7 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
         values[-1, TRIAL_SHAPE[1] // 2 :] = -0.75  # padding
     entropy = trial.log_probs[pairs[0].p].float().abs()  # some is no number, some is below `SURE`
     extras = Extras(entropy, lag=torch.arange(TRIAL_SHAPE[0], device="cpu"))
-    found, expected = (Summary.empty(SummaryConfig(prompt_buckets=0), "cpu") for _ in range(2))
+    found, expected = (Summary.empty(SummaryConfig(prompt_buckets=0)) for _ in range(2))
     for one in range(len(pairs)):
         for state, some in ((found, add), (expected, add_plain)):
             some(state, trial, pairs, one, extras, *TRIAL_SHAPE)
@@ -78,8 +78,8 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
 KERNEL = Kernel(
     "signatures' Numba",
     "klmonitor.summary.signature_pass",
-    KERNELS["cpu"].loader,
+    TOKENS.loader,
     compare,
     undo_of("signatures"),
 )
-"""What is compiled for the CPU."""
+"""What is compiled."""

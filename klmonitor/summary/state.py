@@ -55,7 +55,7 @@ class _View:
 
 @dataclass
 class Summary:
-    """Sums and maxima over the tokens seen; all tensors float64 on one device.
+    """Sums and maxima over the tokens seen; all tensors float64, on the host.
 
     Attributes:
         config: what decides the shapes.
@@ -78,14 +78,10 @@ class Summary:
     sums, histogram, prompts, policies, signatures, pulls = (_View() for _ in range(6))
 
     @classmethod
-    def empty(cls, config: SummaryConfig, device: torch.device | str | None = None) -> Summary:
+    def empty(cls, config: SummaryConfig) -> Summary:
         """A summary of no tokens: the identity of `merge`."""
-        size = _size(config)
-        if device is None or torch.device(device).type != "cpu":
-            flat = torch.zeros(size, dtype=torch.float64, device=device)
-        else:  # by one thread, as in `copied`
-            flat = torch.from_numpy(np.zeros(size))
-        nothing = (copied(part) for part in _no_maxima(config.top, flat.device))
+        flat = torch.from_numpy(np.zeros(_size(config)))  # by one thread, as in `copied`
+        nothing = (copied(part) for part in _no_maxima(config.top))
         return cls(config, flat, *nothing, fresh=True)
 
     def merge(self, other: Summary) -> Summary:
@@ -100,7 +96,7 @@ class Summary:
         return merge_all([self, other])
 
     def take_in(self, later: Summary) -> None:
-        """Merge one of tokens that come behind these into this one, in place; on the CPU only."""
+        """Merge one of tokens that come behind these into this one, in place."""
         self.flat.numpy()[:] += later.flat.numpy()
         torch.maximum(self.maxima, later.maxima, out=self.maxima)
         for name in ("tokens", "sequences"):
@@ -108,30 +104,22 @@ class Summary:
             both = torch.cat([mine, getattr(later, name)], dim=-2)
             mine.copy_(first_of(both, self.config.top, 1))  # of equal keys the first stays first
 
-    def to(self, device: torch.device | str) -> Summary:
-        """A copy on another device (the same object if it is there already)."""
-        parts = (self.flat, self.maxima, self.tokens, self.sequences)
-        return Summary(self.config, *(part.to(device) for part in parts), around=self.around)
-
     def undo(self, pairs: Iterable[int]) -> Undo:
         """What takes back a pass over the tokens of some pairs that begins now, whatever it did."""
         places = tuple(pairs)
-        if self.device.type != "cpu":
-            parts = (self.flat, self.maxima, self.tokens, self.sequences)
-            return partial(_restore, [(part, part.clone()) for part in parts])
         if self.fresh:
             return partial(self._clear, places)
         return partial(_restore, [(array, array.copy()) for array in self._of_pairs(places)])
 
     def _of_pairs(self, pairs: Iterable[int]) -> list[Floats]:
-        """What a pass over the tokens of some pairs writes to; on the CPU only."""
+        """What a pass over the tokens of some pairs writes to."""
         return [self.arrays["policies"], *(x for pair in pairs for x in self.of_pair(pair))]
 
     def _clear(self, pairs: Sequence[int]) -> None:
-        """Forget the tokens of some pairs, which are all that a pass has added; on the CPU only."""
+        """Forget the tokens of some pairs, which are all that a pass has added."""
         for array in self._of_pairs(pairs):
             array[...] = 0.0
-        for name, nothing in zip(_ARRAYS, _no_maxima(self.config.top, self.device), strict=True):
+        for name, nothing in zip(_ARRAYS, _no_maxima(self.config.top), strict=True):
             for pair in pairs:
                 self.arrays[name][pair] = nothing[pair]
 
@@ -141,34 +129,29 @@ class Summary:
 
     @cached_property
     def arrays(self) -> Mapping[str, Floats]:
-        """The same memory as numpy arrays, by attribute; on the CPU only."""
+        """The same memory as numpy arrays, by attribute."""
         flat, parts = self.flat.numpy(), _parts(self.config)
         found = {name: flat[part].reshape(shape) for name, (part, shape) in parts.items()}
         return found | {name: getattr(self, name).numpy() for name in _ARRAYS}
 
     def of_pair(self, pair: int) -> list[Floats]:
-        """A pair's part of the arrays `BY_PAIR`; on the CPU only."""
+        """A pair's part of the arrays `BY_PAIR`."""
         return [self.arrays[name][pair] for name in BY_PAIR]
 
-    @property
-    def device(self) -> torch.device:
-        """Where the sums live."""
-        return self.flat.device
 
-
-def _restore(saved: Iterable[tuple[Any, Any]]) -> None:
-    """Give tensors or arrays the values that their copies have, in place."""
+def _restore(saved: Iterable[tuple[Floats, Floats]]) -> None:
+    """Give arrays the values that their copies have, in place."""
     for part, before in saved:
         part[...] = before
 
 
 def copied(part: Tensor) -> Tensor:
-    """A copy; of the host's memory by one thread.
+    """A copy, by one thread.
 
     torch would share it out, and the threads that it wakes spin for milliseconds afterwards, on the
     cores that the pass needs.
     """
-    return torch.from_numpy(part.numpy().copy()) if part.is_cpu else part.clone()
+    return torch.from_numpy(part.numpy().copy())
 
 
 @cache
@@ -189,9 +172,9 @@ def _parts(config: SummaryConfig) -> dict[str, tuple[slice, tuple[int, ...]]]:
 
 
 @cache
-def _no_maxima(top: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _no_maxima(top: int) -> tuple[Tensor, Tensor, Tensor]:
     """`maxima`, `tokens` and `sequences` of nothing."""
-    like = torch.empty(0, dtype=torch.float64, device=device)
+    like = torch.empty(0, dtype=torch.float64, device="cpu")
     tokens = like.new_zeros(len(PAIRS), len(TAILS), top, len(TOKEN_FIELDS))
     sequences = like.new_zeros(len(PAIRS), top, len(SEQUENCE_FIELDS))
     tokens[..., 0] = sequences[..., 0] = -math.inf
@@ -261,7 +244,7 @@ def first_of(records: Tensor, top: int, n_order: int) -> Tensor:
     Returns:
         [..., top, F], in order.
     """
-    if records.is_cpu and records.shape[-2] > MANY * top:
+    if records.shape[-2] > MANY * top:
         keys = records[..., 0].topk(top + 1, dim=-1)
         if bool((keys.values[..., -2] > keys.values[..., -1]).all()):  # no tie at the threshold
             chosen = keys.indices[..., :top].sort(dim=-1).values

@@ -52,9 +52,9 @@ class Tile:
             return tensor[self.rows, self.columns]
         return tensor[0, self.columns].reshape(self.shape)
 
-    def row_starts(self, device: torch.device) -> Tensor:
+    def row_starts(self) -> Tensor:
         """Flat index of the first token of each of its rows, int64 [rows]."""
-        return torch.arange(self.shape[0], device=device).mul_(self.stride).add_(self.start)
+        return torch.arange(self.shape[0], device="cpu").mul_(self.stride).add_(self.start)
 
 
 @dataclass(frozen=True)

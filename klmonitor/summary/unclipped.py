@@ -2,8 +2,8 @@
 
 The clipped surrogate min(r A, clip(r) A) of PPO follows r = policy / old without a bound where the
 advantage A is negative: there one token of a huge r is the whole step's loss. Sums over all tokens
-of a micro-batch: on the CPU by `unclipped_pass`, where that is there and agrees with
-`unclipped_sums`, which does the work elsewhere.
+of a micro-batch: by `unclipped_pass`, where that is there and agrees with `unclipped_sums`, which
+does the work elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from klmonitor.pairs import Pair
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.fields import SummaryConfig
-from klmonitor.summary.passes import KERNELS, Kernel, check_alike, made_up, undo_of
+from klmonitor.summary.passes import TOKENS, Kernel, check_alike, made_up, undo_of
 from klmonitor.summary.state import Summary
 from klmonitor.summary.unclipped_sums import PAIR, add_plain
 
@@ -29,7 +29,7 @@ def add(
     """Add what enters the loss of a micro-batch to a state, in place.
 
     Args:
-        state: on the batch's device.
+        state: what is added to.
         batch: checked log-probs.
         pairs: which pairs are summed.
         advantages: [B, T] (or [1, N] packed); None: unknown.
@@ -37,7 +37,7 @@ def add(
     if advantages is None or PAIR not in {pair.name for pair in pairs}:
         return
     some = (batch, pairs, advantages)
-    if batch.device.type != "cpu" or not KERNEL.add(state, *some):
+    if not KERNEL.add(state, *some):
         add_plain(state, *some)
 
 
@@ -49,7 +49,7 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
     """
     trial = made_up(batch, TRIAL_SHAPE)
     advantages = trial.log_probs["old"] + 1.0
-    found, expected = (Summary.empty(SummaryConfig(prompt_buckets=0), "cpu") for _ in range(2))
+    found, expected = (Summary.empty(SummaryConfig(prompt_buckets=0)) for _ in range(2))
     for state, some in ((found, add), (expected, add_plain)):
         some(state, trial, pairs, advantages)
     check_alike(found, expected, "signatures", advantages.numel())
@@ -58,8 +58,8 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
 KERNEL = Kernel(
     "unclipped ratios' Numba",
     "klmonitor.summary.unclipped_pass",
-    KERNELS["cpu"].loader,
+    TOKENS.loader,
     compare,
     undo_of("signatures"),
 )
-"""What is compiled for the CPU."""
+"""What is compiled."""

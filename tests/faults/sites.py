@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from klmonitor.summary import pulls, signatures, unclipped
-from klmonitor.summary.passes import KERNELS
+from klmonitor.summary.passes import TOKENS
 
 ERRORS = (OSError(28, "No space left on device"), MemoryError("made by a test"), ValueError("made"))
 
@@ -40,8 +40,6 @@ SITES = (
     # a step
     "klmonitor.monitor.exchange:Reducer.agree",
     "klmonitor.monitor.exchange:Reducer.reduce",
-    "klmonitor.monitor.exchange:HostCopy.start",
-    "klmonitor.monitor.exchange:HostCopy.wait",
     "klmonitor.monitor.stepnumbers:sums_of",
     "klmonitor.monitor.stepnumbers:Running.advance",
     "klmonitor.monitor.stepnumbers:pair_reports",
@@ -106,7 +104,7 @@ class Faults:
         self._armed = False
         self._lock = threading.Lock()
         # one that rests here rests nowhere else
-        for kernel in (KERNELS["cpu"], *(one.KERNEL for one in (signatures, pulls, unclipped))):
+        for kernel in (TOKENS, *(one.KERNEL for one in (signatures, pulls, unclipped))):
             patch.setattr(kernel, "_boundary", copy.copy(kernel._boundary))
         for site in SITES:
             module, _, path = site.partition(":")

@@ -29,12 +29,12 @@ def reports_of(state, running=None):
 def wait_for_kernels():
     """Wait until what is compiled for the CPU is there: bits change where it takes over."""
     if importlib.util.find_spec("numba") is not None:
-        assert passes.KERNELS["cpu"].loader.wait(COMPILE_SECONDS)
+        assert passes.TOKENS.loader.wait(COMPILE_SECONDS)
 
 
 def choose_pass(patch, name):
     """Make all of the CPU's passes ``"compiled"`` or ``"plain"`` ones."""
-    kernels = (passes.KERNELS["cpu"], signatures.KERNEL, pulls.KERNEL, unclipped.KERNEL)
+    kernels = (passes.TOKENS, signatures.KERNEL, pulls.KERNEL, unclipped.KERNEL)
     if name == "plain":
         for kernel in kernels:
             patch.setattr(kernel, "wrong", "a test wants the plain pass")

@@ -105,7 +105,7 @@ TORN = ("histogram", "tokens", "sequences", "signatures", "pulls", "prompts")
 @pytest.mark.parametrize("what", TORN)
 def test_of_what_a_part_left_out_nothing_is_made_up(what):
     """Its numbers are unknown, the others as they are."""
-    arrays = Summary.empty(SummaryConfig(), "cpu").arrays
+    arrays = Summary.empty(SummaryConfig()).arrays
     arrays["sums"][0, 0, :] = np.random.default_rng(0).random(len(COLUMN))
     for name, count in {"core/n": 200.0, "on_policy": 200.0, "sequences": 10.0}.items():
         arrays["sums"][0, 0, COLUMN[name]] = count
@@ -121,7 +121,7 @@ def test_of_what_a_part_left_out_nothing_is_made_up(what):
 def test_a_damaged_histogram_makes_no_step_fail():
     """One of parts of tokens, as no pass makes it."""
     for share in (0.3, 1.03, 1.1, 1.6):
-        summary = Summary.empty(SummaryConfig(), "cpu")
+        summary = Summary.empty(SummaryConfig())
         batch = build(
             {name: torch.tensor([[-1.0, x, -3.0]]) for name, x in (("policy", -2.0), ("ref", -9.0))}
         )
@@ -132,7 +132,7 @@ def test_a_damaged_histogram_makes_no_step_fail():
 
 
 def test_what_overflows_is_unknown_and_no_rounding():
-    summary = Summary.empty(SummaryConfig(), "cpu")
+    summary = Summary.empty(SummaryConfig())
     given = {
         name: torch.tensor([[x] * 4] * 3, dtype=torch.float64)
         for name, x in (("policy", -1.0), ("ref", -1e300))

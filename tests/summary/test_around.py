@@ -102,7 +102,7 @@ class Seen(Monitor):
     """A monitor that keeps what stood around the extreme tokens of its last step."""
 
     def _report(self, pending):
-        self.beside = pending.copy.summary.around.tensor
+        self.beside = pending.summary.around.tensor
         return super()._report(pending)
 
 
@@ -125,7 +125,8 @@ def test_neighbours_are_those_of_the_batch_after_any_micro_batches(seed, layouts
     assert_equal(report, monitor.beside, batches)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("layouts", [("rows",) * 4, ("packed", "rows", "rows", "list")])
 def test_neighbours_on_a_gpu_are_those_of_the_batch(layouts):
     monitor, batches = Seen(strict=True), {}

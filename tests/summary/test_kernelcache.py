@@ -24,14 +24,14 @@ from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import SummaryConfig
 from klmonitor.summary.kernelcache import LOCK, MARK, Loader
 from klmonitor.summary.state import Summary
+from tests.helpers.batches import CASES, made_up
 from tests.helpers.steps import COMPILE_SECONDS
-from tests.helpers.tritoncases import CASES, made_up
 
 
 @pytest.fixture(scope="module", autouse=True)
 def kernel():
     """The kernel, loaded."""
-    loader = passes.KERNELS["cpu"].loader
+    loader = passes.TOKENS.loader
     assert loader.wait(COMPILE_SECONDS), loader.error
     from klmonitor.summary import numba_kernel
 
@@ -109,7 +109,7 @@ monitor = Monitor()
 monitor.observe(policy=q, ref=q - 0.1)
 report = monitor.step(0)
 spent = time.process_time() - started
-kernel = passes.KERNELS["cpu"]
+kernel = passes.TOKENS
 print(json.dumps({
     "k3": report.pairs["policy_ref"].k3.mean,
     "cpu": spent,

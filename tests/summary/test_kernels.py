@@ -15,8 +15,8 @@ from klmonitor.summary import chunked, passes
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import CENTRE, COLUMN, SummaryConfig
 from klmonitor.summary.state import Summary
+from tests.helpers.batches import made_up
 from tests.helpers.steps import choose_pass
-from tests.helpers.tritoncases import made_up
 
 WHERE = Place(0, 3), 0
 
@@ -144,7 +144,7 @@ def test_a_batch_is_added_once_whether_or_not_a_kernel_takes_it(kernel_of, monke
         raise RuntimeError
 
     for add in (chunked.add, breaks):
-        monkeypatch.setitem(passes.KERNELS, "cpu", kernel_of(add))
+        monkeypatch.setattr(passes, "TOKENS", kernel_of(add))
         state = Summary.empty(SummaryConfig())
         passes.accumulate(state, batch, default_pairs(batch.log_probs), place=Place())
         assert state.policies[0, 0].item() == counted
@@ -163,7 +163,7 @@ def test_what_a_kernel_leaves_behind_when_it_fails_is_taken_back(kernel_of, monk
             raise MemoryError
 
     kernel = kernel_of(breaks_at_the_second_pair)
-    monkeypatch.setitem(passes.KERNELS, "cpu", kernel)
+    monkeypatch.setattr(passes, "TOKENS", kernel)
     found, expected = Summary.empty(SummaryConfig()), Summary.empty(SummaryConfig())
     found.pulls[1] = expected.pulls[1] = 3.0  # of an audit, before any batch
     for micro_batch in range(2):
@@ -191,12 +191,10 @@ def test_every_combination_of_dtypes_is_tried_first(kernel_of):
 def test_another_default_device_changes_nothing(compiled, monkeypatch):
     batch, states = made_up(0, 3, 30), []
     for device in ("cpu", "meta"):
-        kernel = passes.Kernel(
-            "Numba", "klmonitor.summary.numba_pass", passes.KERNELS["cpu"].loader
-        )
-        monkeypatch.setitem(passes.KERNELS, "cpu", kernel)
+        kernel = passes.Kernel("Numba", "klmonitor.summary.numba_pass", passes.TOKENS.loader)
+        monkeypatch.setattr(passes, "TOKENS", kernel)
         choose_pass(monkeypatch, "compiled" if compiled else "plain")
-        state = Summary.empty(SummaryConfig(), "cpu")
+        state = Summary.empty(SummaryConfig())
         with torch.device(device):
             passes.accumulate(state, batch, default_pairs(batch.log_probs), place=Place())
         states.append(state)

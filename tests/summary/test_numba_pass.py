@@ -14,7 +14,7 @@ from klmonitor.summary.batch import build
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import COLUMN, SummaryConfig
 from klmonitor.summary.state import Summary
-from tests.helpers.tritoncases import CASES, made_up
+from tests.helpers.batches import CASES, made_up
 
 pytest.importorskip("numba", reason="numba is not installed")
 from klmonitor.summary import numba_pass  # it needs numba

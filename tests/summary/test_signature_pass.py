@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -84,7 +83,7 @@ def of_both(monkeypatch, batch, extras, taken=0):
     """The sums of the compiled pass and of the plain one."""
     pairs, found = pairs_in(batch.log_probs), []
     for name in ("compiled", "plain"):
-        state = Summary.empty(SummaryConfig(), "cpu")
+        state = Summary.empty(SummaryConfig())
         with monkeypatch.context() as patch:
             choose_pass(patch, name)
             if name == "compiled":
@@ -200,7 +199,7 @@ def kernel_of(monkeypatch, add):
 
 def added(batch, times=1):
     """The signatures of a batch, added some times."""
-    state = Summary.empty(SummaryConfig(), "cpu")
+    state = Summary.empty(SummaryConfig())
     for _ in range(times):
         signed.add(state, batch, default_pairs(batch.log_probs), Extras(), 0)
     return state.signatures.clone()
@@ -233,7 +232,7 @@ def test_one_that_finds_another_sum_is_given_up_with_one_warning(name, batch, mo
         sums = state.signatures[3]
         sums[column] += 1e-5 * max(1.0, abs(float(sums[column])))
 
-    expected = Summary.empty(SummaryConfig(), "cpu")
+    expected = Summary.empty(SummaryConfig())
     plain(expected, batch, default_pairs(batch.log_probs), 1, Extras(), *batch.shape)
     kernel = kernel_of(monkeypatch, wrong)
     with caplog.at_level(logging.WARNING):
@@ -261,13 +260,6 @@ def test_one_that_raises_leaves_nothing_and_is_tried_again_after_a_rest(batch, m
     assert kernel._boundary.failures == 1
     assert len(caplog.records) == 1
     torch.testing.assert_close(found, 8 * added(batch), rtol=1e-12, atol=0)
-
-
-def test_nothing_is_tried_on_another_device(batch, monkeypatch):
-    kernel_of(monkeypatch, lambda *_: pytest.fail("it is the CPU's"))
-    away = replace(batch, log_probs={n: x.to("meta") for n, x in batch.log_probs.items()})
-    state = Summary.empty(SummaryConfig(), "meta")
-    signed.add(state, away, default_pairs(away.log_probs), Extras(), 0)
 
 
 def test_a_step_s_tokens_cost_one_call_of_the_kernel(batch, monkeypatch):

@@ -1,28 +1,15 @@
-"""Batches for the Triton pass, and what it makes of them in a process of its own.
-
-    python tests/tritoncases.py run OUT        every case through the kernel
-    python tests/tritoncases.py build OUT      the kernel as a GPU would run it, without one
-
-Triton decides at its import whether its kernels are interpreted (``TRITON_INTERPRET=1``), hence the
-process.
-"""
+"""Batches of every kind, for the passes to agree on."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from klmonitor.pairs import default_pairs
 from klmonitor.summary.batch import TokenBatch, build
-from klmonitor.summary.extremes import Place
 from klmonitor.summary.fields import SummaryConfig
-from klmonitor.summary.state import Summary
 
 CONFIG = SummaryConfig(groups=("math",), prompt_buckets=64)
 POLICIES = ("policy", "ref", "old", "rollout")
@@ -130,60 +117,3 @@ CASES: dict[str, Callable[[], TokenBatch]] = {
     "transposed": transposed,
     **{f"seed {seed}": lambda seed=seed: seeded(seed) for seed in range(8)},
 }
-
-
-def state_of(batch: TokenBatch, found: Any) -> Summary:
-    """The state after one batch."""
-    state = Summary.empty(CONFIG, batch.device)
-    found.add_to(state, Place(0, 3), 0)
-    return state
-
-
-def run() -> dict[str, Any]:
-    """What the Triton pass finds in every case."""
-    from klmonitor.summary import triton_pass
-
-    results = {}
-    for name, case in CASES.items():
-        batch = case()
-        found = triton_pass.collect(batch, default_pairs(batch.log_probs))
-        rows = [pair.rows.clone() for pair in found.pairs]
-        state = state_of(batch, found)
-        results[name] = {
-            "policies": dict(found.policies),
-            "rows": rows,
-            "histograms": [pair.histogram for pair in found.pairs],
-            "maxima": state.maxima,
-            "tokens": state.tokens,
-            "sequences": state.sequences,
-        }
-    return results
-
-
-def build_kernel() -> str:
-    """The kernel's PTX for compute capability 9.0, and the machine code that ptxas made of it."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from klmonitor.summary.triton_kernel import sum_tokens
-    from klmonitor.summary.triton_pass import CONSTANTS
-
-    names = sum_tokens.arg_names
-    types = dict.fromkeys(names, "i32")
-    types |= {"q_values": "*bf16", "p_values": "*fp32", "behaviour_values": "*fp16"}
-    types |= {"mask_values": "*u8", "partial": "*fp64", "extremes": "*fp64", "histogram": "*i32"}
-    types |= dict.fromkeys(CONSTANTS, "constexpr")
-    constants = {(names.index(name),): value for name, value in CONSTANTS.items()}
-    source = ASTSource(sum_tokens, signature=types, constexprs=constants)
-    built = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-    assert built.asm["cubin"].startswith(b"\x7fELF")
-    return built.asm["ptx"]
-
-
-if __name__ == "__main__":
-    job, out = sys.argv[1:]
-    if job == "run":
-        torch.save(run(), out)
-    else:
-        Path(out).write_text(build_kernel())
