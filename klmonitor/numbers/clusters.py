@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from klmonitor.numbers.once import once
 from klmonitor.numbers.student import deviate_of_t
 from klmonitor.summary.fields import COLUMN, GRAM, MOMENTS, PER_SEQUENCE
+from klmonitor.summary.once import once
 
 Array = NDArray[np.float64]
 Floats = Sequence[float]

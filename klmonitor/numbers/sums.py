@@ -19,7 +19,6 @@ from klmonitor.numbers.buckets import MIDDLES, edge_index
 from klmonitor.numbers.clusters import Array, Clustered, Floats, positive, ratio, token_sums
 from klmonitor.numbers.dominance import MOST, dominance_k1, dominance_k3
 from klmonitor.numbers.mixture import best_weight, leaving_one_out, unseen
-from klmonitor.numbers.once import once
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.without import Dominance
 from klmonitor.pairs import PAIRS, POLICY_INDEX, Pair
@@ -30,6 +29,7 @@ from klmonitor.summary.fields import (
     SEQUENCE_FIELDS,
     TOKEN_FIELDS,
 )
+from klmonitor.summary.once import once
 
 GAP_Z, GAP_SHARE = 5.0, 0.1
 """The gap test fails where mean(k3) - mean(k1) is further from 0, in standard errors, and a larger

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from klmonitor.numbers.once import once
 from klmonitor.rules.window import Floats, Window, median, robust_sd
+from klmonitor.summary.once import once
 
 LENGTH, SKIP = 100, 5
 """Values that the baseline is made of, and the latest ones left out."""

@@ -8,18 +8,19 @@ alerts as the live run did, and a resumed run those that an uninterrupted one wo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
-from klmonitor.boundary import Boundary, HealthLog
+from klmonitor.boundary import Boundary, HealthLog, each
 from klmonitor.numbers.verdicts import verdict
 from klmonitor.report import Alert, Report
 from klmonitor.rules.causes import IMPOSSIBLE
 from klmonitor.rules.episode import END, Episode
 from klmonitor.rules.health import INACTIVE, inactive
 from klmonitor.rules.own import judge_own, own_rule
-from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
+from klmonitor.rules.rule import SIMMERING, Finding, Rule
 from klmonitor.rules.settings import Rules, parse_rules
 from klmonitor.rules.silence import NO_DATA, Silence
 from klmonitor.rules.standing import standing
@@ -79,10 +80,12 @@ class RuleSet:
         self.settings = parse_rules(rules)
         self._limits = self.settings.thresholds
         log = self._log
+        self._rules = [
+            rule for rule in RULES if rule.judge is not None and rule.kind in self._limits
+        ]
         self._judges = [
-            _Guarded(rule, rule.judge, self._limits[rule.kind], _boundary(rule.kind, log))
-            for rule in RULES
-            if rule.judge is not None and rule.kind in self._limits
+            (_boundary(rule.kind, log), _judging(rule, self._limits[rule.kind]))
+            for rule in self._rules
         ]
         self._silent = _boundary(NO_DATA.kind, log)
         self._functions = [own_rule(name, f) for name, f in self.settings.own.items()]
@@ -142,18 +145,16 @@ class RuleSet:
 
     def _findings(self, reading: Reading) -> tuple[list[tuple[Rule, Finding]], int]:
         """What the rules find on a pair, calm ones left out; and how many of them failed."""
-        findings, failed = [], 0
-        impossible = reading.pair.cause.impossible
-        for one in self._judges:
-            if impossible and one.rule.kind not in DESPITE:
-                continue
-            finding = one.boundary(one.judge, reading, one.limits)
-            failed += one.boundary.failing
-            if finding is not None:
-                if not one.rule.of_one:
-                    finding = restrained(finding, reading.pair, one.rule)
-                findings.append((one.rule, finding))
-        return findings, failed
+        pair, rules, judges = reading.pair, self._rules, self._judges
+        if pair.cause.impossible:
+            rules = [rule for rule in rules if rule.kind in DESPITE]
+            judges = [self._judges[self._rules.index(rule)] for rule in rules]
+        findings = [
+            (rule, finding if rule.of_one else restrained(finding, pair, rule))
+            for rule, finding in zip(rules, each(judges, reading), strict=True)
+            if finding is not None
+        ]
+        return findings, sum([boundary.failing for boundary, _ in judges])
 
     def _announced(
         self, step: int, name: str, reading: Reading, findings: Sequence[tuple[Rule, Finding]]
@@ -162,7 +163,7 @@ class RuleSet:
         by_kind, pair = {rule.kind: finding for rule, finding in findings}, reading.pair
         said: list[Alert] = []
         of_story: list[Found] = []
-        for rule in (one.rule for one in self._judges):
+        for rule in self._rules:
             finding = by_kind.get(rule.kind)
             if finding is None and (rule.kind, name) not in self._episodes:
                 continue
@@ -288,13 +289,11 @@ class RuleSet:
             self._stories[row["pair"]] = Story.from_state(fields)
 
 
-class _Guarded(NamedTuple):
-    """A rule of the table, with its thresholds here and the boundary that it is called through."""
-
-    rule: Rule
-    judge: Callable[[Reading, Thresholds], Finding | None]
-    limits: Thresholds
-    boundary: Boundary
+def _judging(rule: Rule, limits: Thresholds) -> Callable[[Reading], Finding | None]:
+    """A rule's function under some thresholds."""
+    judge: Callable[..., Finding | None] | None = rule.judge
+    assert judge is not None  # who asks has looked
+    return partial(judge, limits=limits)
 
 
 def _boundary(kind: str, log: HealthLog) -> Boundary:

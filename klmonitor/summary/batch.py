@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor
 
 from klmonitor.pairs import POLICIES
+from klmonitor.summary.arrays import Arrays
+from klmonitor.summary.once import once
 
 TensorLike: TypeAlias = "Tensor | np.ndarray[Any, Any] | Sequence[Tensor | np.ndarray[Any, Any]]"
 
@@ -46,16 +47,26 @@ class TokenBatch:
     n_sequences: int
     prompt_ids: Tensor | None
 
-    @cached_property
+    @once
     def device(self) -> torch.device:
         """Where the log-probs live: the host; a default device may be another."""
         return next(iter(self.log_probs.values())).device
 
-    @cached_property
+    @once
     def shape(self) -> tuple[int, int]:
         """[B, T]."""
         rows, columns = next(iter(self.log_probs.values())).shape
         return rows, columns
+
+    @once
+    def arrays(self) -> Arrays:
+        """The same memory as compiled loops take it."""
+        return Arrays(self.log_probs, self.mask, self.segments, self.n_sequences)
+
+    @once
+    def dtypes(self) -> frozenset[torch.dtype]:
+        """Of the log-probs."""
+        return frozenset([x.dtype for x in self.log_probs.values()])
 
     def first(self, rows: int, columns: int) -> TokenBatch:
         """The first tokens of the first rows, as views; without their ids."""

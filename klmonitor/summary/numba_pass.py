@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from klmonitor.pairs import PAIR_INDEX, POLICY_INDEX, Pair, sampler
+from klmonitor.summary.arrays import NO_IDS, ids
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extremes import Place
 from klmonitor.summary.numba_kernel import add_pair
@@ -28,7 +29,6 @@ NONE = (0, 0)
 MOST_COPIED = 2**21
 """Tokens of the largest batch that is copied where the kernel cannot read it as it is."""
 NARROW, WIDE = np.dtype(np.float32), np.dtype(np.float64)
-NO_MASK, NO_IDS = np.empty(0, np.uint8), np.empty(0, np.int64)
 
 
 def fits(batch: TokenBatch) -> bool:
@@ -101,14 +101,14 @@ class _Values:
     @classmethod
     def of(cls, batch: TokenBatch, pairs: Sequence[Pair], groups: int | Tensor) -> _Values:
         """A whole batch."""
-        behaviour = sampler(batch.log_probs)
+        behaviour, arrays = sampler(batch.log_probs), batch.arrays
         needed = {name for pair in pairs for name in (pair.q, pair.p, behaviour)}
         return cls(
-            log_probs=_log_probs({name: batch.log_probs[name] for name in needed}),
+            log_probs=_alike({name: arrays.log_probs[name] for name in needed}),
             behaviour=behaviour,
-            mask=NO_MASK if batch.mask is None else flat(batch.mask).view(np.uint8),
+            mask=arrays.mask,
             columns=batch.shape[1],
-            offsets=offsets(batch),
+            offsets=arrays.offsets,
             token_ids=ids(batch.token_ids),
             prompt_ids=ids(batch.prompt_ids),
             group=groups if isinstance(groups, int) else 0,
@@ -172,9 +172,8 @@ def _threads(number: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(number, thread_name_prefix="klmonitor: pass")
 
 
-def _log_probs(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """One array a policy, all float32 or, where one is, float64."""
-    found = {name: flat(x) for name, x in tensors.items()}
+def _alike(found: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """All float32 or, where one is, float64."""
     dtypes = {x.dtype for x in found.values()}
     if dtypes == {NARROW}:
         return found
@@ -182,36 +181,6 @@ def _log_probs(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     return {name: x.astype(common, copy=False) for name, x in found.items()}
 
 
-def flat(tensor: Tensor) -> NDArray[Any]:
-    """A tensor's values, one behind the other; the same memory where it holds them so."""
-    try:
-        values: NDArray[Any] = tensor.numpy().ravel()
-    except TypeError:  # of a dtype that numpy lacks
-        return tensor.float().numpy().ravel()
-    except RuntimeError:
-        if not tensor.is_neg():
-            raise
-        return tensor.resolve_neg().numpy().ravel()
-    return values
-
-
 def all_narrow(batch: TokenBatch) -> bool:
     """Whether float32 holds all of a batch's log-probs."""
-    return all(x.dtype != torch.float64 for x in batch.log_probs.values())
-
-
-def narrow(tensor: Tensor) -> NDArray[np.float32]:
-    """A tensor's values in float32, likewise."""
-    return flat(tensor if tensor.dtype == torch.float32 else tensor.float())
-
-
-def ids(tensor: Tensor | None) -> NDArray[np.int64]:
-    """The same of integers; empty: there are none."""
-    return NO_IDS if tensor is None else flat(tensor).astype(np.int64, copy=False)
-
-
-def offsets(batch: TokenBatch) -> NDArray[np.int64]:
-    """Flat index of each packed sequence's first token, and the number of tokens."""
-    if batch.segments is None:
-        return NO_IDS
-    return np.searchsorted(batch.segments.numpy(), np.arange(batch.n_sequences + 1))
+    return torch.float64 not in batch.dtypes

@@ -121,10 +121,9 @@ class Kernel:
             return self._missing()
         if not compiled.fits(batch):
             return False
-        dtypes = frozenset(x.dtype for x in batch.log_probs.values())
-        if dtypes not in self.tried:
+        if batch.dtypes not in self.tried:
             self._prove(compiled.add, batch, pairs)
-            self.tried.add(dtypes)
+            self.tried.add(batch.dtypes)
         undo = self._undo(state, (PAIR_INDEX[pair.name] for pair in pairs))
         try:
             compiled.add(state, batch, pairs, *rest)

@@ -10,9 +10,9 @@ import numpy as np
 
 from klmonitor.pairs import PAIR_INDEX, Pair
 from klmonitor.penalty import Penalty
+from klmonitor.summary.arrays import flat
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extras import Extras
-from klmonitor.summary.numba_pass import NO_MASK, flat, narrow, offsets
 from klmonitor.summary.numba_pass import all_narrow as fits
 from klmonitor.summary.numba_pulls import ESTIMATORS, RATIOS, add_pulls
 from klmonitor.summary.pull_sums import compared
@@ -36,12 +36,11 @@ def add(
     """
     (pair,) = pairs
     trained, drew = compared(batch, pair)
-    held = {name: narrow(batch.log_probs[name]) for name in {pair.q, pair.p, trained, drew}}
     advantages = extras.advantages if penalty.placed == "loss" else None
+    arrays = batch.arrays
     add_pulls(
-        *(held[name] for name in (pair.q, pair.p, trained, drew)),
-        NO_MASK if batch.mask is None else flat(batch.mask).view(np.uint8),
-        *(batch.shape[1], offsets(batch)),
+        *[arrays.narrow(name) for name in (pair.q, pair.p, trained, drew)],
+        *(arrays.mask, batch.shape[1], arrays.offsets),
         NO_ADVANTAGES if advantages is None else flat(advantages).astype(np.float64, copy=False),
         _term(penalty),
         penalty.beta if extras.beta is None else extras.beta,

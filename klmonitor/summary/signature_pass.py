@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from klmonitor.pairs import PAIR_INDEX, POLICIES, POLICY_INDEX, Pair
+from klmonitor.summary.arrays import ids, narrow
 from klmonitor.summary.batch import TokenBatch
 from klmonitor.summary.extras import Extras
-from klmonitor.summary.numba_pass import NO_MASK, flat, ids, narrow, offsets
 from klmonitor.summary.numba_signatures import add_sequences
 from klmonitor.summary.state import Summary
 
@@ -38,21 +36,12 @@ def add(
 
     Arguments as for `signature_sums.signatures`.
     """
-    cut = (rows, columns) != batch.shape
-
-    def part(x: Tensor) -> Tensor:
-        return x[:rows, :columns] if cut else x
-
-    def values(x: Tensor | None) -> NDArray[Any]:
-        if x is None:
-            return NO_VALUES
-        return narrow(part(x))
-
-    known = batch.log_probs
+    known, first, entropy = batch.log_probs, batch.first(rows, columns).arrays, extras.entropy
     add_sequences(
-        tuple(values(known.get(name)) for name in POLICIES),
-        NO_MASK if batch.mask is None else flat(part(batch.mask)).view(np.uint8),
-        *(columns, offsets(batch), values(extras.entropy), ids(extras.lag)),
+        tuple([first.narrow(name) if name in known else NO_VALUES for name in POLICIES]),
+        *(first.mask, columns, batch.arrays.offsets),
+        NO_VALUES if entropy is None else narrow(entropy[:rows, :columns]),
+        ids(extras.lag),
         POLICY_INDEX["old" if "old" in known else "policy"],
         POLICY_INDEX["ref"],
         *(_table(tuple(pairs)), one, pairs[one].q == "rollout"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from itertools import accumulate
 from typing import Any, TypeAlias
 
@@ -31,6 +31,7 @@ from klmonitor.summary.fields import (
     TOKEN_FIELDS,
     SummaryConfig,
 )
+from klmonitor.summary.once import once
 
 Floats = NDArray[np.float64]
 _ARRAYS = ("maxima", "tokens", "sequences")
@@ -127,7 +128,7 @@ class Summary:
         """Pickle without the views, which would come back detached, and without neighbours."""
         return Summary, (self.config, self.flat, self.maxima, self.tokens, self.sequences)
 
-    @cached_property
+    @once
     def arrays(self) -> Mapping[str, Floats]:
         """The same memory as numpy arrays, by attribute."""
         flat, parts = self.flat.numpy(), _parts(self.config)

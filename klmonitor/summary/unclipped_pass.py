@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from klmonitor.pairs import Pair
+from klmonitor.summary.arrays import flat
 from klmonitor.summary.batch import TokenBatch
-from klmonitor.summary.numba_pass import NO_MASK, flat, narrow
 from klmonitor.summary.numba_pass import all_narrow as fits
 from klmonitor.summary.numba_unclipped import add_unclipped
 from klmonitor.summary.state import Summary
@@ -24,8 +24,8 @@ def add(state: Summary, batch: TokenBatch, pairs: Collection[Pair], advantages: 
     Arguments as for `unclipped_sums.add_plain`.
     """
     add_unclipped(
-        *(narrow(batch.log_probs[name]) for name in ("policy", "old")),
-        NO_MASK if batch.mask is None else flat(batch.mask).view(np.uint8),
+        *[batch.arrays.narrow(name) for name in ("policy", "old")],
+        batch.arrays.mask,
         flat(advantages).astype(np.float64, copy=False),
         state.arrays["signatures"].reshape(-1)[PLACES],
     )
