@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
@@ -28,6 +29,22 @@ def test_the_top_of_the_package_is_small():
         if path.name not in ("py.typed", "__pycache__")
     }
     assert len(entries) <= MOST_ENTRIES, sorted(entries)
+
+
+MAKE = {"tensor", "zeros", "ones", "empty", "full", "arange", "eye", "rand", "randn", "linspace"}
+"""Functions of torch that put what they make on the default device."""
+
+
+def test_nothing_is_made_on_a_default_device():
+    """Which users may set: what is summed lies on the host."""
+    for path in sorted((ROOT / "klmonitor").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            of = node.func.value
+            if node.func.attr in MAKE and isinstance(of, ast.Name) and of.id == "torch":
+                given = {keyword.arg for keyword in node.keywords}
+                assert given & {"device", None}, f"{path}:{node.lineno}: name the device"
 
 
 def modules():

@@ -33,8 +33,6 @@ HOOKS = (
     Hook(GENERATOR, "SamplesGenerator.generate_samples", "samples", "on_alert cannot stop"),
     Hook(LOGGERS, "WandbLogger.close", "finish", OPEN),
     Hook(LOGGERS, "TensorboardLogger.close", "finish", OPEN),
-    Hook(ACTOR, "ActorPPOTrainer.__init__", "worker.initialized",
-         "a GPU's kernel is compiled in the first update"),
     Hook(ACTOR, "ActorPPOTrainer.ppo_train", "worker.update", NO_WORKERS),
     Hook(ACTOR, "ActorPPOTrainer.training_step", "worker.micro_batch",
          "no policy_ref, no prompts, no tokens"),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from klmonitor.hooks.feed import argument
-from klmonitor.hooks.worker import RemoteWorker, place_among, warm
+from klmonitor.hooks.worker import RemoteWorker, place_among
 from klmonitor_openrlhf.batch import layout_of
 from klmonitor_openrlhf.settings import Settings
 
@@ -27,12 +27,6 @@ class Worker(RemoteWorker):
         self._beta: float | None = None
 
     # --- around OpenRLHF's functions ---------------------------------------------------------
-    def initialized(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Around the trainer's start: a GPU's kernel is compiled here and not in an update."""
-        result = original(*args, **kwargs)
-        self.guards["update"](_warm)
-        return result
-
     def micro_batch(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Around a micro-batch: what it was given."""
         self.guards["loss"](self._enter, args, kwargs)
@@ -76,7 +70,3 @@ class Worker(RemoteWorker):
     def _place(self, owner: Any) -> tuple[int, int, bool]:
         """Where OpenRLHF's `ActorPPOTrainer` stands."""
         return place_among(lambda: Settings.read(owner.args).copies)
-
-
-def _warm() -> None:
-    warm("cuda" if torch.cuda.is_available() else "cpu")

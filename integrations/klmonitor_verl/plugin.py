@@ -41,8 +41,6 @@ HOOKS = (
     Hook("verl.workers.utils.losses", "ppo_loss", "worker.ppo_loss", "no prompts, no tokens"),
     Hook("verl.workers.engine_workers", "TrainingWorker.train_mini_batch", "worker.update",
          "no old_policy, no policy_ref"),
-    Hook("verl.workers.engine_workers", "TrainingWorker.reset", "worker.initialized",
-         "a GPU's kernel is compiled in the first update"),
     Hook("verl.workers.actor.dp_actor", "DataParallelPPOActor.update_policy", "worker.update",
          "no old_policy, no policy_ref"),
 )  # fmt: skip

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from klmonitor.hooks.feed import argument
-from klmonitor.hooks.worker import RemoteWorker, place_among, warm
+from klmonitor.hooks.worker import RemoteWorker, place_among
 from klmonitor_verl.names import identities, keys_of
 
 
@@ -53,12 +53,6 @@ class Worker(RemoteWorker):
         result = original(*args, **kwargs)
         if self._pending:
             self.guards["loss"](self._reference, args, kwargs)
-        return result
-
-    def initialized(self, original: Callable[..., Any], owner: Any, *args: Any, **kw: Any) -> Any:
-        """Around the engine's start: a GPU's kernel is compiled here and not in an update."""
-        result = original(owner, *args, **kw)
-        self.guards["update"](warm, getattr(owner, "device_name", "cpu"))
         return result
 
     # --- a micro-batch -----------------------------------------------------------------------

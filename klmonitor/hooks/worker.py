@@ -17,8 +17,6 @@ from klmonitor.collector import Collector
 from klmonitor.hooks.mailbox import Letter, Mailbox, is_timeout
 
 GUARDED = ("loss", "update", "mailbox")
-WARM_SHAPE = (4, 64)
-"""Sequences and tokens that a GPU's kernel is compiled with before training."""
 
 
 class RemoteWorker:
@@ -140,20 +138,3 @@ def place_among(copies: Callable[[], int]) -> tuple[int, int, bool]:
     size = copies()
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     return rank // size, ranks // size, rank % size == 0
-
-
-def warm(device: str) -> None:
-    """Compile what a GPU needs with made-up tokens, before training does.
-
-    Args:
-        device: of the worker's log-probs; nothing is done for any but ``"cuda"``.
-    """
-    if device != "cuda" or not torch.cuda.is_available():
-        return
-    made = -torch.rand(WARM_SHAPE, device="cuda", generator=torch.Generator("cuda"))
-    ids = torch.zeros(WARM_SHAPE, dtype=torch.int64, device="cuda")
-    throwaway = Collector()
-    throwaway.observe(
-        policy=made, old=made, ref=made, mask=ids == 0, token_ids=ids, prompt_ids=ids[:, 0]
-    )
-    throwaway.take()

@@ -10,7 +10,7 @@ from klmonitor.summary.around import Around
 
 
 def surroundings(report: Report, beside: Around | None) -> Surroundings:
-    """What is known of pairs with an alert of this step alone; it may wait for the device.
+    """What is known of pairs with an alert of this step alone.
 
     Args:
         report: with its alerts.
@@ -24,7 +24,7 @@ def surroundings(report: Report, beside: Around | None) -> Surroundings:
     found = beside.tensor
     tails: list[list[Neighbours]] = []
     if found is not None:
-        host = found.cpu().numpy()
+        host = found.numpy()
         for name in names:
             tails += neighbours_of(report.pairs[name].extremes, host[PAIR_INDEX[name]])
     places = {name: by_place(one.numpy()) for name, one in sums.items() if one is not None}

@@ -233,7 +233,10 @@ class Monitor(Observer):
     def _open(self) -> bool:
         if self._closed:
             self._after_close()
-        return not (self._closed or self._exchange.off)
+        if self._closed or self._exchange.off:
+            self._coming.clear()
+            return False
+        return True
 
     def add_part(self, part: bytes) -> None:
         """Add what a worker's `Collector.take` gave, before `step` on the driver.
@@ -289,7 +292,6 @@ class Monitor(Observer):
             self._after_close()
         if (not self._enabled and not self._ranks()) or self._closed or self._exchange.off:
             return self._nothing(number, phase)
-        self._land(wait=True)
         pending = self._exchange.start(number, phase, partial(self._flags, known))
         earlier, self._pending = self._pending, None if wait else pending
         found = None if earlier is None else self._finish(earlier)
@@ -298,7 +300,8 @@ class Monitor(Observer):
         return found or self._nothing(number if wait else None, phase)
 
     def _flags(self, run: Mapping[str, float]) -> tuple[Flags, str]:
-        """What travels with a step's sums, and why numbers are missing here."""
+        """What travels with a step's sums, all of them, and why numbers are missing here."""
+        self._land(wait=True)  # here a failure keeps nobody from the collectives
         health = self._health()
         return Flags.of(health, self.offer, self._delivery.mutes, run), health.why
 
@@ -497,6 +500,7 @@ class Monitor(Observer):
         if self._closed:
             return self.flush(0.0)
         self._closed = True
+        self._coming.clear()  # of a step that nobody closes
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._finish(pending)

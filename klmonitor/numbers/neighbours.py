@@ -77,16 +77,18 @@ def neighbours_of(
 def _neighbours(token: ExtremeToken, values: NDArray[np.float32]) -> Neighbours:
     there = np.flatnonzero(values[2])
     first, end = int(there[0]), int(there[-1]) + 1
-    log_q, log_p, what = values[:, first:end]
+    log_q, log_p, what = values[:, first:end].tolist()
     return Neighbours(
         token,
         first - values.shape[-1] // 2,
-        ids=tuple(int(one) - FIRST_ID if one >= FIRST_ID else None for one in what),
-        log_q=tuple(map(_short, log_q, what)),
-        log_p=tuple(map(_short, log_p, what)),
+        ids=tuple([int(one) - FIRST_ID if one >= FIRST_ID else None for one in what]),
+        log_q=_known(log_q, what),
+        log_p=_known(log_p, what),
     )
 
 
-def _short(value: np.float32, there: np.float32) -> float | None:
-    """As short as the same float32 can be written; None: nothing there, or nan."""
-    return None if not there or math.isnan(value) else float(str(value))
+def _known(values: Sequence[float], what: Sequence[float]) -> tuple[float | None, ...]:
+    """Those that are numbers of a token."""
+    return tuple(
+        [x if there and not math.isnan(x) else None for x, there in zip(values, what, strict=True)]
+    )

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
+
 from klmonitor.numbers.neighbours import Neighbours
 from klmonitor.numbers.places import Places
 from klmonitor.record.rows import encode_row, finite_or_none, token_to_row
@@ -57,8 +59,8 @@ def _row(at: int, one: Neighbours, words: Words | None) -> Row:
         "token": at,
         "first": one.first,
         "ids": list(one.ids),
-        "log_q": [None if x is None else finite_or_none(x) for x in one.log_q],
-        "log_p": [None if x is None else finite_or_none(x) for x in one.log_p],
+        "log_q": [None if x is None else finite_or_none(_short(x)) for x in one.log_q],
+        "log_p": [None if x is None else finite_or_none(_short(x)) for x in one.log_p],
     }
     known = [token for token in one.ids if token is not None]
     if words is not None and known:
@@ -67,6 +69,11 @@ def _row(at: int, one: Neighbours, words: Words | None) -> Row:
             text = iter(found)
             row["text"] = [None if token is None else next(text) for token in one.ids]
     return row
+
+
+def _short(value: float) -> float:
+    """As short as the same float32 can be written."""
+    return float(str(np.float32(value)))
 
 
 def _place(token: ExtremeToken) -> tuple[Any, ...]:

@@ -46,11 +46,14 @@ class Arrival:
 
 def away(values: Collection[Any]) -> bool:
     """Whether some log-probs (tensors, or lists of tensors) lie on another device."""
-    return any(
-        isinstance(one, Tensor) and not one.is_cpu
-        for value in values
-        for one in (value if isinstance(value, (list, tuple)) else (value,))
-    )
+    try:
+        return any(
+            isinstance(one, Tensor) and not one.is_cpu
+            for value in values
+            for one in (value if isinstance(value, (list, tuple)) else (value,))
+        )
+    except Exception:  # noqa: BLE001  # of a tensor that is none; whoever adds it up is told
+        return False
 
 
 def sent(given: Any) -> Arrival:
@@ -71,15 +74,10 @@ def _copied(value: Any, copies: dict[int, tuple[Any, Any]]) -> Any:
     """The same on the host; what is given twice is copied once."""
     if isinstance(value, Mapping):
         return {name: _copied(one, copies) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        if _joins(value):
-            lengths = [len(one) for one in value]
-            return _copied(torch.cat([one.detach() for one in value]), copies).split(lengths)
-        return [_copied(one, copies) for one in value]
-    if not isinstance(value, (Tensor, np.ndarray)):
+    if not isinstance(value, (list, tuple, Tensor, np.ndarray)):
         return value
     if id(value) not in copies:
-        copies[id(value)] = (value, _copy(value))
+        copies[id(value)] = (value, _copy(value, copies))
     return copies[id(value)][1]
 
 
@@ -89,7 +87,12 @@ def _joins(values: Sequence[Any]) -> bool:
     return 1 < len(rows) == len(values) and len({(one.device, one.dtype) for one in rows}) == 1
 
 
-def _copy(value: Tensor | np.ndarray[Any, Any]) -> Any:
+def _copy(value: Any, copies: dict[int, tuple[Any, Any]]) -> Any:
+    if isinstance(value, (list, tuple)):
+        if _joins(value):
+            lengths = [len(one) for one in value]
+            return _copied(torch.cat([one.detach() for one in value]), copies).split(lengths)
+        return [_copied(one, copies) for one in value]
     if isinstance(value, np.ndarray):
         return value.copy()
     pinned = value.is_cuda

@@ -75,7 +75,7 @@ def audit_sums(values: Tensor, sequences: Tensor) -> Tensor:
     size = by_sequence(torch.ones_like(kl))
     sums = {
         "audit/positions": size.sum(),
-        "audit/sequences": torch.tensor(float(count)),
+        "audit/sequences": torch.tensor(float(count), device="cpu"),
         "audit/t.t": (size**2).sum(),
         "audit/entropy": entropy.sum(),
         "audit/pulled": pulled.nan_to_num(0.0).sum(),

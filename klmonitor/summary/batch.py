@@ -202,6 +202,7 @@ def as_tensor(name: str, value: TensorLike) -> Tensor:
     """A detached tensor on the host; a list of 1-D tensors becomes one 1-D tensor."""
     if isinstance(value, Tensor):
         value = value if value.is_cpu else value.cpu()
+        value = value.resolve_neg() if value.is_neg() else value
         return value.detach() if value.requires_grad else value
     if isinstance(value, np.ndarray):  # torch takes neither read-only nor reversed memory
         return torch.from_numpy(np.require(value, requirements=["C", "W"]))
@@ -211,7 +212,7 @@ def as_tensor(name: str, value: TensorLike) -> Tensor:
             raise ValueError(
                 f"{name} is a list of tensors that are not 1-D: pass one [B, T] tensor"
             )
-        return torch.cat(parts) if parts else torch.zeros(0)
+        return torch.cat(parts) if parts else torch.zeros(0, device="cpu")
     raise TypeError(
         f"{name} is a {type(value).__name__}: pass a tensor, a numpy array or a list of 1-D tensors"
     )

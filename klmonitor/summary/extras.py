@@ -57,7 +57,9 @@ class Versions:
         if version is None:
             return None
         numbers = (
-            torch.tensor(version) if isinstance(version, int) else as_tensor("version", version)
+            torch.tensor(version, device="cpu")
+            if isinstance(version, int)
+            else as_tensor("version", version)
         )
         if numbers.is_floating_point() or numbers.dtype == torch.bool:
             raise TypeError(f"version has dtype {numbers.dtype}: pass integers, weight updates")
@@ -71,8 +73,7 @@ class Versions:
         if current is None and numbers.numel():
             self.largest = max(int(numbers.max()), -1 if self.largest is None else self.largest)
         newest = self.largest if current is None else current
-        lag = (numbers.amax() if newest is None else newest) - numbers
-        return lag.long()
+        return ((newest or 0) - numbers).long()
 
 
 def checked_entropy(entropy: TensorLike | None, batch: TokenBatch) -> Tensor | None:

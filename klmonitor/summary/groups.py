@@ -35,7 +35,7 @@ class Groups:
         self.names = tuple(sorted(declared))  # a set has another order in every process
         self._declared = {name: index for index, name in enumerate(declared)}
         rows = [*(self.names.index(name) for name in declared), len(self.names)]
-        self._rows = torch.tensor(rows, dtype=torch.int64)
+        self._rows = torch.tensor(rows, dtype=torch.int64, device="cpu")
         self._told: set[str] = set()
 
     def rows(self, group: Group, batch: TokenBatch) -> int | Tensor:
@@ -50,7 +50,7 @@ class Groups:
             group = torch.from_numpy(group)
         if not isinstance(group, Tensor):
             indices = [self._index_of(one) if isinstance(one, str) else int(one) for one in group]
-            group = torch.tensor(indices, dtype=torch.int64)
+            group = torch.tensor(indices, dtype=torch.int64, device="cpu")
         if tuple(group.shape) != (batch.n_sequences,):
             raise ValueError(
                 f"group has {group.numel()} entries but there are {batch.n_sequences} sequences: "

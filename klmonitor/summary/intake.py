@@ -333,5 +333,6 @@ def numbered(prompt_ids: PromptIds | None) -> TensorLike | None:
         return prompt_ids  # type: ignore[return-value]  # what is left are tensors and arrays
     if len(prompt_ids) and all(isinstance(one, str) for one in prompt_ids):
         keys = (hashlib.blake2b(str(one).encode(), digest_size=8).digest() for one in prompt_ids)
-        return torch.tensor([int.from_bytes(key, "big") >> (64 - ID_BITS) for key in keys])
+        numbers = [int.from_bytes(key, "big") >> (64 - ID_BITS) for key in keys]
+        return torch.tensor(numbers, device="cpu")
     return prompt_ids

@@ -74,8 +74,8 @@ class Observer:
     ) -> None:
         """Add one micro-batch; never synchronises with the device.
 
-        What is on a GPU is copied to the host behind what the GPU has to do already, and summed
-        there by a later call, `step` at the latest.
+        Log-probs on a GPU are copied to the host, with all that is given with them, behind what
+        the GPU has to do already, and summed there by a later call, `step` at the latest.
 
         Args:
             log_probs: ``policy=``, ``old=``, ``rollout=``, ``ref=``: log-probs of the sampled
@@ -114,23 +114,31 @@ class Observer:
         if not self._observed:  # setup
             self._observed = True
             self._add(sent(given).wait() if far else given)
-        elif far:
+        elif far or self._coming:  # what comes behind others is added behind them
             arrival = self._sending(sent, given)
             if arrival is not None:
                 self._coming.append(arrival)
             self._land(wait=False)
         else:
-            self._land(wait=True)  # in their order
             self._boundary(self._add, given)
+            if self._sending.failing:
+                self._sending.always(_nothing)  # nothing is copied any more
 
     def _land(self, wait: bool) -> None:
-        """Add the micro-batches that have arrived from a GPU; never raises after setup.
+        """Add the micro-batches that have arrived from a GPU, in their order.
 
         Args:
             wait: for all that are on their way.
         """
-        while self._coming and (wait or self._coming[0].here()):
-            self._boundary(self._added, self._coming.popleft())
+        while (arrival := self._first(wait)) is not None:
+            self._boundary(self._added, arrival)
+
+    def _first(self, wait: bool) -> Arrival | None:
+        """The next that has arrived, or will; None: there is none."""
+        try:
+            return self._coming.popleft() if wait or self._coming[0].here() else None
+        except IndexError:  # another thread may have taken it
+            return None
 
     def _added(self, arrival: Arrival) -> None:
         self._add(arrival.wait())
@@ -150,3 +158,7 @@ class Observer:
     def _place(self) -> tuple[int, int]:
         """This process's number among those whose summaries are reduced, and how many they are."""
         return 0, 1
+
+
+def _nothing() -> None:
+    """What succeeds."""

@@ -4,8 +4,7 @@ Per tile: d = log p - log q in float64, the features of `fields.MOMENTS`, their 
 each row, the histogram's buckets. A row's sums are taken over that row alone, so they do not depend
 on which rows came with it: splitting a batch by rows changes a total by float64 rounding only.
 
-On the CPU a tile with a non-finite or a huge d (rare) is noticed from its extremes and handled
-apart; on a GPU that question would be a synchronisation, so every tile takes the careful way.
+A tile with a non-finite or a huge d (rare) is noticed from its extremes and handled apart.
 """
 
 from __future__ import annotations

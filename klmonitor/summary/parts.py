@@ -275,7 +275,9 @@ class MergedParts:
         sequences = first_of(_every(self._sequences, seen), top, N_SEQUENCE_ORDER)
         summary.sequences[at] = sequences
         tokens = _every(self._tokens, seen)
-        origin = torch.arange(tokens.shape[-2], dtype=tokens.dtype).expand(tokens.shape[:-1])
+        origin = torch.arange(tokens.shape[-2], dtype=tokens.dtype, device="cpu").expand(
+            tokens.shape[:-1]
+        )
         found = first_of(torch.cat((tokens, origin.unsqueeze(-1)), dim=-1), top, N_ORDER)
         summary.tokens[at] = found[..., :-1]
         if any(self._around):

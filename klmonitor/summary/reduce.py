@@ -192,7 +192,7 @@ class _Buffers:
         maxima, tokens = summary.maxima.numel(), summary.tokens.numel()
         self.flat.copy_(summary.flat)
         self.largest[:maxima].copy_(summary.maxima.flatten())
-        self.largest[maxima:-1].copy_(torch.as_tensor(flags, dtype=torch.float64))
+        self.largest[maxima:-1].copy_(torch.tensor(flags, dtype=torch.float64, device="cpu"))
         self.largest[-1] = 0.0
         self.mine[:tokens].copy_(summary.tokens.flatten())
         self.mine[tokens : -self._beside].copy_(summary.sequences.flatten())

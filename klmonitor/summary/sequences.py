@@ -153,7 +153,7 @@ def unpacked(segments: Tensor) -> tuple[Rows, Tensor, Tensor] | None:
     longest = int(lengths.max())
     if len(lengths) * longest > ROOM * len(segments):
         return None
-    columns = torch.arange(longest)
+    columns = torch.arange(longest, device="cpu")
     inside = columns < lengths.unsqueeze(-1)
     first = lengths.cumsum(0) - lengths
     places = (first.unsqueeze(-1) + columns).clamp_(max=len(segments) - 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from klmonitor import Collector, Monitor
 from klmonitor.summary import arrivals, observer
 from klmonitor.summary.arrivals import Arrival, away, sent
+from tests.helpers.ranks import run_ranks
 from tests.helpers.steps import wait_for_kernels
 
 
@@ -105,12 +108,14 @@ def test_what_has_arrived_is_added_by_the_next_call(on_its_way):
     assert torch.equal(added[0][0]["policy"], observed(1)["policy"])
 
 
-def test_what_comes_behind_on_the_host_does_not_overtake(on_its_way, monkeypatch):
+def test_what_comes_behind_on_the_host_neither_overtakes_nor_waits(on_its_way, monkeypatch):
+    events, _ = on_its_way
     monitor = Monitor(groups=("math",), strict=True)
     for seed in range(3):
         monitor.observe(**observed(seed))
     monkeypatch.setattr(observer, "away", away)
     monitor.observe(**observed(3))
+    assert [event.waited for event in events] == [1, 0, 0, 0]
     found = numbers(monitor.step(0))
     np.testing.assert_equal(found[0], reference(range(4))[0])
     assert found[1] == reference(range(4))[1]
@@ -161,6 +166,65 @@ def test_monitoring_is_inactive_where_nothing_can_be_copied(on_its_way):
     assert monitor.step(0).run_values["klmonitor/active"] == 0
 
 
+def test_it_is_active_again_where_nothing_has_to_be_copied_any_more(on_its_way, monkeypatch):
+    _, failing = on_its_way
+    monitor = Monitor()
+    for seed in range(8):
+        failing.extend([RuntimeError("no pinned memory")] * bool(seed))
+        monitor.observe(**{**observed(seed), "group": None})
+    assert not monitor.active
+    monkeypatch.setattr(observer, "away", away)
+    monitor.observe(**{**observed(9), "group": None})
+    assert monitor.active
+    assert monitor.step(0).run_values["klmonitor/active"] == 1
+
+
+def test_two_threads_may_look_at_once(on_its_way):
+    events, _ = on_its_way
+    monitor = Monitor(groups=("math",), strict=True)
+    for seed in range(2):
+        monitor.observe(**observed(seed))
+
+    def query():
+        monitor._land(wait=True)
+        return True
+
+    events[1].query = query
+    monitor._land(wait=False)
+    tokens = sum(int(observed(seed)["mask"].sum()) for seed in range(2))
+    assert monitor.step(0).pairs["policy_ref"].tokens == tokens
+
+
+def test_nothing_is_kept_of_a_step_that_nobody_closes(on_its_way):
+    monitor = Monitor(groups=("math",))
+    for seed in range(3):
+        monitor.observe(**observed(seed))
+    monitor.close()
+    assert not monitor._coming
+
+
+def of_rank(rank, world):
+    """Two micro-batches, of which on rank 0 the second never arrives."""
+    monitor = Monitor(groups=("math",), strict=rank == 0)
+    monitor.observe(**observed(2 * rank))
+    if rank == 0:
+        monitor._coming.append(Arrival(None, [Event(RuntimeError("device-side assert"))]))
+    else:
+        monitor.observe(**observed(1))
+    try:
+        report = monitor.step(0)
+    except RuntimeError as raised:
+        return str(raised)
+    return report.pairs["policy_ref"].tokens, report.health.active
+
+
+def test_what_fails_on_its_way_is_raised_behind_the_collectives():
+    raised, (tokens, active) = run_ranks(2, of_rank, timeout=60)
+    assert raised == "device-side assert"
+    assert tokens == sum(int(observed(seed)["mask"].sum()) for seed in (1, 2))
+    assert not active, "a rank sent no summary"
+
+
 def test_setup_waits_and_refuses(on_its_way):
     given = observed(0)
     given["mask"] = given["mask"][:, 1:]
@@ -171,8 +235,11 @@ def test_setup_waits_and_refuses(on_its_way):
 def test_what_is_given_twice_is_copied_once():
     mask, x = torch.ones(2, 3, dtype=torch.bool), np.arange(4)
     given = {"mask": {"policy_ref": mask, "old_policy": mask}, "x": [x, (x, "math", None)]}
+    rows = [torch.ones(2), torch.ones(3)]
+    given["rows"] = {"policy_ref": rows, "old_policy": rows}
     host = sent(given).wait()
     assert host["mask"]["policy_ref"] is host["mask"]["old_policy"]
+    assert host["rows"]["policy_ref"] is host["rows"]["old_policy"]
     assert host["mask"]["policy_ref"] is not mask
     assert host["x"][0] is host["x"][1][0]
     assert host["x"][1][1:] == ["math", None]
@@ -194,3 +261,38 @@ def test_log_probs_elsewhere_are_seen_in_every_layout():
     assert away([here, there])
     assert away([[here, there]])
     assert arrivals._joins([here, here]) is False
+
+
+def test_a_tensor_that_cannot_be_asked_is_no_error_of_training():
+    class Evil(torch.Tensor):
+        @property
+        def is_cpu(self):
+            raise RuntimeError("evil")
+
+    monitor = Monitor(groups=("math",))
+    monitor.observe(**observed(0))
+    evil = torch.zeros(4, 30).as_subclass(Evil)
+    monitor.observe(**{**observed(1), "policy": evil})
+    assert monitor.errors == 1
+
+
+@pytest.mark.parametrize("layout", ["rows", "packed"])
+def test_nothing_is_made_on_a_default_device(layout):
+    reports = []
+    for device in ("cpu", "meta"):
+        given = observed(3)
+        group, version = ["math", "other"] * 2, 3
+        if layout == "packed":
+            given = {name: x.flatten() if hasattr(x, "flatten") else x for name, x in given.items()}
+            given["cu_seqlens"] = torch.tensor([0, 30, 50, 80, 120])
+        given |= {"group": group, "version": version}
+        with torch.device(device):
+            monitor, collector = (
+                made(groups=("math",)) for made in (partial(Monitor, strict=True), Collector)
+            )
+            for one in (monitor, collector):
+                one.observe(**given)
+            monitor.add_part(collector.take())
+            reports.append(monitor.step(0))
+        assert monitor.errors == collector.log.read().errors == 0
+    np.testing.assert_equal(*map(numbers, reports))

@@ -3,7 +3,7 @@
 import raylab_faults
 
 HOOKS = {
-    "worker": {"Worker": ("_enter", "_caught", "_begin", "_end"), "": ("_warm",)},
+    "worker": {"Worker": ("_enter", "_caught", "_begin", "_end")},
     "capture": {"DriverCapture": ("_keep", "_observe")},
     "driver": {"Driver": ("close_step", "joined", "kept", "loaded", "logged", "finish")},
     "plugin": {"Process": ("_stops",)},
