@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeAlias
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from klmonitor.boundary import Boundary, HealthLog
+from klmonitor.summary.passes import REST, TOKENS
+
 PROMPT_BITS = 53
 """Keys stay below 2**53, so that a float64 holds them exactly."""
 DROPPED_BITS = 64 - PROMPT_BITS
 Ints = NDArray[np.int64]
-Array: TypeAlias = Any
-"""Of numpy or torch: what both spell alike is used."""
 
 
 def prompt_keys(ids: Tensor, mask: Tensor) -> Tensor:
@@ -35,16 +38,59 @@ def prompt_keys(ids: Tensor, mask: Tensor) -> Tensor:
     """
     ids, inside = ids.to(torch.int64), mask.to(torch.int64)
     factors = _factors_on(ids.device, 1 << ids.shape[1].bit_length())
-    if ids.is_cpu:  # numpy takes half the time for so few numbers
-        return torch.from_numpy(_keys(ids.numpy(), inside.numpy(), factors.numpy()))
-    keys: Tensor = _keys(ids, inside, factors)
-    return keys
+    keys = COMPILED(ids, inside, factors) if ids.is_cpu else None
+    return _keys(ids, inside, factors) if keys is None else keys
 
 
-def _keys(ids: Array, inside: Array, factors: Array) -> Array:
-    """The same of int64 arrays, or of tensors."""
+def _keys(ids: Tensor, inside: Tensor, factors: Tensor) -> Tensor:
+    """The same of int64 tensors, and of numbers by place."""
     sums = ((ids + 1) * factors[inside.cumsum(1)] * inside).sum(1)
     return (sums >> DROPPED_BITS) & ((1 << PROMPT_BITS) - 1)
+
+
+class Compiled:
+    """`_keys` by `klmonitor.summary.numba_prompts`, where that is there and agrees with it."""
+
+    def __init__(self) -> None:
+        self._fill: Callable[..., None] | None = None
+        self._wrong = False
+        self._boundary = Boundary(
+            "the prompt keys' Numba kernel",
+            HealthLog(),
+            patience=1,
+            rest=REST,
+            done_without="torch does its work, slower",
+        )
+
+    def __call__(self, *given: Tensor) -> Tensor | None:
+        """The keys; None: they are torch's to make."""
+        return None if self._wrong else self._boundary(self._made, *given)
+
+    def _made(self, *given: Tensor) -> Tensor | None:
+        if self._fill is not None:
+            return _called(self._fill, *given)
+        try:
+            if TOKENS.loader is None or not TOKENS.loader.ready():
+                return None
+            fill: Any = import_module("klmonitor.summary.numba_prompts").fill_keys
+        except ModuleNotFoundError:
+            self._wrong = True  # without Numba
+            return None
+        found = _called(fill, *given)
+        if not torch.equal(found, _keys(*given)):
+            self._wrong = True
+            raise ArithmeticError("other keys")
+        self._fill = fill
+        return found
+
+
+def _called(fill: Callable[..., None], *given: Tensor) -> Tensor:
+    keys = np.empty(len(given[0]), np.int64)
+    fill(*[np.ascontiguousarray(one.numpy()) for one in given], DROPPED_BITS, keys)
+    return torch.from_numpy(keys)
+
+
+COMPILED = Compiled()
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,8 @@ ROUNDING = 1e-12
 MIN_PROMPTS = 2
 """The spread of one prompt cannot be told: the errors are by sequence then, for this prompt alone.
 """
+MANY = 32
+"""Prompts from which numpy multiplies them."""
 _SEQUENCES, _PROMPTED = COLUMN["sequences"], COLUMN["prompted"]
 _PRODUCTS = [[COLUMN[GRAM[GRAM.index(f"{min(a, b)[1]}.{max(a, b)[1]}")]]
               for b in enumerate(PER_SEQUENCE)] for a in enumerate(PER_SEQUENCE)]  # fmt: skip
@@ -83,7 +86,7 @@ class Clustered:
         self.products = self._by_sequence = [[columns[i] for i in row] for row in _PRODUCTS]
         self.count = self._sequences
         if self.prompts >= MIN_PROMPTS:
-            self.count, self.products = self.prompts, (prompts.T @ prompts).tolist()
+            self.count, self.products = self.prompts, _products(prompts)
 
     @once
     def _means(self) -> dict[str, float]:
@@ -150,16 +153,21 @@ class Clustered:
         tokens = self.totals[0]
         if not (count >= 2 and tokens > 0):
             return math.nan
-        off = (weights[0] - mean, *weights[1:])
         rows = self.products if products is None else products
-        square = sum(
-            a * b * product
-            for a, row in zip(off, rows, strict=True)
-            for b, product in zip(off, row, strict=True)
-            if a * b != 0  # 0 of what overflowed
-        )
+        off = enumerate((weights[0] - mean, *weights[1:]))
+        terms = [(i, a) for i, a in off if a != 0]  # 0 of what overflowed
+        square = sum([a * b * rows[i][j] for i, a in terms for j, b in terms if a * b != 0])
         return math.sqrt(count / (count - 1) * positive(square)) / tokens
 
 
 def _dot(weights: Floats, totals: Floats) -> float:
-    return sum(weight * total for weight, total in zip(weights, totals, strict=True) if weight)
+    return sum([weight * total for weight, total in zip(weights, totals, strict=True) if weight])
+
+
+def _products(rows: Array) -> list[list[float]]:
+    """[4, 4] sums over rows of the products of their numbers."""
+    if len(rows) > MANY:
+        found: list[list[float]] = (rows.T @ rows).tolist()
+        return found
+    columns = list(zip(*rows.tolist(), strict=True))  # a matrix product takes longer to begin
+    return [[sum(map(mul, a, b)) for b in columns] for a in columns]

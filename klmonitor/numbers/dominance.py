@@ -32,7 +32,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 
-from klmonitor.numbers.without import Dominance, share, unknown, without
+from klmonitor.numbers.without import Dominance, at_level, share, unknown, without
 from klmonitor.summary.fields import CORE_RADIUS
 
 WARN, SEVERE = 1.0, 2.0
@@ -101,7 +101,8 @@ def dominance_k1(
         sum_abs: sum of |d|, nats.
         left: |d| of the tokens of smallest d < 0, any order; the `MOST` largest at least.
         right: d of the tokens of largest d > 0, likewise.
-        unlisted: d of the next token of each tail, to 1 %, where there are more.
+        unlisted: d of the next token of each tail, to 1 %, where there are more; looked at only
+            where few tokens carry much.
 
     Returns:
         Level 1 at V >= .3 and |J| >= 2 (3 of more than `HANDFUL` tokens), level 2 at V >= .5 and
@@ -113,7 +114,9 @@ def dominance_k1(
         return unknown(SEVERE)
     d = sorted(_log_ratios(left, right), key=abs, reverse=True)[: MOST + 1]
     values, weights = [-x for x in d], [x * x for x in d]
-    rest = max((x * x for x in unlisted), default=0.0)
+
+    def rest() -> float:
+        return max((x * x for x in unlisted), default=0.0)
 
     def leave(k: int) -> Dominance:
         return without(k, values, n, mean, var, sum_abs)
@@ -123,11 +126,11 @@ def dominance_k1(
     level = sum(_far_k1(found, least) for least in K1_THRESHOLDS.values())
     if level:
         far = [one for one in map(leave, range(1, m + 1)) if _far_k1(one, _K1[level - 1])]
-        found = max(far, key=lambda one: _apart(int(one.tokens), weights, rest))
+        found = max(far, key=lambda one: _apart(int(one.tokens), weights, rest()))
         if found.tokens > HANDFUL and abs(found.j) < FEW_J:
             level = 0
     few = _few(n, d, weights, rest, leave, held=lambda k: leave(k).v)
-    return _at_level(few if few.level >= max(level, WARN) else found._replace(level=level), n, d)
+    return _at_level(few if few.level >= max(level, WARN) else at_level(found, level), n, d)
 
 
 def dominance_k3(
@@ -150,7 +153,8 @@ def dominance_k3(
         right: d of the tokens of largest d > 0, likewise.
         core_tokens: number of tokens with |d| <= 20 nats, if it is known; and then
         core_sum: their sum of k3: so the mean without o is exact beside a token of any size.
-        unlisted: d of the next token of each tail, to 1 %, where there are more.
+        unlisted: d of the next token of each tail, to 1 %, where there are more; looked at only
+            where few tokens carry much.
 
     Returns:
         Few tokens, or the k tokens of the largest score with the level that `K3_THRESHOLDS` gives
@@ -160,9 +164,11 @@ def dominance_k3(
         return unknown(math.nan)
     if n >= 3 and not var < LARGEST_VARIANCE:
         return unknown(SEVERE)
-    both = sorted(((_k3(x), x) for x in _log_ratios(left, right)), key=_first, reverse=True)
+    both = sorted([(_k3(x), x) for x in _log_ratios(left, right)], key=_first, reverse=True)
     k3, d = [one for one, _ in both], [x for _, x in both]
-    rest = max(map(_k3, unlisted), default=0.0)
+
+    def rest() -> float:
+        return max(map(_k3, unlisted), default=0.0)
 
     def leave(k: int) -> Dominance:
         return without(k, k3, n, mean, var, n * mean)
@@ -176,7 +182,7 @@ def dominance_k3(
             found, score = other, others
     level = float(sum(score >= least for least in k3_thresholds(n)))
     few = _few(n, d, k3, rest, leave, held=lambda k: share(math.fsum(k3[:k]), n * mean))
-    found = few if few.level >= max(level, WARN) else found._replace(level=level)
+    found = few if few.level >= max(level, WARN) else at_level(found, level)
     if found.tokens > 0 and n - found.tokens >= 2:
         exact = _mean_outside_core(d, k3, int(found.tokens), n, core_tokens, core_sum)
         if not math.isnan(exact):
@@ -188,7 +194,7 @@ def _few(
     n: float,
     d: Sequence[float],
     weights: Sequence[float],
-    rest: float,
+    rest: Callable[[], float],
     leave: Callable[[int], Dominance],
     held: Callable[[int], float],
 ) -> Dominance:
@@ -198,7 +204,7 @@ def _few(
         n: N.
         d: the listed tokens, largest weight first.
         weights: theirs.
-        rest: the largest weight of a token that is not listed, as far as it is known.
+        rest: gives the largest weight of a token that is not listed, as far as it is known.
         leave: their numbers together, by how many they are.
         held: the share of all weights that the first k hold, growing with k.
     """
@@ -210,11 +216,11 @@ def _few(
     for k in range(1, most + 1):
         if not held(k) >= HALF:
             continue
-        one, apart = leave(k), _apart(k, weights, rest)
+        one, apart = leave(k), _apart(k, weights, rest())
         odd = 0 if abs(d[k - 1]) >= ODD else 1
         level = sum(apart >= least[odd] for least in APART.values())
         if level and abs(one.j) >= FEW_J and (level, apart) > (found.level, best):
-            found, best = one._replace(level=float(level)), apart
+            found, best = at_level(one, level), apart
     return found
 
 
@@ -293,8 +299,8 @@ def _mean_outside_core(
 def _at_level(found: Dominance, n: float, d: Sequence[float]) -> Dominance:
     """At level 0 for too few tokens or where every |d| is rounding noise."""
     if n < FEWEST_TOKENS or not d or max(map(abs, d)) < SMALLEST_LOG_RATIO:
-        return found._replace(level=0.0)
-    return found._replace(level=float(found.level))
+        return at_level(found, 0.0)
+    return found
 
 
 def _log_ratios(left: Iterable[float], right: Iterable[float]) -> list[float]:

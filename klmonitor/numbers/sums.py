@@ -10,10 +10,12 @@ No sum makes any of it raise: a division is a `ratio`, a root is taken of what i
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import accumulate
 
 import numpy as np
-from numpy.typing import NDArray
 
 from klmonitor.numbers.buckets import MIDDLES, edge_index
 from klmonitor.numbers.clusters import Array, Clustered, Floats, positive, ratio, token_sums
@@ -22,9 +24,11 @@ from klmonitor.numbers.mixture import best_weight, leaving_one_out, unseen
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.without import Dominance
 from klmonitor.pairs import PAIRS, POLICY_INDEX, Pair
+from klmonitor.report import Later
 from klmonitor.summary.fields import (
     CENTRE,
     COLUMN,
+    HISTOGRAM,
     POLICY_COUNTS,
     SEQUENCE_FIELDS,
     TOKEN_FIELDS,
@@ -47,8 +51,9 @@ QUANTILES = (0.001, 0.01, 0.25, 0.5, 0.75, 0.99, 0.999)
 COUNTED_FROM = (1.0, 2.0, 5.0, 10.0)
 """Nats beyond which tokens are counted: ratios of 2.7, 7.4, 148 and 22,026."""
 _EDGES = [edge_index(x) for x in COUNTED_FROM]
-_ENDS = CENTRE + np.array([*(-edge for edge in reversed(_EDGES)), 0, *_EDGES])
+_ENDS = [CENTRE + edge for edge in (*(-edge for edge in reversed(_EDGES)), 0, *_EDGES)]
 """Buckets of d >= -10, ... 0, ... 10."""
+_CUTS = np.array([0, *_ENDS])
 _CHECKED = POLICY_COUNTS.index("checked")
 _FORMATS = slice(POLICY_COUNTS.index("bf16"), POLICY_COUNTS.index("fp16") + 1)
 _T, _K1 = SEQUENCE_FIELDS.index("t"), SEQUENCE_FIELDS.index("k1")
@@ -291,23 +296,26 @@ class StepSums:
 
     # --- the histogram -----------------------------------------------------------------------
     @once
-    def _filled(self) -> tuple[NDArray[np.int64], Array]:
-        """The buckets that have tokens, and how many tokens there are up to each."""
-        places = self.histogram.nonzero()[0]
-        return places, self.histogram[places].cumsum()
-
-    @once
-    def counted(self) -> float:
-        """Tokens in the histogram; nan: a part came without it."""
-        _, upto = self._filled
-        return float(upto[-1]) if upto.size else 0.0
+    def _filled(self) -> tuple[list[int], list[float]]:
+        """The buckets that have tokens; how many tokens are below each, and at last in all."""
+        places = (self.histogram != 0).nonzero()[0]
+        return places.tolist(), [0.0, *accumulate(self.histogram[places].tolist())]
 
     @once
     def _before(self) -> dict[int, float]:
-        """Tokens below each bucket of `_ENDS`."""
-        places, upto = self._filled
-        found = np.append(0.0, upto)[places.searchsorted(_ENDS)]
-        return dict(zip(_ENDS.tolist(), found.tolist(), strict=True))
+        """Tokens below each bucket of `_ENDS`, and below the end of all, `HISTOGRAM`."""
+        parts: list[float] = np.add.reduceat(self.histogram, _CUTS).tolist()
+        return dict(zip((*_ENDS, HISTOGRAM), accumulate(parts), strict=True))
+
+    @property
+    def counted(self) -> float:
+        """Tokens in the histogram; nan: a part came without it."""
+        return self._before[HISTOGRAM]
+
+    def _bucket_at(self, rank: float) -> int:
+        """The bucket of the token that so many are below, or the last; there are tokens."""
+        places, below = self._filled
+        return places[min(bisect_left(below, rank, lo=1), len(places)) - 1]
 
     @property
     def positive_d(self) -> float:
@@ -325,11 +333,10 @@ class StepSums:
     @once
     def quantiles(self) -> list[float]:
         """D at rank ceil(probability x N), of `QUANTILES`, to 0.8 % (numpy's ``inverted_cdf``)."""
-        places, upto = self._filled
         if not (self.n > 0 and self.counted > 0):
             return [math.nan] * len(QUANTILES)
-        ranks = np.maximum(np.ceil(self.n * np.array(QUANTILES)), 1) - 0.5
-        found = MIDDLES[places[np.minimum(upto.searchsorted(ranks), len(places) - 1)]]
+        ranks = [max(-(-self.n * share // 1), 1.0) - 0.5 for share in QUANTILES]  # ceil
+        found = MIDDLES[[self._bucket_at(rank) for rank in ranks]]
         bounded: list[float] = np.clip(found, -self.smallest, self.largest).tolist()
         return bounded
 
@@ -356,7 +363,7 @@ class StepSums:
         unlisted = any(math.isnan(tail[0]) for tail in keys)  # a part came without its tokens
         n, mean = math.nan if unlisted else self.n, self.clustered.mean
         left, right = ([key for key in tail if key > 0] for tail in keys)
-        next_d = self._next_d(len(left), len(right)) if n > 0 else ()
+        next_d = Later(partial(self._next_d, len(left), len(right))) if n > 0 else ()
         core = (self.column("core/n"), self.column("core/k3"))
         return {
             "k1": dominance_k1(n, mean("k1"), self.var_k1, self.absolute, left, right, next_d),
@@ -365,13 +372,13 @@ class StepSums:
 
     def _next_d(self, left: int, right: int) -> tuple[float, float]:
         """D of the first token of each tail after so many, to 0.8 %; infinite: unknown."""
-        (places, upto), whole = self._filled, self.counted
+        whole = self.counted
         if math.isnan(whole):
             return -math.inf, math.inf  # a part came without its histogram
         if not max(left, right) < whole:
             return 0.0, 0.0  # there is none
-        ends = upto.searchsorted((left + 0.5, whole - right - 0.5))
-        low, high = MIDDLES[places[np.minimum(ends, len(places) - 1)]].tolist()
+        ranks = (left + 0.5, whole - right - 0.5)
+        low, high = (float(MIDDLES[self._bucket_at(rank)]) for rank in ranks)
         return min(low, 0.0), max(high, 0.0)
 
     @once

@@ -43,6 +43,11 @@ def unknown(level: float) -> Dominance:
     return Dominance(level, nan, nan, nan, nan, nan, nan)
 
 
+def at_level(found: Dominance, level: float) -> Dominance:
+    """The same at a level."""
+    return found if found.level == level else found._replace(level=float(level))
+
+
 def without(
     k: int, values: Sequence[float], n: float, mean: float, var: float, sum_abs: float
 ) -> Dominance:
@@ -60,7 +65,7 @@ def without(
     mean_of_rest = (n * mean - sum_of_top) / rest
     squares = (n - 1) * var
     between = k * rest / n * (mean_of_top - mean_of_rest) ** 2
-    squares_of_rest = squares - between - sum((x - mean_of_top) ** 2 for x in top)
+    squares_of_rest = squares - between - sum([(x - mean_of_top) ** 2 for x in top])
     unresolved = RESOLUTION * (squares + n * mean**2)
     spread = math.sqrt(max(squares_of_rest, unresolved) / (rest - 1))
     uncertainty = RESOLUTION * sum_abs / rest
@@ -69,7 +74,7 @@ def without(
     return Dominance(
         0.0,
         float(k),
-        share(sum((x - mean) ** 2 for x in top), squares),
+        share(sum([(x - mean) ** 2 for x in top]), squares),
         (mean - mean_of_rest) * math.sqrt(n) / spread if spread > 0 else 0.0,
         share(math.fsum(map(abs, top)), sum_abs),
         mean_of_rest if known else nan,

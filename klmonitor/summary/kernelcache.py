@@ -33,6 +33,7 @@ KERNELS = {
     "klmonitor.summary.numba_signatures": "add_sequences",
     "klmonitor.summary.numba_pulls": "add_pulls",
     "klmonitor.summary.numba_unclipped": "add_unclipped",
+    "klmonitor.summary.numba_prompts": "fill_keys",
 }
 """Modules, and the function of each that is compiled for its `TYPES`."""
 SOURCES = (
