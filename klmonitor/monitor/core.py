@@ -340,8 +340,7 @@ class Monitor(Observer):
         return self._always["report"](self._report, pending)
 
     def _report(self, pending: Pending) -> Report:
-        summary, (*numbers, absent) = pending.summary, pending.flags
-        flags = Flags.decode(numbers)
+        summary, flags, absent = pending.summary, pending.flags, pending.absent
         self.agreed = flags.offer
         train = pending.phase == "train"
         why = pending.why or ("a rank sent no summary of this step" if absent else "")

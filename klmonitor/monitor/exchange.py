@@ -21,14 +21,16 @@ class Pending:
         step: its number.
         phase: which observations were closed.
         summary: of all ranks.
-        flags: of all ranks, and last whether one had no summary.
+        flags: of all ranks.
+        absent: whether a rank had no summary.
         why: why numbers are missing here; empty: none are, as far as this process knows.
     """
 
     step: int
     phase: str
     summary: Summary
-    flags: Sequence[float]
+    flags: Flags
+    absent: bool
     why: str
 
 
@@ -80,6 +82,9 @@ class Exchange:
         reducer = self._ready()
         with self._agreeing():
             reducer.agree(self._intake.digest)
+        if reducer.alone:
+            mine, why = flags()
+            return Pending(step, phase, self._intake.take(phase), mine.own(), False, why)
         why = ""
 
         def make() -> tuple[Summary, Sequence[float]]:
@@ -88,11 +93,11 @@ class Exchange:
             encoded = mine.encode()
             return self._intake.take(phase), encoded
 
-        summary, found, failure = reducer.reduce(make)
+        summary, (*numbers, absent), failure = reducer.reduce(make)
         if failure is not None:
             self._intake.drop(phase)
             self._boundary.caught(failure)
-        return Pending(step, phase, summary, found, why)
+        return Pending(step, phase, summary, Flags.decode(numbers), absent > 0, why)
 
     def _attend(self) -> None:
         """A step has failed here: take part in its collectives all the same, for others wait."""

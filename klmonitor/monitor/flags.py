@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from klmonitor.numbers import runvalues
@@ -42,6 +42,11 @@ class Flags:
     ) -> Flags:
         """Of this rank, at a step."""
         return cls(health.errors, health.dropped, health.active, offer, mutes, run)
+
+    def own(self) -> Flags:
+        """As `decode` has them, of a rank that is alone."""
+        mutes = tuple(decode(encode(self.mutes))) if self.mutes else ()
+        return replace(self, mutes=mutes, run=runvalues.named(self.run))
 
     def encode(self) -> tuple[float, ...]:
         """[N] numbers whose maximum over ranks is what `decode` takes."""

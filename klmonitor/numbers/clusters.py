@@ -90,8 +90,9 @@ class Clustered:
 
     @once
     def _means(self) -> dict[str, float]:
-        totals = self.totals
-        return {name: ratio(_dot(weights, totals), totals[0]) for name, weights in WEIGHTS.items()}
+        n, k1, k2, k3 = self.totals
+        sums = (k1, k2, k3, k3 - k1, k2 - k1)
+        return {name: ratio(one, n) for name, one in zip(WEIGHTS, sums, strict=True)}
 
     def mean(self, name: str) -> float:
         """Token mean of one of `WEIGHTS`, nats."""

@@ -64,6 +64,11 @@ def encode(values: Mapping[str, float]) -> list[float]:
     return [values.get(name, UNKNOWN) for name in TABLE]
 
 
+def named(values: Mapping[str, float]) -> dict[str, float]:
+    """Values by their names in a report, in the order of `TABLE`."""
+    return {PREFIX + name: values[name] for name in TABLE if name in values}
+
+
 def decode(numbers: Sequence[float]) -> dict[str, float]:
     """The values that numbers stand for, by their names in a report."""
     both = zip(TABLE, numbers, strict=True)

@@ -28,7 +28,6 @@ from klmonitor.report import Later
 from klmonitor.summary.fields import (
     CENTRE,
     COLUMN,
-    HISTOGRAM,
     POLICY_COUNTS,
     SEQUENCE_FIELDS,
     TOKEN_FIELDS,
@@ -50,10 +49,12 @@ KEY = TOKEN_FIELDS.index("key")
 QUANTILES = (0.001, 0.01, 0.25, 0.5, 0.75, 0.99, 0.999)
 COUNTED_FROM = (1.0, 2.0, 5.0, 10.0)
 """Nats beyond which tokens are counted: ratios of 2.7, 7.4, 148 and 22,026."""
-_EDGES = [edge_index(x) for x in COUNTED_FROM]
-_ENDS = [CENTRE + edge for edge in (*(-edge for edge in reversed(_EDGES)), 0, *_EDGES)]
-"""Buckets of d >= -10, ... 0, ... 10."""
-_CUTS = np.array([0, *_ENDS])
+_BOUNDS = (*(-x for x in reversed(COUNTED_FROM)), 0.0, *COUNTED_FROM)
+_BELOW = {bound: number for number, bound in enumerate(_BOUNDS)}
+_CUTS = np.array(
+    [0, *(CENTRE + int(math.copysign(edge_index(abs(x)), x)) if x else CENTRE for x in _BOUNDS)]
+)
+"""Where the histogram is cut: at its begin, at d = -10, ... 0, ... 10."""
 _CHECKED = POLICY_COUNTS.index("checked")
 _FORMATS = slice(POLICY_COUNTS.index("bf16"), POLICY_COUNTS.index("fp16") + 1)
 _T, _K1 = SEQUENCE_FIELDS.index("t"), SEQUENCE_FIELDS.index("k1")
@@ -302,15 +303,14 @@ class StepSums:
         return places.tolist(), [0.0, *accumulate(self.histogram[places].tolist())]
 
     @once
-    def _before(self) -> dict[int, float]:
-        """Tokens below each bucket of `_ENDS`, and below the end of all, `HISTOGRAM`."""
-        parts: list[float] = np.add.reduceat(self.histogram, _CUTS).tolist()
-        return dict(zip((*_ENDS, HISTOGRAM), accumulate(parts), strict=True))
+    def _below(self) -> list[float]:
+        """Tokens below each of `_BOUNDS`, and all."""
+        return list(accumulate(np.add.reduceat(self.histogram, _CUTS).tolist()))
 
     @property
     def counted(self) -> float:
         """Tokens in the histogram; nan: a part came without it."""
-        return self._before[HISTOGRAM]
+        return self._below[-1]
 
     def _bucket_at(self, rank: float) -> int:
         """The bucket of the token that so many are below, or the last; there are tokens."""
@@ -320,15 +320,15 @@ class StepSums:
     @property
     def positive_d(self) -> float:
         """Tokens with d > 0."""
-        return self.counted - self._before[CENTRE] - self.column("zero")
+        return self.counted - self._below[_BELOW[0.0]] - self.column("zero")
 
     def at_most(self, edge: float) -> float:
         """Tokens with d <= -edge, one of `COUNTED_FROM`."""
-        return self._before[CENTRE - edge_index(edge)]
+        return self._below[_BELOW[-edge]]
 
     def at_least(self, edge: float) -> float:
         """Tokens with d >= edge, likewise."""
-        return self.counted - self._before[CENTRE + edge_index(edge)]
+        return self.counted - self._below[_BELOW[edge]]
 
     @once
     def quantiles(self) -> list[float]:

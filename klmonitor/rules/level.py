@@ -46,7 +46,7 @@ import numpy as np
 
 from klmonitor.numbers.stored import count_of
 from klmonitor.rules.rounding import beyond_rounding
-from klmonitor.rules.window import Floats, Window, far_quantile, median, robust_sd, spreads_of
+from klmonitor.rules.window import Floats, Window, far_quantile, located, median, robust_sd
 
 NEAR = 9
 """Steps before this one whose median is the level."""
@@ -160,11 +160,10 @@ class Level:
         misses = self._misses.last(length)
         if misses.size < WARM_UP:
             return Score(y, se, near)
-        trend = median(misses)
-        usual, spread = spreads_of(misses, trend)
+        trend, usual, spread = located(misses)
         if length < LONGEST:
-            changes = self._changes.last(length)
-            usual, spread = map(min, (usual, spread), spreads_of(changes, median(changes)))
+            _, *others = located(self._changes.last(length))
+            usual, spread = map(min, (usual, spread), others)
         error = median(self._errors.last(length))
         scale = widened(spread, error, se, misses.size)
         moved = self._move(y, widened(usual, error, se, misses.size), unit)

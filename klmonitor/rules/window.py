@@ -68,24 +68,33 @@ def median(values: Floats) -> float:
     """The median; nan of nothing. Same as `numpy.median`, at a third of its overhead."""
     if not values.size:
         return math.nan
-    middle = values.size // 2
     ordered = values.copy()
     ordered.sort()
+    return _middle(ordered)
+
+
+def _middle(ordered: Floats) -> float:
+    """The median of what is in order."""
+    middle = ordered.size // 2
     upper = float(ordered[middle])
-    return upper if values.size % 2 else 0.5 * (upper + float(ordered[middle - 1]))
+    return upper if ordered.size % 2 else 0.5 * (upper + float(ordered[middle - 1]))
 
 
-def spreads_of(values: Floats, centre: float) -> tuple[float, float]:
-    """`robust_sd`, and the standard deviation of a normal sample that is as wide.
+def located(values: Floats) -> tuple[float, float, float]:
+    """The median, `robust_sd` about it, and the deviation of a normal sample that is as wide.
 
-    The latter is the larger of what the median of the deviations and what the third largest value
+    The last is the larger of what the median of the deviations and what the third largest value
     say: a run whose values often lie far above needs a larger one to be news, and two odd ones
-    change nothing. Both are nan of nothing.
+    change nothing. All are nan of nothing.
     """
     if not values.size:
-        return math.nan, math.nan
+        return math.nan, math.nan, math.nan
+    ordered = values.copy()
+    ordered.sort()
+    centre = _middle(ordered)
     usual = robust_sd(values, centre)
-    return usual, max(usual, (_third(values) - centre) / NORMAL_THIRD)
+    third = float(ordered[-min(values.size, 3)])
+    return centre, usual, max(usual, (third - centre) / NORMAL_THIRD)
 
 
 def far_quantile(values: Floats, centre: float) -> float:

@@ -78,16 +78,20 @@ def select(metrics: Metrics, report: Report) -> dict[str, float]:
     globs = check_metrics(metrics)
     training = report.phase == "train"
     prefix = "" if training else f"{report.phase}/"
-    held = {name: possible(pair.values) for name, pair in report.pairs.items()}
-    named = [(f"kl/{name}/", pair.values, held[name]) for name, pair in report.pairs.items()]
+    core = globs == ("core",)
     found = {}
-    for start, values, names in (*named, ("", report.run_values, tuple(report.run_values))):
+    for start, values in (
+        *((f"kl/{name}/", pair.values) for name, pair in report.pairs.items()),
+        ("", report.run_values),
+    ):
+        names = NAMES if core and start else possible(values)
         for full, short in _choice(globs, start, names, training):
             found[prefix + full] = values.get(short, math.nan)
-    first = next((one for one in FIRST if one in held), None)
+    first = next((one for one in FIRST if one in report.pairs), None)
     if first is not None and "core" in globs:
         values = report.pairs[first].values
-        found |= {f"{prefix}kl/{first}/{one}": values[one] for one in _of_groups(held[first])}
+        groups = _of_groups(possible(values))
+        found |= {f"{prefix}kl/{first}/{one}": values[one] for one in groups}
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 

@@ -62,11 +62,12 @@ class Reducer:
         flags: how many values each rank sends beside its summary.
 
     Attributes:
+        alone: whether there is nobody to reduce with.
         off: why nothing is reduced any more; empty: all is well.
     """
 
     def __init__(self, config: SummaryConfig, ranks: Ranks | None, flags: int = 0) -> None:
-        self.off = ""
+        self.alone, self.off = ranks is None, ""
         self._config, self._ranks, self._flags = config, ranks, flags
         self._group: Ranks | None = None
         self._buffers: _Buffers | None = None
@@ -142,9 +143,7 @@ class Reducer:
             what `make` raised. The extreme tokens carry their rank, so the order of ties does not
             depend on the order of arrival.
         """
-        if self._buffers is None:
-            summary, flags = make()
-            return summary, (*flags, 0.0), None
+        assert self._buffers is not None  # whoever is alone need not ask
         buffers, failure = self._buffers, None
         try:
             buffers.load(*make())
