@@ -137,6 +137,8 @@ def outlier_rate(reading: Reading, limits: Thresholds) -> Finding | None:
     `tokens`, the fewest outliers that count.
     """
     pair, score = reading.pair, reading.outliers
+    if not score.value > score.centre:
+        return None
     rate, usual = pair["outliers/rate"], 1e4 * max(score.centre, 0.0) ** 2
     outliers = rate * pair.tokens / 1e4
     if not (

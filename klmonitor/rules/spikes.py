@@ -120,15 +120,17 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
     `rearm`, a share of the threshold.
     """
     k3 = finite(reading["k3/mean"])
-    if reading.steps < SURGE_FROM or not k3 > limits["nats"] or reading.latest.min(initial=0) < 0:
+    if reading.steps < SURGE_FROM or not k3 > limits["nats"]:
         return None
-    seen = reading.seen[-LOOK_BACK:]
-    if not seen.size:
-        return _from_nothing(reading, k3) if reading.latest.size >= SURGE_FROM else None
+    known, seen = reading.latest.tolist(), reading.seen[-LOOK_BACK:].tolist()
+    if min(known, default=0) < 0:
+        return None
+    if not seen:
+        return _from_nothing(reading, k3) if len(known) >= SURGE_FROM else None
     earlier, latest = seen[:-LATEST], seen[-LATEST:]
-    if not earlier.size:
+    if not earlier:
         return None
-    before, last = (math.exp(float(part.max())) for part in (earlier, latest))
+    before, last = math.exp(max(earlier)), math.exp(max(latest))
     few, many = limits["ratio"], limits["critical_ratio"]
     threshold = max(few * last, (few if reading.steps < EARLY else many) * before)
     if not k3 > threshold:
@@ -136,8 +138,8 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
     by_tokens = _carried(reading.pair, threshold)
     tokens = heaviest(reading.pair, "k3", dominating(reading.pair, "k3"))
     aside = (
-        f"{plain(k3 / last)}x the largest of the latest {latest.size} steps ({nats(last)}) and "
-        f"{plain(k3 / before)}x that of the {earlier.size} before them ({nats(before)})"
+        f"{plain(k3 / last)}x the largest of the latest {len(latest)} steps ({nats(last)}) and "
+        f"{plain(k3 / before)}x that of the {len(earlier)} before them ({nats(before)})"
     )
     message = f"k3 surged to {nats(k3)} per token, {aside}"
     if by_tokens:
