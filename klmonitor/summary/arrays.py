@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from klmonitor.summary.once import once
+
 NO_MASK, NO_IDS = np.empty(0, np.uint8), np.empty(0, np.int64)
 
 
@@ -41,9 +43,10 @@ class Arrays:
         if segments is not None:
             self.offsets = np.searchsorted(segments.numpy(), np.arange(n_sequences + 1))
 
-    def narrow(self, name: str) -> NDArray[np.float32]:
-        """A policy's log-probs in float32."""
-        return self.log_probs[name].astype(np.float32, copy=False)
+    @once
+    def narrow(self) -> Mapping[str, NDArray[np.float32]]:
+        """The log-probs in float32."""
+        return {name: x.astype(np.float32, copy=False) for name, x in self.log_probs.items()}
 
 
 def flat(tensor: Tensor) -> NDArray[Any]:

@@ -39,7 +39,7 @@ def add(
     advantages = extras.advantages if penalty.placed == "loss" else None
     arrays = batch.arrays
     add_pulls(
-        *[arrays.narrow(name) for name in (pair.q, pair.p, trained, drew)],
+        *[arrays.narrow[name] for name in (pair.q, pair.p, trained, drew)],
         *(arrays.mask, batch.shape[1], arrays.offsets),
         NO_ADVANTAGES if advantages is None else flat(advantages).astype(np.float64, copy=False),
         _term(penalty),

@@ -36,9 +36,10 @@ def add(
 
     Arguments as for `signature_sums.signatures`.
     """
-    known, first, entropy = batch.log_probs, batch.first(rows, columns).arrays, extras.entropy
+    first, entropy = batch.first(rows, columns).arrays, extras.entropy
+    known = first.narrow
     add_sequences(
-        tuple([first.narrow(name) if name in known else NO_VALUES for name in POLICIES]),
+        tuple([known.get(name, NO_VALUES) for name in POLICIES]),
         *(first.mask, columns, batch.arrays.offsets),
         NO_VALUES if entropy is None else narrow(entropy[:rows, :columns]),
         ids(extras.lag),

@@ -24,7 +24,7 @@ def add(state: Summary, batch: TokenBatch, pairs: Collection[Pair], advantages: 
     Arguments as for `unclipped_sums.add_plain`.
     """
     add_unclipped(
-        *[batch.arrays.narrow(name) for name in ("policy", "old")],
+        *[batch.arrays.narrow[name] for name in ("policy", "old")],
         batch.arrays.mask,
         flat(advantages).astype(np.float64, copy=False),
         state.arrays["signatures"].reshape(-1)[PLACES],

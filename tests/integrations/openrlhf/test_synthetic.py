@@ -388,7 +388,7 @@ def test_the_mailboxs_death_ends_the_workers_numbers_and_nothing_else(lab, capsy
     assert len([line for line in lines if "mailbox is gone" in line]) == 2  # driver, worker
 
 
-@pytest.mark.parametrize("place", range(13))
+@pytest.mark.parametrize("place", range(12))
 def test_an_attribute_that_this_openrlhf_lacks_is_named(place, openrlhf, monkeypatch):
     from importlib import import_module
 
