@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from klmonitor import boundary as module
-from klmonitor.boundary import PATIENCE, REST, Boundary, HealthLog, cause
+from klmonitor.boundary import PATIENCE, REST, Boundary, HealthLog, cause, each
 
 
 def fail():
@@ -147,3 +148,26 @@ def test_a_log_can_be_copied():
     copied = copy.deepcopy(log)
     copied.failed()
     assert (log.read().errors, copied.read().errors, copied.read().dropped) == (3, 4, 1)
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), max_size=60))
+def test_many_calls_are_as_one_through_each_boundary(rounds):
+    """Whatever fails when: results, counts, rests and what is told are the same."""
+    states = []
+    for together in (True, False):
+        log = HealthLog()
+        guards = [Boundary(f"rule {i}", log, patience=2, rest=3) for i in range(3)]
+        found = []
+        for number, failing in enumerate(rounds):
+
+            def call(given, fails):
+                return fail() if fails else given
+
+            calls = [(g, partial(call, fails=f)) for g, f in zip(guards, failing, strict=True)]
+            if together:
+                found.append(list(each(calls, number)))
+            else:
+                found.append([guard(one, number) for guard, one in calls])
+            found.append([(g.failing, g.resting, g.failures) for g in guards])
+        states.append((found, log.read()))
+    assert states[0] == states[1]

@@ -1,10 +1,16 @@
 """The integer that stands for a prompt."""
 
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klmonitor.hooks.prompts import prompt_keys
+from klmonitor.hooks import prompts
+from klmonitor.hooks.prompts import DROPPED_BITS, Compiled, prompt_keys
 
 TOKENS = st.lists(st.integers(0, 200_000), min_size=1, max_size=12)
 
@@ -49,3 +55,73 @@ def test_the_rows_of_a_batch_do_not_touch_each_other():
     first, second, third = prompt_keys(ids, mask).tolist()
     assert first == third == key([5, 6])
     assert second == key([5, 6, 7])
+
+
+# --- compiled -----------------------------------------------------------------------------------
+needs_numba = pytest.mark.skipif(
+    importlib.util.find_spec("numba") is None, reason="numba is not installed"
+)
+
+
+def drawn(seed):
+    """Ids and a mask of any layout: padded anywhere, of any integers, transposed."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 40, 2))
+    ids = torch.from_numpy(rng.integers(-(2**62), 2**62, shape))
+    mask = torch.from_numpy(rng.random(shape) < rng.choice([0.0, 0.5, 1.0]))
+    if seed % 3 == 1:
+        return ids.T, mask.T.long()
+    return ids.int() if seed % 3 == 2 else ids, mask
+
+
+def by_hand(ids, mask):
+    """As defined, in whole numbers of any size."""
+    factors = [int(x) for x in prompts._factors(1 << ids.shape[1].bit_length()).view(np.uint64)]
+    keys = []
+    for row, inside in zip(ids.tolist(), mask.tolist(), strict=True):
+        kept = [token for token, there in zip(row, inside, strict=True) if there]
+        total = sum((token + 1) * factors[place] for place, token in enumerate(kept, 1))
+        keys.append(total % 2**64 >> DROPPED_BITS)
+    return keys
+
+
+@needs_numba
+@pytest.mark.parametrize("by", ["torch", "compiled"])
+def test_a_key_is_as_defined(monkeypatch, by):
+    own = Compiled()
+    own._wrong = by == "torch"
+    monkeypatch.setattr(prompts, "COMPILED", own)
+    for seed in range(60):
+        ids, mask = drawn(seed)
+        assert prompt_keys(ids, mask).tolist() == by_hand(ids, mask)
+    assert (own._fill is not None) == (by == "compiled")
+
+
+@needs_numba
+def test_a_kernel_that_finds_other_keys_is_not_used(monkeypatch, caplog):
+    from klmonitor.summary import numba_prompts
+
+    def fill(ids, inside, factors, dropped, keys):
+        numba_prompts._fill_keys(ids, inside, factors, dropped, keys)
+        keys[-1] += 1
+
+    own = Compiled()
+    monkeypatch.setattr(numba_prompts, "fill_keys", fill)
+    monkeypatch.setattr(prompts, "COMPILED", own)
+    with np.errstate(over="ignore"):
+        for seed in range(3):
+            ids, mask = drawn(seed)
+            assert prompt_keys(ids, mask).tolist() == by_hand(ids, mask)
+    assert own._wrong
+    assert len(caplog.records) == 1
+    assert "ArithmeticError: other keys" in caplog.records[0].message
+
+
+def test_without_numba_nothing_is_said(monkeypatch, caplog):
+    own = Compiled()
+    monkeypatch.setitem(sys.modules, "klmonitor.summary.numba_prompts", None)
+    monkeypatch.setattr(prompts, "COMPILED", own)
+    ids, mask = drawn(4)
+    assert prompt_keys(ids, mask).tolist() == by_hand(ids, mask)
+    assert own._fill is None
+    assert not caplog.records
