@@ -1,10 +1,10 @@
 """The text of extreme tokens: decoded on the machine that trains, for its record.
 
-The ids of a step's micro-batches stay where they are until the step is closed; from a GPU those
-around the few extreme tokens are then copied at once. They are decoded when the step is recorded,
-on the record's own thread, by a copy of the tokenizer: a trainer that sets its padding meanwhile
-would fail. Only this process's own tokens have their context; of another rank's, which come with
-their id alone, the token is decoded.
+The ids of a step's micro-batches are kept until the step is closed; those on a GPU are copied to
+the host, for which nothing of training's waits. They are decoded when the step is recorded, on the
+record's own thread, by a copy of the tokenizer: a trainer that sets its padding meanwhile would
+fail. Only this process's own tokens have their context; of another rank's, which come with their id
+alone, the token is decoded.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from copy import deepcopy
 from functools import lru_cache, partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from klmonitor.boundary import cause, say
 from klmonitor.record.rows import RECORDED_TOKENS
 from klmonitor.report import ExtremeToken
+from klmonitor.summary.arrivals import Arrival, away, sent
 
 BEFORE = 12
 """Tokens of context before the extreme one."""
@@ -43,13 +43,16 @@ class TokenText:
         """Nothing kept."""
         self._tokenizer, self._rank = deepcopy(tokenizer), rank
         self._word = lru_cache(KNOWN_TOKENS)(self._decoded)
-        self._ids: dict[str, list[Tensor | None]] = {}
+        self._ids: dict[str, list[Arrival | None]] = {}
 
     def keep(self, phase: str, ids: Tensor | None) -> None:
         """Keep the ids of one micro-batch, [B, T] or packed [N]."""
         kept = self._ids.setdefault(phase, [])
         if len(kept) < LIMIT:
-            kept.append(ids if ids is not None and ids.dim() == 2 else None)
+            if ids is None or ids.dim() != 2:
+                kept.append(None)
+            else:
+                kept.append(sent(ids) if away([ids]) else Arrival(ids, ()))
 
     def forget(self, phase: str) -> None:
         """A step is over."""
@@ -60,9 +63,6 @@ class TokenText:
     ) -> Callable[[], list[ExtremeToken]]:
         """What makes the tokens of this step with their text, also once the step is forgotten."""
         contexts = partial(self._contexts, tokens, self._ids.get(phase, []))
-        if any(ids is not None and not ids.is_cpu for ids in self._ids.get(phase, [])):
-            found = contexts()  # now: a GPU is used by the thread that trains alone
-            return lambda: self._with_text(tokens, found)
         return lambda: self._with_text(tokens, contexts())
 
     def _with_text(
@@ -90,25 +90,16 @@ class TokenText:
     def _contexts(
         self,
         tokens: Sequence[ExtremeToken],
-        kept: Sequence[Tensor | None],
+        kept: Sequence[Arrival | None],
     ) -> list[list[int]]:
-        """Ids before those chosen, oldest first: one copy from a GPU for all."""
+        """Ids before those chosen, oldest first."""
         contexts: list[list[int]] = [[] for _ in tokens]
-        places: list[tuple[int, Tensor]] = []
         for number in with_context(tokens):
             token = tokens[number]
             ids = kept[token.micro_batch] if token.micro_batch < len(kept) else None
             if token.rank == self._rank and ids is not None:
                 before = slice(max(token.position - BEFORE, 0), token.position)
-                if ids.is_cpu:
-                    contexts[number] = ids.numpy()[token.sequence, before].tolist()
-                else:
-                    places.append((number, ids[token.sequence, before]))
-        if not places:
-            return contexts
-        values = torch.cat([ids for _, ids in places]).tolist()
-        for number, ids in places:
-            contexts[number], values = values[: len(ids)], values[len(ids) :]
+                contexts[number] = ids.wait().numpy()[token.sequence, before].tolist()
         return contexts
 
 

@@ -182,6 +182,29 @@ def test_context_is_that_of_this_processs_own_tokens(rank):
     assert text.annotate([token], "train")()[0].text == "⟦[12]⟧"
 
 
+def test_ids_on_a_gpu_are_waited_for_when_they_are_decoded_and_not_before(monkeypatch):
+    import torch
+
+    from klmonitor.hooks import text as module
+    from klmonitor.report import ExtremeToken
+    from klmonitor.summary.arrivals import Arrival, sent
+
+    waited = []
+    event = types.SimpleNamespace(synchronize=lambda: waited.append(1))
+    monkeypatch.setattr(module, "away", lambda values: True)
+    monkeypatch.setattr(module, "sent", lambda ids: Arrival(sent(ids).given, [event]))
+    text = TokenText(types.SimpleNamespace(decode=lambda ids: f"{ids}"), rank=0)
+    ids = torch.arange(20).reshape(2, 10)
+    text.keep("train", ids)
+    ids.zero_()  # what is on a GPU is copied before it can be written to
+    token = ExtremeToken("policy_ref", "left", -3.0, -1.0, -4.0, 0, 0, 1, 2, token_id=12)
+    decoding = text.annotate([token], "train")
+    text.forget("train")
+    assert not waited
+    assert decoding()[0].text == "[10, 11]⟦[12]⟧"
+    assert waited
+
+
 def test_all_of_an_important_tail_come_with_context():
     import torch
 
