@@ -112,7 +112,8 @@ def dominance_k1(
         return unknown(math.nan)
     if n >= 3 and not var < LARGEST_VARIANCE:
         return unknown(SEVERE)
-    d = sorted(_log_ratios(left, right), key=abs, reverse=True)[: MOST + 1]
+    most = max(most_tokens(n), most_tokens_k1(n)) + 1  # and the next
+    d = sorted(_log_ratios(left, right, most), key=abs, reverse=True)[:most]
     values, weights = [-x for x in d], [x * x for x in d]
 
     def rest() -> float:
@@ -164,7 +165,9 @@ def dominance_k3(
         return unknown(math.nan)
     if n >= 3 and not var < LARGEST_VARIANCE:
         return unknown(SEVERE)
-    both = sorted([(_k3(x), x) for x in _log_ratios(left, right)], key=_first, reverse=True)
+    most = MOST if n != core_tokens else max(most_tokens(n), most_tokens_k3(n)) + 1
+    listed = _log_ratios(left, right, most)
+    both = sorted([(_k3(x), x) for x in listed], key=_first, reverse=True)
     k3, d = [one for one, _ in both], [x for _, x in both]
 
     def rest() -> float:
@@ -303,9 +306,11 @@ def _at_level(found: Dominance, n: float, d: Sequence[float]) -> Dominance:
     return found
 
 
-def _log_ratios(left: Iterable[float], right: Iterable[float]) -> list[float]:
-    """The extreme tokens of both tails as d."""
-    return [*(-float(x) for x in left), *map(float, right)]
+def _log_ratios(left: Iterable[float], right: Iterable[float], most: int) -> list[float]:
+    """The extreme tokens of both tails as d, as many of each at most."""
+    tails = (sorted(map(float, tail), reverse=True)[:most] for tail in (left, right))
+    low, high = tails
+    return [*[-x for x in low], *high]
 
 
 def _k3(d: float) -> float:

@@ -163,10 +163,9 @@ class RuleSet:
         by_kind, pair = {rule.kind: finding for rule, finding in findings}, reading.pair
         said: list[Alert] = []
         of_story: list[Found] = []
-        for rule in self._rules:
+        kinds = by_kind.keys() | {kind for kind, of in self._episodes if of == name}
+        for rule in [rule for rule in self._rules if rule.kind in kinds]:
             finding = by_kind.get(rule.kind)
-            if finding is None and (rule.kind, name) not in self._episodes:
-                continue
             size = finite(pair["k3/mean"]) if finding and not math.isnan(finding.base) else 0.0
             phase, episode = self._advance(step, rule, name, finding, size)
             if episode is None:
