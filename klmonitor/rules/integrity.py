@@ -172,7 +172,7 @@ NONFINITE = Rule(
         "log-probs of that batch), and stop before the optimizer spreads it; a masked-out token "
         "is harmless, so check the mask too"
     ),
-    source="docs/alerts.md#nonfinite: counted on the device, never averaged in",
+    source="docs/alerts.md#nonfinite: counted apart, never averaged in",
     calm_for=5,
     of_excluded=True,
 )
