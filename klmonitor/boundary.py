@@ -92,7 +92,7 @@ class Boundary:
 
     Args:
         name: what is called, for messages.
-        log: where failures are counted.
+        log: where failures are counted; None: nowhere, since nothing is missing for them.
         patience: failures in a row after which it rests; None: never, for what others wait for.
         rest: calls left out then.
         vital: whether numbers are missing while it rests.
@@ -108,7 +108,7 @@ class Boundary:
     def __init__(
         self,
         name: str,
-        log: HealthLog,
+        log: HealthLog | None,
         *,
         patience: int | None = PATIENCE,
         rest: int = REST,
@@ -120,7 +120,7 @@ class Boundary:
         self.resting = False
         self.failures = 0
         self.name = name
-        self._log = log
+        self._counted, self._log = log is not None, log or HealthLog()
         self._patience, self._rest = patience, rest
         self._vital, self._strict = vital, strict
         self._catch = catch
@@ -167,12 +167,8 @@ class Boundary:
             raise error
         if not self._told:
             self._told = True
-            say(
-                "%s failed, %s (%s); further failures are counted in klmonitor/errors",
-                self.name,
-                self._done_without,
-                cause(error),
-            )
+            counted = "; further failures are counted in klmonitor/errors" if self._counted else ""
+            say("%s failed, %s (%s)%s", self.name, self._done_without, cause(error), counted)
         self._left_out = 0
         if self._patience is not None and self._in_a_row >= self._patience and not self.resting:
             self.resting = True

@@ -31,6 +31,16 @@ def test_what_raises_is_counted_and_told_once(caplog):
     )
 
 
+def test_what_is_counted_nowhere_is_not_said_to_be(caplog):
+    guard = Boundary("the X kernel", None, done_without="the plain pass does its work")
+    with caplog.at_level(logging.WARNING):
+        assert [guard(fail) for _ in range(3)] == [None] * 3
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "klmonitor: the X kernel failed, the plain pass does its work (RuntimeError: down)"
+    )
+
+
 def test_it_rests_after_its_patience_and_comes_back():
     log, calls = HealthLog(), []
     guard = Boundary("loss", log, vital=True)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from klmonitor.boundary import Boundary, HealthLog
-from klmonitor.summary.passes import REST, TOKENS
+from klmonitor.summary.passes import TOKENS, Compiled
 
 PROMPT_BITS = 53
 """Keys stay below 2**53, so that a float64 holds them exactly."""
@@ -48,49 +44,38 @@ def _keys(ids: Tensor, inside: Tensor, factors: Tensor) -> Tensor:
     return (sums >> DROPPED_BITS) & ((1 << PROMPT_BITS) - 1)
 
 
-class Compiled:
+class CompiledKeys(Compiled):
     """`_keys` by `klmonitor.summary.numba_prompts`, where that is there and agrees with it."""
 
     def __init__(self) -> None:
-        self._fill: Callable[..., None] | None = None
-        self._wrong = False
-        self._boundary = Boundary(
-            "the prompt keys' Numba kernel",
-            HealthLog(),
-            patience=1,
-            rest=REST,
-            done_without="torch does its work, slower",
+        super().__init__(
+            "prompt keys' Numba",
+            "klmonitor.summary.numba_prompts",
+            TOKENS.loader,
+            "torch does its work, slower",
         )
+        self._proven = False
 
     def __call__(self, *given: Tensor) -> Tensor | None:
         """The keys; None: they are torch's to make."""
-        return None if self._wrong else self._boundary(self._made, *given)
+        return None if self.wrong is not None else self._boundary(self._made, *given)
 
     def _made(self, *given: Tensor) -> Tensor | None:
-        if self._fill is not None:
-            return _called(self._fill, *given)
-        try:
-            if TOKENS.loader is None or not TOKENS.loader.ready():
-                return None
-            fill: Any = import_module("klmonitor.summary.numba_prompts").fill_keys
-        except ModuleNotFoundError:
-            self._wrong = True  # without Numba
+        compiled = self.module()
+        if compiled is None:
             return None
-        found = _called(fill, *given)
-        if not torch.equal(found, _keys(*given)):
-            self._wrong = True
-            raise ArithmeticError("other keys")
-        self._fill = fill
+        keys = np.empty(len(given[0]), np.int64)
+        arrays = [np.ascontiguousarray(one.numpy()) for one in given]
+        compiled.fill_keys(*arrays, DROPPED_BITS, keys)
+        found = torch.from_numpy(keys)
+        if not self._proven and not torch.equal(found, _keys(*given)):
+            self.wrong = "other keys"
+            raise ArithmeticError(self.wrong)
+        self._proven = True
         return found
 
 
-def _called(fill: Callable[..., None], *given: Tensor) -> Tensor:
-    keys = np.empty(len(given[0]), np.int64)
-    fill(*[np.ascontiguousarray(one.numpy()) for one in given], DROPPED_BITS, keys)
-    return torch.from_numpy(keys)
-
-
-COMPILED = Compiled()
+COMPILED = CompiledKeys()
 
 
 @cache

@@ -33,7 +33,8 @@ class Arrival:
     def here(self) -> bool:
         """Whether everything has arrived, or never will; does not wait."""
         try:
-            return all(event.query() for event in self.events)  # type: ignore[no-untyped-call]
+            events = self.events
+            return all(event.query() for event in events)  # type: ignore[no-untyped-call]  # torch
         except RuntimeError:  # of the device; whoever waits is told
             return True
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klmonitor.boundary import Boundary, HealthLog, cause
+from klmonitor.boundary import Boundary, cause
 from klmonitor.pairs import PAIR_INDEX, Pair
 from klmonitor.summary import chunked
 from klmonitor.summary.batch import TokenBatch
@@ -59,18 +59,56 @@ def accumulate(
         chunked.add(state, batch, pairs, place, groups)
 
 
-class Kernel:
-    """A compiled pass, in use where it is there and has been proven.
+class Compiled:
+    """A compiled module, once it is there; called through a boundary of its own.
 
     Args:
         compiler: who compiles it.
-        module: its module, with `fits` and `add`.
-        loader: brings it here while the plain pass does its work; None: it is there.
+        module: its name.
+        loader: brings it here while others do its work; None: it is there.
+        done_without: what is said to happen where it fails.
+
+    Attributes:
+        wrong: why it is not used any more: without its compiler, or it found other numbers.
+    """
+
+    def __init__(
+        self,
+        compiler: str,
+        module: str,
+        loader: Loader | None = None,
+        done_without: str = "the plain pass does its work, slower",
+    ) -> None:
+        self.wrong: str | None = None
+        self.loader = loader
+        self._name = module
+        self._module: Any = None
+        self._boundary = Boundary(
+            f"the {compiler} kernel", None, patience=1, rest=REST, done_without=done_without
+        )
+
+    def module(self) -> Any:
+        """The module; None: it is not there, yet or for good."""
+        if self._module is None:
+            try:
+                if self.loader is None or self.loader.ready():
+                    self._module = import_module(self._name)
+            except ModuleNotFoundError as error:
+                self.wrong = str(error)  # without the compiler
+        return self._module
+
+
+class Kernel(Compiled):
+    """A compiled pass, in use where it is there and has been proven.
+
+    Args:
+        compiler: as `Compiled`.
+        module: with `fits` and `add`.
+        loader: as `Compiled`.
         agree: compares it with the plain pass, as `compare`, which it is if None.
         undo: what takes back what it has done to a state.
 
     Attributes:
-        wrong: why it is not used any more: it found other sums than the plain pass.
         tried: dtypes of batches with which it has agreed with the plain pass.
     """
 
@@ -82,19 +120,9 @@ class Kernel:
         agree: Callable[[Callable[..., None], TokenBatch, Sequence[Pair]], None] | None = None,
         undo: Callable[[Summary, Iterable[int]], Undo] = Summary.undo,
     ) -> None:
-        self.wrong: str | None = None
+        super().__init__(compiler, module, loader)
         self.tried: set[frozenset[torch.dtype]] = set()
-        self.loader = loader
-        self._module = module
-        self._compiled: Any = None
         self._agree, self._undo = agree, undo
-        self._boundary = Boundary(
-            f"the {compiler} kernel",
-            HealthLog(),
-            patience=1,
-            rest=REST,
-            done_without="the plain pass does its work, slower",
-        )
 
     def add(self, state: Summary, batch: TokenBatch, pairs: Sequence[Pair], *rest: Any) -> bool:
         """Add a batch to a state, in place; False, and nothing added, if it is another pass's.
@@ -110,15 +138,9 @@ class Kernel:
         return bool(self._boundary(self._add, state, batch, pairs, *rest))
 
     def _add(self, state: Summary, batch: TokenBatch, pairs: Sequence[Pair], *rest: Any) -> bool:
-        try:
-            if self._compiled is None and (self.loader is None or self.loader.ready()):
-                self._compiled = import_module(self._module)
-        except ModuleNotFoundError as error:
-            self.wrong = str(error)  # without the compiler
-            return False
-        compiled = self._compiled
+        compiled = self.module()
         if compiled is None:
-            return self._missing()
+            return self.wrong is None and self._missing()
         if not compiled.fits(batch):
             return False
         if batch.dtypes not in self.tried:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klmonitor.hooks import prompts
-from klmonitor.hooks.prompts import DROPPED_BITS, Compiled, prompt_keys
+from klmonitor.hooks.prompts import DROPPED_BITS, CompiledKeys, prompt_keys
 
 TOKENS = st.lists(st.integers(0, 200_000), min_size=1, max_size=12)
 
@@ -88,13 +88,13 @@ def by_hand(ids, mask):
 @needs_numba
 @pytest.mark.parametrize("by", ["torch", "compiled"])
 def test_a_key_is_as_defined(monkeypatch, by):
-    own = Compiled()
-    own._wrong = by == "torch"
+    own = CompiledKeys()
+    own.wrong = "a test wants torch" if by == "torch" else None
     monkeypatch.setattr(prompts, "COMPILED", own)
     for seed in range(60):
         ids, mask = drawn(seed)
         assert prompt_keys(ids, mask).tolist() == by_hand(ids, mask)
-    assert (own._fill is not None) == (by == "compiled")
+    assert own._proven == (by == "compiled")
 
 
 @needs_numba
@@ -105,23 +105,23 @@ def test_a_kernel_that_finds_other_keys_is_not_used(monkeypatch, caplog):
         numba_prompts._fill_keys(ids, inside, factors, dropped, keys)
         keys[-1] += 1
 
-    own = Compiled()
+    own = CompiledKeys()
     monkeypatch.setattr(numba_prompts, "fill_keys", fill)
     monkeypatch.setattr(prompts, "COMPILED", own)
     with np.errstate(over="ignore"):
         for seed in range(3):
             ids, mask = drawn(seed)
             assert prompt_keys(ids, mask).tolist() == by_hand(ids, mask)
-    assert own._wrong
+    assert own.wrong
     assert len(caplog.records) == 1
     assert "ArithmeticError: other keys" in caplog.records[0].message
 
 
 def test_without_numba_nothing_is_said(monkeypatch, caplog):
-    own = Compiled()
+    own = CompiledKeys()
     monkeypatch.setitem(sys.modules, "klmonitor.summary.numba_prompts", None)
     monkeypatch.setattr(prompts, "COMPILED", own)
     ids, mask = drawn(4)
     assert prompt_keys(ids, mask).tolist() == by_hand(ids, mask)
-    assert own._fill is None
+    assert not own._proven
     assert not caplog.records
