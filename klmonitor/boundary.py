@@ -65,7 +65,7 @@ class HealthLog:
 
     def read(self) -> Health:
         """As it stands."""
-        why = "; ".join(f"{what}: {why}" for what, why in list(self._inactive.items()))
+        why = "; ".join([f"{what}: {why}" for what, why in list(self._inactive.items())])
         return Health(self._errors, self._dropped, not why, why)
 
 
@@ -179,7 +179,7 @@ class Boundary:
 def each(calls: Iterable[tuple[Boundary, Callable[[P1], R]]], given: P1) -> Iterator[R | None]:
     """What each of many quick calls gives, as through its boundary; without a frame for each."""
     for boundary, call in calls:
-        if boundary.failing or boundary.resting:
+        if boundary._in_a_row or boundary.resting:
             yield boundary(call, given)
             continue
         try:

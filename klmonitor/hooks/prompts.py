@@ -64,8 +64,8 @@ class CompiledKeys(Compiled):
         compiled = self.module()
         if compiled is None:
             return None
-        keys = np.empty(len(given[0]), np.int64)
         arrays = [np.ascontiguousarray(one.numpy()) for one in given]
+        keys = np.empty(len(arrays[0]), np.int64)
         compiled.fill_keys(*arrays, DROPPED_BITS, keys)
         found = torch.from_numpy(keys)
         if not self._proven and not torch.equal(found, _keys(*given)):

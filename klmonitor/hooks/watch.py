@@ -164,8 +164,9 @@ class Watch:
         for action in ACTIONS:
             if report.run_values.get(PREFIX + action) == 1:
                 self._want(action, f"the step before {report.step}")
-        told = report.alerts
-        asked = self._actions(told, self.guards["action"].always) if told else frozenset()
+        if not (told := report.alerts):
+            return
+        asked = self._actions(told, self.guards["action"].always)
         if world_of(default_ranks()) > 1:
             self._asked = asked
             return

@@ -80,11 +80,11 @@ class Exchange:
     def _reduced(self, step: int, phase: str, flags: Callable[[], tuple[Flags, str]]) -> Pending:
         """Whatever fails before the collectives travels as a flag."""
         reducer = self._ready()
-        with self._agreeing():
-            reducer.agree(self._intake.digest)
         if reducer.alone:
             mine, why = flags()
             return Pending(step, phase, self._intake.take(phase), mine.own(), False, why)
+        with self._agreeing():
+            reducer.agree(self._intake.digest)
         why = ""
 
         def make() -> tuple[Summary, Sequence[float]]:

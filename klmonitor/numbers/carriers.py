@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,6 +40,7 @@ FAR, ERRORS, SURE = 4.0, 5.0, 3.0
 """Times every other group's mean (several, as `surge` has it), standard errors above it, and as a
 deviate by Student's t, whose clusters are few in a group, from which a group is apart."""
 _FIELD = {name: i for i, name in enumerate(SEQUENCE_FIELDS)}
+_T = _FIELD["t"]
 _SUMS = {"k1": 1, "k3": 3}
 """Place of an estimator in the sums of a prompt, (T, S1, S2, S3)."""
 
@@ -56,17 +58,16 @@ class Few:
     share: float
 
 
-@dataclass(frozen=True)
-class Totals:
+class Totals(NamedTuple):
     """Over all clusters, also those that are not known one by one.
 
     Attributes:
-        count: B.
+        clusters: B.
         t, s: sum T and sum S.
         tt, ts, ss: sums over clusters of T T, T S and S S.
     """
 
-    count: float
+    clusters: float
     t: float
     s: float
     tt: float
@@ -86,7 +87,7 @@ class Totals:
     def without(self, t: float, s: float) -> Totals:
         """Without one cluster."""
         return Totals(
-            self.count - 1,
+            self.clusters - 1,
             self.t - t,
             self.s - s,
             self.tt - t * t,
@@ -104,7 +105,7 @@ def few(t: Floats, s: Floats, totals: Totals, name: str) -> Few | None:
         totals: over all.
         name: of the estimator.
     """
-    most = min(int(totals.count // MOST_SHARE), len(t) - 1)
+    most = min(int(totals.clusters // MOST_SHARE), len(t) - 1)
     if most < 1 or not totals.t > 0:
         return None
     mean = totals.s / totals.t
@@ -149,9 +150,10 @@ def carriers(sums: StepSums) -> Carriers:
     count = sums.clustered.prompts
     known: list[list[float]] = [row for row in sums.sequences.tolist() if row[KEY] > 0]
     prompts = _buckets(sums).tolist() if count >= MOST_SHARE else []
+    t = [row[_T] for row in known]
     for name in ("k3", "k1"):
         by_tokens = _by_tokens(sums, name)
-        t, s = ([row[_FIELD[what]] for row in known] for what in ("t", name))
+        s = [row[_FIELD[name]] for row in known]
         found = few(t, s, _totals(sums, name), name)
         if found is not None and not by_tokens >= OWN * found.share:
             tokens, every = sum(t[i] for i in found.places), sums.column("sequences")

@@ -16,7 +16,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 
@@ -39,7 +39,7 @@ from klmonitor.numbers.causewords import (
     says_unnormalised,
 )
 from klmonitor.numbers.clusters import Array, ratio
-from klmonitor.numbers.evidence import Evidence, Z, oldest, signs_of
+from klmonitor.numbers.evidence import Evidence, Signs, Z, oldest
 from klmonitor.numbers.impossible import blamed, impossible, suspect
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.sums import StepSums
@@ -61,11 +61,14 @@ class CauseRule:
         name: as in `report.Cause`.
         holds: whether it is the cause, as far as one can see.
         text: what to say.
+        mismatch: True: asked of trainer against engine alone; False: of other pairs alone; None:
+            of any.
     """
 
     name: str
     holds: Callable[[Evidence], bool]
     text: Callable[[Evidence], str]
+    mismatch: bool | None = None
 
 
 class Causes:
@@ -92,7 +95,7 @@ class Causes:
         found = {}
         for name, pair in pairs.items():
             together = reduce(np.add, [one[name] for one in recent if name in one])
-            why = _why(steps[name], pair, signs_of(Signatures(together.tolist())))
+            why = _why(steps[name], pair, Signs(Signatures(together.tolist())))
             found[name] = pair if why == pair.cause else replace(pair, cause=why)
         return _without_sampler(found)
 
@@ -138,7 +141,7 @@ def cause(evidence: Evidence) -> Cause:
     """The first cause of the table that holds."""
     if not evidence["tokens"] >= FEWEST_TOKENS:
         return NO_CAUSE
-    for rule in RULES:
+    for rule in ASKED[evidence.mismatch]:
         if rule.holds(evidence):
             return Cause(rule.name, rule.text(evidence))
     return NO_CAUSE
@@ -146,9 +149,10 @@ def cause(evidence: Evidence) -> Cause:
 
 # --- what holds --------------------------------------------------------------------------------
 def _shift(e: Evidence) -> bool:
-    apart = abs(e["before"] - e["after"]) > 0.1 and not e["qp"] > 0.9
+    if not (e.significant("shift", 0.1) and abs(e["before"] - e["after"]) > 0.1):
+        return False
     most = e.mismatch or max(e["before"], e["after"]) > e["qp"]  # of policies that may be far apart
-    return e.significant("shift", 0.1) and apart and most
+    return most and not e["qp"] > 0.9
 
 
 def _other_context(e: Evidence) -> bool:
@@ -157,14 +161,14 @@ def _other_context(e: Evidence) -> bool:
     Of a policy far from its reference they do too, where the text is not alike backwards; there
     k1 must be below 0.
     """
-    bends = abs(e["context_z"]) >= Z and abs(e["gap_z"]) >= Z and abs(e["gap"]) > 0.05
+    bends = abs(e["gap"]) > 0.05 and abs(e["gap_z"]) >= Z and abs(e["context_z"]) >= Z
     return bends and (e.mismatch or (e["d_z"] > Z and e["d"] > NEGATIVE))
 
 
 def _end_off(end: str, errors: float = 5.0) -> Callable[[Evidence], bool]:
     def holds(e: Evidence) -> bool:
         beyond, error = e[end] - e["middle"], e[f"{end}_se"]
-        return e.mismatch and e[end] > 8 * e["middle"] and beyond > 0.1 and beyond > errors * error
+        return e[end] > 8 * e["middle"] and beyond > 0.1 and beyond > errors * error
 
     return holds
 
@@ -175,8 +179,6 @@ def _other_tokens(e: Evidence) -> bool:
     Of the same tokens, computed otherwise (other weights, a wrong cache), some are likelier to the
     trainer and make up for them: mean(e^d) stays 1. Of others nothing does: it lacks their share.
     """
-    if not e.mismatch:
-        return False
     n, far, near = (
         e.numbers.get(name, math.nan) for name in ("tokens", "log_ratio/le_-2", "log_ratio/ge_2")
     )
@@ -191,8 +193,6 @@ def _other_tokens(e: Evidence) -> bool:
 
 def _garbled(e: Evidence) -> bool:
     """Log-probs that do not go with each other: of other tokens, or of another place."""
-    if not e.mismatch:
-        return False
     apart = e["up"] + e["down"] > 0.6 and e["gap"] - e["d"] > 10 * COARSE
     n, far = (e.numbers.get(name, math.nan) for name in ("tokens", "log_ratio/le_-2"))
     lost = e["gap"] < -0.1 and e["gap_z"] < -5 and far > 0.1 * n and e["d_z"] < -5
@@ -201,17 +201,16 @@ def _garbled(e: Evidence) -> bool:
 
 def _scaled(e: Evidence) -> bool:
     """One is the other times a number: d on one side, larger where the token is less likely."""
-    one_side = min(e["up"], e["down"]) <= 0.02 * max(e["up"], e["down"])
+    many = e["up"] + e["down"] > 0.5
+    if not (many and min(e["up"], e["down"]) <= 0.02 * max(e["up"], e["down"])):
+        return False
     share = math.log1p(e["gap"]) if e["gap"] > -1 else math.nan  # of a cut vocabulary this is d
     cut = share < 0 and e["d"] > 1.4 * share
-    many = e["up"] + e["down"] > 0.5
-    return one_side and many and e["qp"] > 0.9 and e.significant("slope", 0.1) and not cut
+    return e["qp"] > 0.9 and e.significant("slope", 0.1) and not cut
 
 
 def _unnormalised(e: Evidence) -> bool:
     """The mirror of a cut: p above q nearly everywhere, by about the same."""
-    if not e.mismatch:
-        return False
     above = e["up"] > 3 * e["down"] and e["gap"] - e["d"] < 0.5 * e["gap"]
     flat = abs(e["slope"]) < 0.025
     return e["gap"] > 0.01 and e["gap_z"] > Z and above and flat
@@ -219,14 +218,12 @@ def _unnormalised(e: Evidence) -> bool:
 
 def _turned_round(e: Evidence) -> bool:
     """The tokens fit draws from p: mean(e^-d) is 1, and mean(e^d) is not; k1 is below 0."""
-    below = e["d_z"] > Z and e["gap_z"] > Z and e["d"] > NEGATIVE
+    below = e["d"] > NEGATIVE and e["d_z"] > Z and e["gap_z"] > Z
     return below and abs(e.turned) < 0.25 * e["gap"]
 
 
 def _argmax(e: Evidence) -> bool:
     """Q is never the lower one but for noise, and by moderate amounts, more than a cut leaves."""
-    if not e.mismatch:
-        return False
     above, near, far, very = (
         e.numbers.get(f"log_ratio/{k}", math.nan) for k in ("ge_1", "le_-1", "le_-2", "le_-5")
     )
@@ -236,18 +233,18 @@ def _argmax(e: Evidence) -> bool:
 
 
 def _reference(e: Evidence) -> bool:
-    return e.mismatch and e["who"] < 0 and e["who_z"] < -Z
+    return e["who"] < 0 and e["who_z"] < -Z
 
 
 def _cut(e: Evidence) -> bool:
-    return e.mismatch and e["gap"] < -0.01 and e["gap_z"] < -Z and e["down"] > 3 * e["up"]
+    return e["gap"] < -0.01 and e["gap_z"] < -Z and e["down"] > 3 * e["up"]
 
 
 def _temperature(e: Evidence) -> bool:
     """D grows with the log-prob; weights apart, of which the sampler's are surer, do it little."""
     most = e["up"] + e["down"] > 0.1  # not the slope of a few odd tokens
     grows = e["slope"] < 0 or e["tilt"] > TILTED or e["fit"] > FITS
-    return e.mismatch and most and grows and not e["qp"] < ALIKE and e.significant("slope", 0.025)
+    return most and grows and not e["qp"] < ALIKE and e.significant("slope", 0.025)
 
 
 def _surprised(e: Evidence) -> bool:
@@ -268,7 +265,7 @@ def _sure_colder(e: Evidence) -> bool:
 def _stale(e: Evidence) -> bool:
     fresh, old = e["lag0"], oldest(e)
     error = math.hypot(e["lag0_se"], e[f"{old}_se"]) if old else math.nan
-    return e.mismatch and bool(old) and e[old] > 2 * fresh and e[old] - fresh > 5 * error
+    return bool(old) and e[old] > 2 * fresh and e[old] - fresh > 5 * error
 
 
 def _apart(e: Evidence) -> bool:
@@ -278,8 +275,6 @@ def _apart(e: Evidence) -> bool:
 
 def _coarse_or_stale(e: Evidence) -> bool:
     """Of the tokens at large: over the last steps, and now without those that dominate."""
-    if not e.mismatch:
-        return False
     dominated = e.numbers.get("dominance/k3/level", 0.0) >= 1
     now = e.numbers.get("k3/mean_without_top" if dominated else "k3/mean", math.inf)
     return e["gap"] - e["d"] > COARSE and not now <= COARSE
@@ -312,44 +307,45 @@ BY_NOBODY = (
 
 
 def _not_q(e: Evidence) -> bool:
-    return e.mismatch and e.significant("gap", 0.01)
+    return e.significant("gap", 0.01)
 
 
+_of_engines = partial(CauseRule, mismatch=True)
 RULES: tuple[CauseRule, ...] = (
-    CauseRule(
+    _of_engines(
         "identical",
-        lambda e: e.mismatch and e.numbers.get("identical") == 1,
+        lambda e: e.numbers.get("identical") == 1,
         says("{q} and {p} are bit-equal: bit-equal engines, or the trainer's own log-probs were "
               "passed as the engine's"),
     ),
     CauseRule("shift", _shift, says_shift),
     CauseRule("shift", _other_context, says_context),
-    CauseRule("empty sequences", _end_off("lone", 3.0), says_lone),
-    CauseRule("first token", _end_off("first"), says_end("first")),
-    CauseRule("last token", _end_off("last"), says_end("last")),
+    _of_engines("empty sequences", _end_off("lone", 3.0), says_lone),
+    _of_engines("first token", _end_off("first"), says_end("first")),
+    _of_engines("last token", _end_off("last"), says_end("last")),
     CauseRule("scaled", _scaled, says_scaled),
-    CauseRule(
+    _of_engines(
         "argmax",
         _argmax,
         says("{q} is never the lower one: it reports the log-prob of the likeliest token, not of "
               "the sampled one"),
     ),
-    CauseRule(
+    _of_engines(
         "other tokens",
         _other_tokens,
         says("the engine and the trainer do not score the same tokens: some are nearly "
               "impossible to {p}, the others fit (tokenised again, or ids replaced)"),
     ),
-    CauseRule(
+    _of_engines(
         "other tokens",
         _garbled,
         says("the engine and the trainer do not score the same tokens: {p}'s log-probs do not go "
               "with those of {q}, their correlation is {qp:.2f} (tokenised again, ids replaced, "
               "rows of another batch, or more than one position off)"),
     ),
-    CauseRule("stale", _stale, says_stale),
+    _of_engines("stale", _stale, says_stale),
     CauseRule("sequences", lambda e: bool(e.carriers.text), says_sequences),
-    CauseRule(
+    _of_engines(
         "reference",
         _reference,
         lambda e: (
@@ -359,46 +355,47 @@ RULES: tuple[CauseRule, ...] = (
             f"another mask): score {e.p} twice"
         ),
     ),
-    CauseRule("cut", _cut, says_cut),
-    CauseRule("temperature", _temperature, says_temperature),
-    CauseRule("unnormalised", _unnormalised, says_unnormalised),
+    _of_engines("cut", _cut, says_cut),
+    _of_engines("temperature", _temperature, says_temperature),
+    _of_engines("unnormalised", _unnormalised, says_unnormalised),
     CauseRule(
         "other sampler",
-        lambda e: not e.mismatch and _surprised(e),
+        _surprised,
         lambda e: says_surprise(
             f"not drawn from {e.q} as it is scored (another temperature, a cut vocabulary, other "
             f"weights, or dropout while scoring){BY_NOBODY if e['surprise'] > 0 else ''}"
         )(e),
+        mismatch=False,
     ),
-    CauseRule(
+    _of_engines(
         "cut, scored raw",
         _sure_cut,
         says_surprise("sampled from a cut vocabulary (top-p, top-k, min-p), scored raw"),
     ),
-    CauseRule(
+    _of_engines(
         "colder, scored raw",
         _sure_colder,
         says_surprise("sampled at a lower temperature than scored"),
     ),
-    CauseRule(
+    _of_engines(
         "narrower, scored raw",
         lambda e: _surprised(e) and e["surprise"] < 0,
         says_surprise("sampled at a lower temperature or from a cut vocabulary, scored raw"),
     ),
-    CauseRule(
+    _of_engines(
         "warmer, scored raw",
         _surprised,
         says_surprise(f"sampled at a higher temperature than scored{BY_NOBODY}"),
     ),
     CauseRule("turned round", _turned_round, says_turned),
-    CauseRule(
+    _of_engines(
         "unknown",
         _apart,
         says("unknown: {k3:.2g} nats of k3 are more than a coarse engine or stale weights make, "
               "and no known cause fits (other weights, other tokens, another prompt?)"),
     ),
-    CauseRule("coarse or stale", _coarse_or_stale, says_coarse),
-    CauseRule(
+    _of_engines("coarse or stale", _coarse_or_stale, says_coarse),
+    _of_engines(
         "unknown",
         _not_q,
         says("unknown: the tokens were not drawn from {q} (gap {gap:+.2g}, {z:+.0f} errors), and "
@@ -406,3 +403,5 @@ RULES: tuple[CauseRule, ...] = (
     ),
 )  # fmt: skip
 """In the order in which they are asked: what corrupts the others' evidence comes first."""
+ASKED = {who: [rule for rule in RULES if rule.mismatch in (None, who)] for who in (True, False)}
+"""The same of trainer against engine, and of other pairs."""

@@ -10,7 +10,7 @@ from klmonitor.numbers.carriers import Carriers
 from klmonitor.numbers.clusters import ratio
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.student import deviate_of_t
-from klmonitor.summary.fields import LAGS
+from klmonitor.summary.fields import LAGS, SIGNATURE_RATIOS
 
 Z = 8.0
 """Errors from which a signature is not chance: it is judged at every step of a run."""
@@ -20,6 +20,8 @@ CORRELATIONS = ("qp", "before", "after")
 """Of log q and log p within sequences; ``before`` is of log q(t) with log p(t - 1)."""
 SHARES = {"up": "tokens", "down": "tokens", "entropy": "entropic"}
 """Sum -> that of which it is a share."""
+TILT = ("tilt", "fit")
+"""What `Signatures.tilt` gives."""
 COUNTS = ("tokens", "sequences", "sure", "sure_other", "first_off", "last_off", "lone_off")
 
 
@@ -44,11 +46,11 @@ class Evidence:
     turned: float = math.nan
 
     def __getitem__(self, name: str) -> float:
-        found = self.signs.get(name)
-        if found is None:
+        try:
+            return self.signs[name]
+        except KeyError:
             mean, is_z, _ = name.rpartition("_z")
-            found = _z(self[mean], self[f"{mean}_se"], self["sequences"]) if is_z else math.nan
-        return found
+        return _z(self[mean], self[f"{mean}_se"], self["sequences"]) if is_z else math.nan
 
     def significant(self, name: str, least: float) -> bool:
         """Whether a mean is at least so far from 0, and that is no chance."""
@@ -60,22 +62,38 @@ class Evidence:
         return self.q == "rollout"
 
 
-def signs_of(signatures: Signatures) -> dict[str, float]:
-    """What `Evidence` has of a pair's signatures.
+class Signs(dict[str, float]):
+    """What `Evidence` has of a pair's signatures; made when it is asked for, as most are not.
 
     Args:
         signatures: over the last steps.
     """
-    of = signatures.sum
-    found = {name: of(name) for name in COUNTS}
-    for name, (mean, error) in signatures.means().items():
-        found[name], found[f"{name}_se"] = mean, error
-    variance = of("qq") * of("pp")
-    deviation = math.sqrt(variance) if variance > 0 else math.nan
-    found |= {name: ratio(of(name), deviation) for name in CORRELATIONS}
-    found |= {name: signatures.share(name, whole) for name, whole in SHARES.items()}
-    found["tilt"], found["fit"] = signatures.tilt()
-    return found
+
+    def __init__(self, signatures: Signatures) -> None:
+        super().__init__()
+        self._of = signatures
+
+    def __missing__(self, name: str) -> float:
+        """Make one, and what is made with it.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        of, mean = self._of, name.removesuffix("_se")
+        if mean in SIGNATURE_RATIOS:
+            self[mean], self[f"{mean}_se"] = of.mean(mean)
+        elif name in SHARES:
+            self[name] = of.share(name, SHARES[name])
+        elif name in COUNTS:
+            self[name] = of.sum(name)
+        elif name in CORRELATIONS:
+            variance = of.sum("qq") * of.sum("pp")
+            self[name] = ratio(of.sum(name), math.sqrt(variance) if variance > 0 else math.nan)
+        elif name in TILT:
+            self.update(zip(TILT, of.tilt(), strict=True))
+        else:
+            raise KeyError(name)
+        return self[name]
 
 
 def _z(mean: float, error: float, sequences: float) -> float:

@@ -9,8 +9,6 @@ from klmonitor.summary.fields import (
     PROBABILITIES,
     RATIO_SUMS,
     SIGNATURE,
-    SIGNATURE_RATIOS,
-    SIGNATURE_SUMS,
 )
 
 BINS = len(PROBABILITIES) + 1
@@ -30,25 +28,20 @@ class Signatures:
         """One of `fields.SIGNATURES`."""
         return self.sums[SIGNATURE[name]]
 
-    def means(self) -> dict[str, tuple[float, float]]:
-        """Ratios of sums over sequences (`SIGNATURE_RATIOS`), and their standard errors.
+    def mean(self, name: str) -> tuple[float, float]:
+        """One of `SIGNATURE_RATIOS`, a ratio of sums over sequences, and its standard error.
 
         SE^2 = S/(S-1) sum_i (a_i - m b_i)^2 / (sum b)^2 over the S sequences (Cochran, Sampling
         Techniques, section 6.3); nan where nothing counted, or for fewer than two sequences.
         """
-        count = self.sum("sequences")
+        first = SIGNATURE[f"{name}/a"]
+        a, b, aa, ab, bb = self.sums[first : first + len(RATIO_SUMS)]
+        if not b > 0:
+            return math.nan, math.nan
+        count, mean = self.sum("sequences"), a / b
         spread = count / (count - 1) if count >= 2 else math.nan
-        found, at, size = {}, len(SIGNATURE_SUMS), len(RATIO_SUMS)
-        for name in SIGNATURE_RATIOS:
-            a, b, aa, ab, bb = self.sums[at : at + size]
-            at += size
-            if not b > 0:
-                found[name] = (math.nan, math.nan)
-                continue
-            mean = a / b
-            square = positive(aa - 2 * mean * ab + mean * mean * bb)
-            found[name] = (mean, math.sqrt(spread * square) / b)
-        return found
+        square = positive(aa - 2 * mean * ab + mean * mean * bb)
+        return mean, math.sqrt(spread * square) / b
 
     def share(self, name: str, of: str = "tokens") -> float:
         """A count as a share of another."""

@@ -115,7 +115,8 @@ class StepSums:
         found = token_sums(self.columns)
         self.n, self.d, self.absolute, self.d2, self.d4, self.k3, self.k3k3, self.dk3 = found
         self.histogram = arrays["histogram"][place].copy()
-        self.prompts = [rows[rows[:, 0] != 0] for rows in arrays["prompts"][place]]
+        by_group = arrays["prompts"][place]
+        self.prompts = [rows.take(rows[:, 0].nonzero()[0], axis=0) for rows in by_group]
         self.largest, self.smallest = arrays["maxima"][place].tolist()
         self.tokens = arrays["tokens"][place].copy()
         self.sequences = arrays["sequences"][place].copy()

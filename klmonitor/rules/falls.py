@@ -7,10 +7,10 @@ import math
 import numpy as np
 
 from klmonitor.rules.flat import FlatScore
-from klmonitor.rules.norm import STEPS, last_three
+from klmonitor.rules.norm import STEPS
 from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import START, Reading
-from klmonitor.rules.window import Floats, median
+from klmonitor.rules.window import Floats, middle
 from klmonitor.rules.words import nats, plain
 
 BEFORE = 10
@@ -29,16 +29,14 @@ def fall(reading: Reading, limits: Thresholds) -> Finding | None:
     Thresholds: `share` of the median of the steps before.
     """
     before = reading.latest[: 1 - STEPS]
-    three = last_three(reading)
-    if before.size < BEFORE or len(three) < STEPS:
+    three, ordered = sorted(reading.last_three), sorted(before.tolist())
+    if before.size < BEFORE or len(three) < STEPS or min(three[0], ordered[0]) < 0:
         return None
-    if min(*three, float(before.min())) < 0:
-        return None
-    usual, now = median(before), sorted(three)[1]
+    usual, now = middle(ordered), middle(three)
     low = limits["share"] * usual - reading.unit / 2
     if not usual > 0 or now > low:
         return None
-    if not (_never(before, low) or _all(reading, three, low)):
+    if not (_never(before, low) or _all(reading, low)):
         return SIMMERING
     amount = "exactly 0" if now == 0 else f"{nats(now)} per token, {now / usual:.2g}x"
     link = ", from" if now == 0 else " of"
@@ -57,9 +55,9 @@ def _never(before: Floats, low: float) -> bool:
     return bool((stood > low).all())
 
 
-def _all(reading: Reading, three: list[float], low: float) -> bool:
+def _all(reading: Reading, low: float) -> bool:
     """Whether the last five steps are all as low."""
-    last = [*reading.latest[1 - LASTING : 1 - STEPS].tolist(), *three]
+    last = [*reading.latest[1 - LASTING : 1 - STEPS].tolist(), *reading.last_three]
     return len(last) == LASTING and max(last) <= low
 
 

@@ -8,7 +8,7 @@ from klmonitor.numbers.sums import GAP_SHARE, GAP_Z
 from klmonitor.numbers.verdicts import UNRESOLVED, gap_floor
 from klmonitor.rules.flat import SKIP
 from klmonitor.rules.rule import SIMMERING, WARN, Finding, Rule, Thresholds
-from klmonitor.rules.track import LARGE, Reading, gap_error
+from klmonitor.rules.track import LARGE, Reading
 from klmonitor.rules.words import dropout, heaviest, name_tokens, nats, not_draws, plain
 
 WEIGHTED = (
@@ -59,7 +59,7 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
     Thresholds: `z` and `rearm` in standard errors; `share`, the least share of k3 that the gap
     must be; `critical_share`.
     """
-    pair, error = reading.pair, gap_error(reading.pair)
+    pair, error = reading.pair, reading.gap_error
     if math.isnan(error):
         return None
     weighted = pair["on_policy"] == 0

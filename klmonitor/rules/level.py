@@ -39,14 +39,11 @@ hide the move that they begin; a median of seven is not moved by a tail.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from klmonitor.numbers.stored import count_of
 from klmonitor.rules.rounding import beyond_rounding
-from klmonitor.rules.window import Floats, Window, far_quantile, located, median, robust_sd
+from klmonitor.rules.window import Floats, Window, far_quantile, located, median, middle, robust_sd
 
 NEAR = 9
 """Steps before this one whose median is the level."""
@@ -74,8 +71,7 @@ SCALES = 0.5
 """A median of seven strays by half the scale of a step at least."""
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """Where one step stands against its level; nan where there is no level yet.
 
     Attributes:
@@ -155,7 +151,7 @@ class Level:
         before = self._values.last(NEAR)
         if before.size < LEAST_NEAR:
             return Score(y, se)
-        near = median(before)
+        near = middle(sorted(before.tolist()))
         length = int(min(max(SHARE * self._steps, SHORTEST), LONGEST))
         misses = self._misses.last(length)
         if misses.size < WARM_UP:
@@ -181,7 +177,7 @@ class Level:
         before = self._values.last(BEFORE, skip=NOW - 1)
         if before.size < LEAST_BEFORE:
             return math.nan, math.nan, math.nan
-        now = median(np.append(self._values.last(NOW - 1), y))
+        now = middle(sorted([*self._values.last(NOW - 1).tolist(), y]))
         past = median(before)
         length = int(min(max(MOVES_SHARE * self._steps, MOVES_LEAST), MOVES))
         moves = self._moves.last(length, skip=NOW)

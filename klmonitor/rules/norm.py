@@ -54,7 +54,7 @@ def _from_reference(reading: Reading, limits: Thresholds) -> Finding | None:
     found = _at_once(reading, limits)
     if found:
         return found
-    three = last_three(reading)
+    three = reading.last_three
     if len(three) < STEPS:
         return None
     middle, least = sorted(three)[1], min(three)
@@ -116,14 +116,8 @@ def _of_few_tokens(reading: Reading, norm: float) -> bool:
     return dominated and rest <= norm
 
 
-def last_three(reading: Reading) -> list[float]:
-    """k3 of the last steps that had one, this one the last; empty if it has none."""
-    k3 = finite(reading["k3/mean"])
-    return [] if math.isnan(k3) else [*reading.latest[1 - STEPS :].tolist(), k3]
-
-
 def _from_engine(reading: Reading, limits: Thresholds) -> Finding | None:
-    three = last_three(reading)
+    three = reading.last_three
     if len(three) < STEPS:
         return None
     middle = sorted(three)[1]

@@ -12,7 +12,7 @@ import numpy as np
 
 from klmonitor.numbers.student import deviate_of_t
 from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
-from klmonitor.rules.track import SIGNED, Reading, sign_error, signed_mean
+from klmonitor.rules.track import SIGNED, Reading
 from klmonitor.rules.words import dominating, heaviest, name_tokens, nats, not_draws
 
 TOGETHER = 5
@@ -61,7 +61,7 @@ def k1_negative(reading: Reading, limits: Thresholds) -> Finding | None:
     if (found := _negative_at_once(reading, limits)) is not None:
         return found
     means, squares = reading.signs
-    if means.size < SIGNED or math.isnan(signed_mean(reading.pair)):
+    if means.size < SIGNED or math.isnan(reading.signed_mean):
         return None
     mean = sum(means.tolist()) / SIGNED
     if mean >= 0:
@@ -84,7 +84,7 @@ def k1_negative(reading: Reading, limits: Thresholds) -> Finding | None:
 
 def _negative_at_once(reading: Reading, limits: Thresholds) -> Finding | None:
     """One step, or the last few together, whose k1 is so far below 0 that no more are needed."""
-    error, now = sign_error(reading.pair), signed_mean(reading.pair)
+    error, now = reading.sign_error, reading.signed_mean
     if not (error > 0 and now < -limits["nats"]):
         return None
     weighted = " (importance-weighted)" if reading["on_policy"] == 0 else ""

@@ -12,7 +12,7 @@ from klmonitor.numbers.receiptwords import told
 from klmonitor.rules.norm import without_tokens
 from klmonitor.rules.rule import WARN, Finding, Rule, Thresholds
 from klmonitor.rules.track import FIRST, Reading, to_reference
-from klmonitor.rules.window import median
+from klmonitor.rules.window import median, middle
 from klmonitor.rules.words import dropout, nats
 
 LOW_BITS = 19
@@ -68,9 +68,9 @@ def nonzero_start(reading: Reading, limits: Thresholds) -> Finding | None:
 
 
 def _from_the_beginning(reading: Reading, limits: Thresholds) -> Finding | None:
-    if reading.age != SETTLED or math.isnan(reading["tokens"]) or reading.first.size < FIRST:
+    if reading.age != SETTLED or math.isnan(reading["tokens"]) or len(reading.first) < FIRST:
         return None
-    first, now = median(reading.first), median(reading.latest[-SETTLED // 2 :])
+    first, now = middle(sorted(reading.first)), median(reading.latest[-SETTLED // 2 :])
     at_large, _ = without_tokens(reading.pair, "k3")
     if at_large <= limits["level"] or not (first > limits["level"] and first > now / 2):
         return None

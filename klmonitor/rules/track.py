@@ -26,6 +26,7 @@ from klmonitor.rules.flat import LENGTH, SKIP, FlatLevel, FlatScore
 from klmonitor.rules.level import NOW, Level, Score
 from klmonitor.rules.rounding import decimals, unit
 from klmonitor.rules.window import Floats, Window, median
+from klmonitor.summary.once import once
 
 HABIT_K1, HABIT_K3 = "habit of k1", "habit of k3"
 """What a track learns from a step, unless a rule that finds something there withholds it."""
@@ -80,7 +81,7 @@ def to_reference(pair: str) -> bool:
 
 @dataclass(frozen=True)
 class Reading:
-    """One pair at one step, with what came before it.
+    """One pair at one step, with what came before it; read it before the track takes it.
 
     Attributes:
         pair: this step's numbers.
@@ -91,17 +92,11 @@ class Reading:
         outliers: square root of the share of outliers against its flat level.
         tokens: log of the number of tokens against its flat level.
         length: log of the mean length of a sequence, tokens, against its flat level.
-        history: log k3 of earlier steps since the last move that was told, oldest first.
-        seen: log k3 of earlier steps.
-        latest: k3 of the last earlier steps, zeros among them.
-        first: k3 of the first steps of this pair.
-        signs: earlier k1 means and their squared standard errors.
-        gaps: k3 - k1 of earlier steps at which it tells (`gap_error`), and squared errors.
-        habits: estimator -> |J| of dominance in the last steps, this one not yet among them.
-        steps: steps of this pair before this one, since its (new) start.
-        age: and since it was first seen.
         alike: updates since both policies began to give the very same numbers, up to this step;
             nan if they do not now.
+        steps: steps of this pair before this one, since its (new) start.
+        age: and since it was first seen.
+        track: what came before.
     """
 
     pair: PairReport
@@ -112,16 +107,10 @@ class Reading:
     outliers: FlatScore
     tokens: FlatScore
     length: FlatScore
-    history: Floats
-    seen: Floats
-    latest: Floats
-    first: Floats
-    signs: tuple[Floats, Floats]
-    gaps: tuple[Floats, Floats]
-    habits: Mapping[str, Window]
+    alike: float
     steps: int
     age: int
-    alike: float
+    track: Track
 
     def __getitem__(self, metric: str) -> float:
         return self.pair[metric]
@@ -132,7 +121,89 @@ class Reading:
 
     def habit(self, estimator: str) -> float:
         """The largest |J| of dominance in the last steps, 0 at first."""
-        return float(self.habits[estimator].last(HABIT).max(initial=0))
+        return max(self.track._habit[estimator].last(HABIT).tolist(), default=0.0)
+
+    @once
+    def history(self) -> Floats:
+        """Log k3 of earlier steps since the last move that was told, oldest first."""
+        return self.track._history.last(HISTORY)
+
+    @once
+    def seen(self) -> Floats:
+        """Log k3 of earlier steps."""
+        return self.track._seen.last(SEEN)
+
+    @once
+    def latest(self) -> Floats:
+        """K3 of the last earlier steps, zeros among them."""
+        return self.track._latest.last(LATEST)
+
+    @property
+    def first(self) -> list[float]:
+        """K3 of the first steps of this pair."""
+        return self.track._first
+
+    @property
+    def signs(self) -> tuple[Floats, Floats]:
+        """Earlier k1 means and their squared standard errors."""
+        means, squares = self.track._signs
+        return means.last(SIGNED), squares.last(SIGNED)
+
+    @property
+    def gaps(self) -> tuple[Floats, Floats]:
+        """K3 - k1 of earlier steps at which it tells (`gap_error`), and squared errors."""
+        gaps, squares = self.track._gaps
+        return gaps.last(GAPS), squares.last(GAPS)
+
+    @once
+    def last_three(self) -> list[float]:
+        """K3 of the last three steps that had one, this one the last; empty if it has none."""
+        k3 = finite(self["k3/mean"])
+        return [] if math.isnan(k3) else [*self.latest[-2:].tolist(), k3]
+
+    @once
+    def signed_mean(self) -> float:
+        """K1 of tokens that q drew, so that its expectation is a KL; nan: they are of another's.
+
+        Of another's tokens that weights hardly change (`NEARLY_ALL`) the weighted mean: it is that
+        of draws from q at these prefixes, and no prefix has a KL below 0; not where p is `policy`,
+        which likes the tokens that it has learned from.
+        """
+        if self["on_policy"] != 0:
+            return finite(self["k1/mean"])
+        told = self._weights_hardly_change and not self.pair.name.endswith("_policy")
+        return finite(self["iw/k1/mean"]) if told else math.nan
+
+    @property
+    def _weights_hardly_change(self) -> bool:
+        """Whether the tokens of another policy are as good as q's, by log-probs that can be."""
+        return self["iw/ess"] >= NEARLY_ALL and self.pair.cause.name != UNKNOWN_SAMPLER
+
+    @once
+    def sign_error(self) -> float:
+        """Standard error of k1 by sequence, or by prompt if that is larger; nan: unknown."""
+        error, by_prompt = (finite(self[name]) for name in ("k1/sequence_se", "k1/se"))
+        return by_prompt if by_prompt > error else error
+
+    @once
+    def gap_error(self) -> float:
+        """Standard error of the gap; 0 where k1 and k3 are equal, nan where it is unknown.
+
+        Known where q drew the tokens, or tokens as good (`signed_mean`): the gap is weighted there.
+        By sequence, since the gap's expectation is 0 for every prompt alone, but not below that by
+        prompt: completions of one prompt may be copies. As wide as the t of that many sequences is
+        wider than a normal deviate.
+        """
+        if self["on_policy"] != 1 and not self._weights_hardly_change:
+            return math.nan
+        gap, z = finite(self["gap"]), finite(self["gap_z"])
+        if (error := finite(self["gap_se"])) > 0:
+            t = t_of_deviate(z, self["clusters"] - 1)
+            t = gap / error if math.isnan(t) or abs(t) > abs(gap / error) else t
+            z = deviate_of_t(t, self["sequences"] - 1)
+        if gap == 0:  # of all tokens, or between two weighted means
+            return error if error > 0 else 0.0
+        return finite(gap / z) if z else math.nan
 
 
 class Track:
@@ -169,8 +240,8 @@ class Track:
     def read(self, pair: PairReport, run: Mapping[str, float]) -> Reading:
         """One step against the past; changes nothing."""
         k3 = finite(pair["k3/mean"])
-        digits = self._digits.last(SEEN).max(initial=0)
-        step = unit(max(digits, decimals(k3))) if math.isfinite(k3) else 0.0
+        digits = self._digits.last(SEEN).tolist()
+        step = unit(max([decimals(k3), *digits])) if math.isfinite(k3) else 0.0
         score = self._score(pair, k3, step)
         share = finite(pair["outliers/rate"]) / 1e4
         root = math.sqrt(share) if share >= 0 else math.nan
@@ -183,16 +254,10 @@ class Track:
             outliers=self._outliers.score(root, _share_error(pair.tokens)),
             tokens=self._tokens.score(_log(pair.tokens), 0.0),
             length=self._length.score(_log(pair.tokens) - _log(pair["sequences"]), 0.0),
-            history=self._history.last(HISTORY),
-            seen=self._seen.last(SEEN),
-            latest=self._latest.last(LATEST),
-            first=np.array(self._first),
-            signs=(self._signs[0].last(SIGNED), self._signs[1].last(SIGNED)),
-            gaps=(self._gaps[0].last(GAPS), self._gaps[1].last(GAPS)),
-            habits=self._habit,
+            alike=self._alike_for(pair, run),
             steps=self._steps,
             age=self._age,
-            alike=self._alike_for(pair, run),
+            track=self,
         )
 
     def _score(self, pair: PairReport, k3: float, step: float) -> Score:
@@ -246,13 +311,13 @@ class Track:
         return before == 1 and not jumps and score.now - score.before > MOVED
 
     def _take_errors(self, reading: Reading) -> None:
-        gap, error = finite(reading["gap"]), gap_error(reading.pair)
+        gap, error = finite(reading["gap"]), reading.gap_error
         if not math.isnan(error):
             self._gaps[0].append(gap)
             self._gaps[1].append(error**2)
-        if not math.isnan(k1 := signed_mean(reading.pair)):
+        if not math.isnan(k1 := reading.signed_mean):
             self._signs[0].append(k1)
-            error = sign_error(reading.pair)
+            error = reading.sign_error
             error = reading.k1.se if math.isnan(error) else error
             error = abs(k1) if math.isnan(error) else error  # of one sequence
             self._signs[1].append(error**2)
@@ -324,50 +389,6 @@ class Track:
             self._level.load_state_dict(state["level"])
         else:
             self._level.relive(seen)
-
-
-def signed_mean(pair: PairReport) -> float:
-    """K1 of tokens that q drew, so that its expectation is a KL; nan: they are of another policy.
-
-    Of another's tokens that weights hardly change (`NEARLY_ALL`) the weighted mean: it is that of
-    draws from q at these prefixes, and no prefix has a KL below 0; not where p is `policy`, which
-    likes the tokens that it has learned from.
-    """
-    if pair["on_policy"] != 0:
-        return finite(pair["k1/mean"])
-    told = _weights_hardly_change(pair) and not pair.name.endswith("_policy")
-    return finite(pair["iw/k1/mean"]) if told else math.nan
-
-
-def _weights_hardly_change(pair: PairReport) -> bool:
-    """Whether the tokens of another policy are as good as q's, by log-probs that can be."""
-    return pair["iw/ess"] >= NEARLY_ALL and pair.cause.name != UNKNOWN_SAMPLER
-
-
-def sign_error(pair: PairReport) -> float:
-    """Standard error of k1 by sequence, or by prompt if that is larger; nan: unknown."""
-    error, by_prompt = (finite(pair[name]) for name in ("k1/sequence_se", "k1/se"))
-    return by_prompt if by_prompt > error else error
-
-
-def gap_error(pair: PairReport) -> float:
-    """Standard error of the gap; 0 where k1 and k3 are equal, nan where it is unknown.
-
-    Known where q drew the tokens, or tokens as good (`signed_mean`): the gap is weighted there.
-    By sequence, since the gap's expectation is 0 for every prompt alone, but not below that by
-    prompt: completions of one prompt may be copies. As wide as the t of that many sequences is
-    wider than a normal deviate.
-    """
-    if pair["on_policy"] != 1 and not _weights_hardly_change(pair):
-        return math.nan
-    gap, z = finite(pair["gap"]), finite(pair["gap_z"])
-    if (error := finite(pair["gap_se"])) > 0:
-        t = t_of_deviate(z, pair["clusters"] - 1)
-        t = gap / error if math.isnan(t) or abs(t) > abs(gap / error) else t
-        z = deviate_of_t(t, pair["sequences"] - 1)
-    if gap == 0:  # of all tokens, or between two weighted means
-        return error if error > 0 else 0.0
-    return finite(gap / z) if z else math.nan
 
 
 def _share_error(tokens: float) -> float:

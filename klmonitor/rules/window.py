@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,14 +70,14 @@ def median(values: Floats) -> float:
         return math.nan
     ordered = values.copy()
     ordered.sort()
-    return _middle(ordered)
+    return middle(ordered)
 
 
-def _middle(ordered: Floats) -> float:
+def middle(ordered: Floats | Sequence[float]) -> float:
     """The median of what is in order."""
-    middle = ordered.size // 2
-    upper = float(ordered[middle])
-    return upper if ordered.size % 2 else 0.5 * (upper + float(ordered[middle - 1]))
+    half = len(ordered) // 2
+    upper = float(ordered[half])
+    return upper if len(ordered) % 2 else 0.5 * (upper + float(ordered[half - 1]))
 
 
 def located(values: Floats) -> tuple[float, float, float]:
@@ -91,7 +91,7 @@ def located(values: Floats) -> tuple[float, float, float]:
         return math.nan, math.nan, math.nan
     ordered = values.copy()
     ordered.sort()
-    centre = _middle(ordered)
+    centre = middle(ordered)
     usual = robust_sd(values, centre)
     third = float(ordered[-min(values.size, 3)])
     return centre, usual, max(usual, (third - centre) / NORMAL_THIRD)

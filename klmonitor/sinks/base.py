@@ -92,12 +92,12 @@ class FanOut:
     @property
     def lost_errors(self) -> int:
         """Reports that sinks took and lost to errors on threads of their own."""
-        return sum(_count(sink, "errors") for sink in self._sinks)
+        return sum([_count(sink, "errors") for sink in self._sinks])
 
     @property
     def dropped(self) -> int:
         """Reports and alerts that sinks did not try, or gave up."""
-        return sum(_count(sink, "dropped") for sink in self._sinks)
+        return sum([_count(sink, "dropped") for sink in self._sinks])
 
     def __call__(self, report: Report) -> None:
         """Hand it to every sink that works."""

@@ -34,8 +34,7 @@ class Groups:
             raise ValueError(f"groups {declared}: give distinct names, 'other' is taken")
         self.names = tuple(sorted(declared))  # a set has another order in every process
         self._declared = {name: index for index, name in enumerate(declared)}
-        rows = [*(self.names.index(name) for name in declared), len(self.names)]
-        self._rows = torch.tensor(rows, dtype=torch.int64, device="cpu")
+        self._rows = [*(self.names.index(name) for name in declared), len(self.names)]
         self._told: set[str] = set()
 
     def rows(self, group: Group, batch: TokenBatch) -> int | Tensor:
@@ -45,7 +44,7 @@ class Groups:
             ValueError: there is not one entry a sequence.
         """
         if group is None or isinstance(group, str):
-            return int(self._rows[self._index_of(group)])
+            return self._rows[self._index_of(group)]
         if isinstance(group, np.ndarray):
             group = torch.from_numpy(group)
         if not isinstance(group, Tensor):
@@ -59,7 +58,7 @@ class Groups:
         other = len(self._declared)
         index = group.cpu().long()
         index = torch.where((index >= 0) & (index < other), index, other)
-        return self._rows[index]
+        return torch.tensor(self._rows, dtype=torch.int64, device="cpu")[index]
 
     def _index_of(self, name: str | None) -> int:
         """Among the groups as declared; one that was not is said once, and counts as ``other``."""

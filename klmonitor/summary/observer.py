@@ -130,7 +130,7 @@ class Observer:
         Args:
             wait: for all that are on their way.
         """
-        while (arrival := self._first(wait)) is not None:
+        while self._coming and (arrival := self._first(wait)) is not None:
             self._boundary(self._added, arrival)
 
     def _first(self, wait: bool) -> Arrival | None:

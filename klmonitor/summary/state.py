@@ -81,9 +81,10 @@ class Summary:
     @classmethod
     def empty(cls, config: SummaryConfig) -> Summary:
         """A summary of no tokens: the identity of `merge`."""
-        flat = torch.from_numpy(np.zeros(_size(config)))  # by one thread, as in `copied`
-        nothing = (copied(part) for part in _no_maxima(config.top))
-        return cls(config, flat, *nothing, fresh=True)
+        # torch would copy by all threads, which spin for milliseconds afterwards, on the cores that
+        # the pass needs.
+        parts = (np.zeros(_size(config)), *(part.copy() for part in _no_maxima(config.top)))
+        return cls(config, *map(torch.from_numpy, parts), fresh=True)
 
     def merge(self, other: Summary) -> Summary:
         """The summary of the tokens of both, a new object.
@@ -146,15 +147,6 @@ def _restore(saved: Iterable[tuple[Floats, Floats]]) -> None:
         part[...] = before
 
 
-def copied(part: Tensor) -> Tensor:
-    """A copy, by one thread.
-
-    torch would share it out, and the threads that it wakes spin for milliseconds afterwards, on the
-    cores that the pass needs.
-    """
-    return torch.from_numpy(part.numpy().copy())
-
-
 @cache
 def _size(config: SummaryConfig) -> int:
     """Of `flat`."""
@@ -173,13 +165,12 @@ def _parts(config: SummaryConfig) -> dict[str, tuple[slice, tuple[int, ...]]]:
 
 
 @cache
-def _no_maxima(top: int) -> tuple[Tensor, Tensor, Tensor]:
+def _no_maxima(top: int) -> tuple[Floats, Floats, Floats]:
     """`maxima`, `tokens` and `sequences` of nothing."""
-    like = torch.empty(0, dtype=torch.float64, device="cpu")
-    tokens = like.new_zeros(len(PAIRS), len(TAILS), top, len(TOKEN_FIELDS))
-    sequences = like.new_zeros(len(PAIRS), top, len(SEQUENCE_FIELDS))
+    tokens = np.zeros((len(PAIRS), len(TAILS), top, len(TOKEN_FIELDS)))
+    sequences = np.zeros((len(PAIRS), top, len(SEQUENCE_FIELDS)))
     tokens[..., 0] = sequences[..., 0] = -math.inf
-    return like.new_full((len(PAIRS), len(MAXIMA)), -math.inf), tokens, sequences
+    return np.full((len(PAIRS), len(MAXIMA)), -math.inf), tokens, sequences
 
 
 def merge_all(parts: Sequence[Summary]) -> Summary:

@@ -142,7 +142,7 @@ def test_every_mean_equals_its_formula(layout):
         signs = signs_of(taken(flat, {"cu_seqlens": ends}, known))
     for name, terms in ratios.items():
         expected = ratio_of(*zip(*terms, strict=True))
-        found = signs.means()[name]
+        found = signs.mean(name)
         assert found == pytest.approx(expected, rel=2e-4, abs=1e-6, nan_ok=True), name
     for name, value in sums.items():
         assert signs.sum(name) == pytest.approx(value, rel=1e-4, abs=1e-4), name
