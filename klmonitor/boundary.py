@@ -63,10 +63,10 @@ class HealthLog:
         """What was counted, and a lock of its own."""
         vars(self).update(state, _lock=threading.Lock())
 
-    def read(self) -> Health:
-        """As it stands."""
+    def read(self, errors: int = 0, dropped: int = 0) -> Health:
+        """As it stands, with what was counted elsewhere."""
         why = "; ".join([f"{what}: {why}" for what, why in list(self._inactive.items())])
-        return Health(self._errors, self._dropped, not why, why)
+        return Health(self._errors + errors, self._dropped + dropped, not why, why)
 
 
 def inert(text: str) -> str:

@@ -63,7 +63,7 @@ class Progress:
 
     def updates_at(self, optimizer: Any) -> None:
         """The optimizer steps now, at the largest learning rate of its groups."""
-        self._rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        self._rate = max([float(group["lr"]) for group in optimizer.param_groups])
         if self._models is not None:  # once, while the policy is in the mode that it is scored in
             policy, reference = self._models
             self._models = None

@@ -32,16 +32,21 @@ def prompt_keys(ids: Tensor, mask: Tensor) -> Tensor:
     Returns:
         int64 [B], in [0, 2**53).
     """
+    keys = COMPILED(ids, mask) if ids.is_cpu else None
+    return _keys(ids, mask) if keys is None else keys
+
+
+def _keys(ids: Tensor, mask: Tensor) -> Tensor:
+    """The same by torch."""
     ids, inside = ids.to(torch.int64), mask.to(torch.int64)
-    factors = _factors_on(ids.device, 1 << ids.shape[1].bit_length())
-    keys = COMPILED(ids, inside, factors) if ids.is_cpu else None
-    return _keys(ids, inside, factors) if keys is None else keys
-
-
-def _keys(ids: Tensor, inside: Tensor, factors: Tensor) -> Tensor:
-    """The same of int64 tensors, and of numbers by place."""
+    factors = _factors_on(ids.device, _places(ids))
     sums = ((ids + 1) * factors[inside.cumsum(1)] * inside).sum(1)
     return (sums >> DROPPED_BITS) & ((1 << PROMPT_BITS) - 1)
+
+
+def _places(ids: Tensor) -> int:
+    """How many factors there are: a power of two, so that few are made."""
+    return 1 << ids.shape[1].bit_length()
 
 
 class CompiledKeys(Compiled):
@@ -56,19 +61,19 @@ class CompiledKeys(Compiled):
         )
         self._proven = False
 
-    def __call__(self, *given: Tensor) -> Tensor | None:
+    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor | None:
         """The keys; None: they are torch's to make."""
-        return None if self.wrong is not None else self._boundary(self._made, *given)
+        return None if self.wrong is not None else self._boundary(self._made, ids, mask)
 
-    def _made(self, *given: Tensor) -> Tensor | None:
+    def _made(self, ids: Tensor, mask: Tensor) -> Tensor | None:
         compiled = self.module()
         if compiled is None:
             return None
-        arrays = [np.ascontiguousarray(one.numpy()) for one in given]
-        keys = np.empty(len(arrays[0]), np.int64)
-        compiled.fill_keys(*arrays, DROPPED_BITS, keys)
+        rows, inside = (np.ascontiguousarray(one.numpy(), np.int64) for one in (ids, mask))
+        keys = np.empty(len(rows), np.int64)
+        compiled.fill_keys(rows, inside, _factors(_places(ids)), DROPPED_BITS, keys)
         found = torch.from_numpy(keys)
-        if not self._proven and not torch.equal(found, _keys(*given)):
+        if not self._proven and not torch.equal(found, _keys(ids, mask)):
             self.wrong = "other keys"
             raise ArithmeticError(self.wrong)
         self._proven = True

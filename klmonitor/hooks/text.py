@@ -49,7 +49,7 @@ class TokenText:
         """Keep the ids of one micro-batch, [B, T] or packed [N]."""
         kept = self._ids.setdefault(phase, [])
         if len(kept) < LIMIT:
-            if ids is None or ids.dim() != 2:
+            if ids is None or ids.ndim != 2:
                 kept.append(None)
             else:
                 kept.append(sent(ids) if away([ids]) else Arrival(ids, ()))

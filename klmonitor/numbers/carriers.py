@@ -19,7 +19,7 @@ from klmonitor.numbers.buckets import MIDDLES
 from klmonitor.numbers.clusters import Array, Floats
 from klmonitor.numbers.student import deviate_of_t
 from klmonitor.numbers.sums import KEY, StepSums
-from klmonitor.report.values import possible
+from klmonitor.report.values import of_groups
 from klmonitor.summary.fields import CLAMP, COLUMN, SEQUENCE_FIELDS
 
 HALF = 0.5
@@ -277,12 +277,11 @@ def group_apart(values: Mapping[str, float]) -> str:
     Args:
         values: the pair's metrics.
     """
-    groups = [
+    known = [
         name.removeprefix("group/").removesuffix("/k3/mean")
-        for name in possible(values)
-        if name.startswith("group/") and name.endswith("/k3/mean")
+        for name in of_groups(values)
+        if name.endswith("/k3/mean")
     ]
-    known = [group for group in groups if f"group/{group}/k3/mean" in values]
     if len(known) < 2:
         return ""
     return _apart(values, known, "k3") or _apart(values, known, "k1")

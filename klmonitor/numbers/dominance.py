@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from operator import itemgetter
 
 from klmonitor.numbers.without import Dominance, at_level, share, unknown, without
@@ -130,7 +131,7 @@ def dominance_k1(
         found = max(far, key=lambda one: _apart(int(one.tokens), weights, rest()))
         if found.tokens > HANDFUL and abs(found.j) < FEW_J:
             level = 0
-    few = _few(n, d, weights, rest, leave, held=lambda k: leave(k).v)
+    few = _few(n, d, weights, rest, leave, held=partial(_variance_held, values, n, mean, var))
     return _at_level(few if few.level >= max(level, WARN) else at_level(found, level), n, d)
 
 
@@ -191,6 +192,11 @@ def dominance_k3(
         if not math.isnan(exact):
             found = found._replace(mean_without_top=exact)
     return _at_level(found, n, d)
+
+
+def _variance_held(values: Sequence[float], n: float, mean: float, var: float, k: int) -> float:
+    """V of the first k of some values."""
+    return share(sum([(x - mean) ** 2 for x in values[:k]]), (n - 1) * var)
 
 
 def _few(

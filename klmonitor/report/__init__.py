@@ -20,7 +20,7 @@ from klmonitor.report.step import (
     Verdict,
 )
 from klmonitor.report.tokens import ExtremeToken, ExtremeTokens, Later
-from klmonitor.report.values import Part, Values, joined, possible
+from klmonitor.report.values import Part, Values, joined, of_groups, possible
 
 Row = dict[str, Any]
 """A JSON object: what one line of a record file holds."""
@@ -41,6 +41,7 @@ __all__ = [
     "Values",
     "Verdict",
     "joined",
+    "of_groups",
     "possible",
     "text_html",
 ]

@@ -47,6 +47,11 @@ class Values(Mapping[str, float]):
         self._whole: Mapping[str, float] | None = None
 
     @property
+    def known(self) -> Mapping[str, float]:
+        """Those that are there; nothing is made."""
+        return self._known
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Those that it may have; nothing is made."""
         names = (self._known, *(part.names for part in self._parts))
@@ -100,6 +105,12 @@ def joined(values: Mapping[str, float], more: Mapping[str, float], *parts: Part)
     """Values with more of them."""
     values = values if isinstance(values, Values) else Values(values)
     return values.joined(more, *parts)
+
+
+def of_groups(values: Mapping[str, float]) -> list[str]:
+    """The names of what is told by group, which is never made later."""
+    known = values.known if isinstance(values, Values) else values
+    return [name for name in known if name.startswith("group/")]
 
 
 def possible(values: Mapping[str, float]) -> tuple[str, ...]:

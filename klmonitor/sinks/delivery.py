@@ -64,11 +64,10 @@ class Delivery:
 
     def health(self) -> Health:
         """What was counted so far, rows that the record lost among it."""
-        health, sinks = self._log.read(), self._sinks
-        errors, dropped = health.errors + sinks.lost_errors, health.dropped + sinks.dropped
+        errors, dropped = self._sinks.lost_errors, self._sinks.dropped
         if self._record is not None:
             errors, dropped = errors + self._record.errors, dropped + self._record.dropped
-        return Health(errors, dropped, health.active, health.why)
+        return self._log.read(errors, dropped)
 
     @property
     def run_dir(self) -> Path | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from klmonitor.numbers.metrics import CORE, NAMES
 from klmonitor.numbers.runvalues import PREFIX, TABLE
 from klmonitor.pairs import PAIRS
-from klmonitor.report import Report, possible
+from klmonitor.report import Report, of_groups, possible
 
 Metrics = str | Sequence[str]
 """``"core"``, ``"full"``, or a list of globs, in which those two words may stand as well."""
@@ -90,19 +90,17 @@ def select(metrics: Metrics, report: Report) -> dict[str, float]:
     first = next((one for one in FIRST if one in report.pairs), None)
     if first is not None and "core" in globs:
         values = report.pairs[first].values
-        groups = _of_groups(possible(values))
-        found |= {f"{prefix}kl/{first}/{one}": values[one] for one in groups}
+        found |= {f"{prefix}kl/{first}/{one}": values[one] for one in _of_groups(values)}
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
-@lru_cache(256)
-def _of_groups(names: tuple[str, ...]) -> tuple[str, ...]:
-    """One series a declared group, of some names: the mean of k3 in it.
+def _of_groups(values: Mapping[str, float]) -> list[str]:
+    """One series a declared group: the mean of k3 in it.
 
     They come on top of the core's budget of series: whoever declares a group wants to see it.
     """
-    ours = (one for one in names if one.startswith("group/") and one.endswith(GROUP_CORE))
-    return tuple(one for one in ours if one != f"group/other{GROUP_CORE}")
+    ours = (one for one in of_groups(values) if one.endswith(GROUP_CORE))
+    return [one for one in ours if one != f"group/other{GROUP_CORE}"]
 
 
 def is_chosen(metrics: Metrics, full: str, short: str, training: bool = True) -> bool:

@@ -107,7 +107,9 @@ def checked_advantages(advantages: TensorLike | None, batch: TokenBatch) -> Tens
     if packed and tuple(found.shape) == (batch.shape[1],):
         return found.unsqueeze(0)
     if tuple(found.shape) == (batch.n_sequences,):
-        return found[batch.segments].unsqueeze(0) if packed else found[:, None].expand(batch.shape)
+        if packed:
+            return found[batch.segments].unsqueeze(0)
+        return found.unsqueeze(1).expand(batch.shape)
     if tuple(found.shape) != batch.shape:
         raise _misshapen("advantages have", found, batch, "one a sequence, or one a token")
     return found
