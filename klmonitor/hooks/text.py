@@ -19,7 +19,7 @@ from torch import Tensor
 from klmonitor.boundary import cause, say
 from klmonitor.record.rows import RECORDED_TOKENS
 from klmonitor.report import ExtremeToken
-from klmonitor.summary.arrivals import Arrival, away, sent
+from klmonitor.summary.arrivals import Arrival, sent
 
 BEFORE = 12
 """Tokens of context before the extreme one."""
@@ -52,7 +52,7 @@ class TokenText:
             if ids is None or ids.ndim != 2:
                 kept.append(None)
             else:
-                kept.append(sent(ids) if away([ids]) else Arrival(ids, ()))
+                kept.append(Arrival(ids, ()) if ids.is_cpu else sent(ids))
 
     def forget(self, phase: str) -> None:
         """A step is over."""

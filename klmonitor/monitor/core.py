@@ -225,7 +225,7 @@ class Monitor(Observer):
     # --- in ----------------------------------------------------------------------------------
     def _place(self) -> tuple[int, int]:
         ranks = self._ranks()
-        return rank_of(ranks), world_of(ranks)
+        return (0, 1) if ranks is None else (rank_of(ranks), world_of(ranks))
 
     def _world(self) -> int:
         return world_of(self._ranks())

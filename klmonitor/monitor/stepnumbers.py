@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from klmonitor.numbers.assemble import ExtraValues, pair_reports
@@ -65,5 +65,5 @@ class StepNumbers:
             self.running.read(steps)
         found = pair_reports(steps, self._extra_values, self.workers, self._penalties)
         for name in self._notes.keys() & found.keys():
-            found[name] = replace(found[name], note=self._notes[name])
+            found[name] = found[name].changed(note=self._notes[name])
         return self._causes.name(steps, found, advance=advance)

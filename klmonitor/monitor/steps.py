@@ -49,7 +49,8 @@ class Steps:
             TypeError: before the first step: it is none.
         """
         try:
-            number = operator.index(step.item() if hasattr(step, "item") else step)
+            is_one = isinstance(step, int) or not hasattr(step, "item")
+            number = operator.index(step if is_one else step.item())
         except (TypeError, ValueError, RuntimeError):
             error = TypeError(
                 f"step is {step!r}: give the trainer's step, a whole number, as step(17)"

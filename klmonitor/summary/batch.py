@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klmonitor.pairs import POLICIES
+from klmonitor.pairs import POLICIES, POLICY_INDEX
 from klmonitor.summary.arrays import Arrays
 from klmonitor.summary.once import once
 
@@ -120,9 +120,9 @@ def build(
         TypeError: a dtype is wrong, or a policy's name is unknown.
     """
     given = {name: value for name, value in log_probs.items() if value is not None}
-    unknown = sorted(set(given) - set(POLICIES))
-    if unknown:
-        raise TypeError(f"unknown policy {unknown[0]!r}: name one of {', '.join(POLICIES)}")
+    if not POLICY_INDEX.keys() >= given.keys():
+        unknown = min(given.keys() - POLICY_INDEX.keys())
+        raise TypeError(f"unknown policy {unknown!r}: name one of {', '.join(POLICIES)}")
     if len(given) < 2:
         held = ", ".join(given) or "none"
         raise ValueError(f"a KL needs log-probs of two policies, got {held}: pass e.g. policy, ref")

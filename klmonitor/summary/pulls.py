@@ -60,7 +60,7 @@ def add(
         return
     columns = tokens if batch.segments is not None else batch.shape[1]
     rows = 1 if batch.segments is not None else tokens // columns
-    if extras.advantages is not None:
+    if extras.advantages is not None and (rows, columns) != batch.shape:
         extras = replace(extras, advantages=extras.advantages[:rows, :columns])
     some = (batch.first(rows, columns), (pair,), penalty, extras)
     if whole or not KERNEL.add(state, *some):
