@@ -96,27 +96,51 @@ class Causes:
         for name, pair in pairs.items():
             together = reduce(np.add, [one[name] for one in recent if name in one])
             why = _why(steps[name], pair, Signs(Signatures(together.tolist())))
-            found[name] = pair if why == pair.cause else pair.changed(cause=why)
+            found[name] = pair if why == NO_CAUSE else pair.changed(cause=why)
         return _without_sampler(found)
 
 
-def _why(sums: StepSums, pair: PairReport, signs: Mapping[str, float]) -> Cause:
-    """A pair's cause, from the signatures of the last steps."""
+def _why(sums: StepSums, pair: PairReport, signs: Mapping[str, float]) -> Cause | Asked:
+    """A pair's cause, from the signatures of the last steps; one that nobody is told can wait."""
     why = impossible(sums, pair.extremes) if suspect(sums) else NO_CAUSE
     if why.name or not signs["tokens"] >= FEWEST_TOKENS:
         return why
     q, p = pair.name.split("_")
-    asked = pair["on_policy"] == 1 and pair["gap_z"] > 2  # else another policy drew
-    turned = _turned(sums) if asked else math.nan
-    return cause(Evidence(q, p, signs, pair.values, carriers(sums), turned))
+    evidence = Evidence(
+        q, p, signs, pair.values, partial(carriers, sums), partial(_turned, sums, pair)
+    )
+    waits = not any(rule.holds(evidence) for rule in TOLD[evidence.mismatch])
+    return Asked(evidence) if waits else cause(evidence)
 
 
 NO_CAUSE = Cause()
 
 
+class Asked:
+    """Finds a cause when it is first asked for.
+
+    Args:
+        evidence: of the pair; not held any longer than that.
+    """
+
+    __slots__ = ("_evidence", "_found")
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._evidence: Evidence | None = evidence
+        self._found = NO_CAUSE
+
+    def __call__(self, _: PairReport) -> Cause:
+        """The cause; two threads that ask at once find the same."""
+        evidence = self._evidence
+        if evidence is not None:
+            self._found = cause(evidence)
+            self._evidence = None  # behind it: who finds none finds what was found
+        return self._found
+
+
 def _without_sampler(pairs: dict[str, PairReport]) -> dict[str, PairReport]:
     """The pairs, where the log-probs of what drew the tokens cannot be: others have no weights."""
-    drew = (pair for pair in pairs.values() if pair.cause.impossible and pair["on_policy"] == 1)
+    drew = [pair for pair in pairs.values() if pair.impossible and pair["on_policy"] == 1]
     whose = next((who for pair in drew if (who := blamed(pair.cause, pair.name.split("_")[0]))), "")
     if not whose:
         return pairs
@@ -131,8 +155,10 @@ def _without_sampler(pairs: dict[str, PairReport]) -> dict[str, PairReport]:
     }
 
 
-def _turned(sums: StepSums) -> float:
+def _turned(sums: StepSums, pair: PairReport) -> float:
     """Mean(e^-d) - 1, whose expectation is 0 where p drew the tokens; from the histogram."""
+    if not (pair["on_policy"] == 1 and pair["gap_z"] > 2):  # another policy drew, or q did
+        return math.nan
     d = np.clip(MIDDLES, -min(sums.smallest, CLAMP), sums.largest)
     return ratio(float(sums.histogram @ np.expm1(-d)), sums.n)
 
@@ -405,3 +431,16 @@ RULES: tuple[CauseRule, ...] = (
 """In the order in which they are asked: what corrupts the others' evidence comes first."""
 ASKED = {who: [rule for rule in RULES if rule.mismatch in (None, who)] for who in (True, False)}
 """The same of trainer against engine, and of other pairs."""
+
+
+def is_told(mismatch: bool, name: str) -> bool:
+    """Whether a cause of that name is told for its own sake, and not beside something else."""
+    return name not in QUIET if mismatch else name in OF_ANY_PAIR
+
+
+QUIET = ("identical", "coarse or stale", "turned round", "unknown")
+"""Of trainer against engine all but these are."""
+OF_ANY_PAIR = ("shift", "scaled", "other sampler")
+"""Of other pairs these alone."""
+TOLD = {who: [rule for rule in rules if is_told(who, rule.name)] for who, rules in ASKED.items()}
+"""What is asked at every step, since it is told."""

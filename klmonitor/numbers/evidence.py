@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from klmonitor.numbers.carriers import Carriers
@@ -11,6 +11,7 @@ from klmonitor.numbers.clusters import ratio
 from klmonitor.numbers.signatures import Signatures
 from klmonitor.numbers.student import deviate_of_t
 from klmonitor.summary.fields import LAGS, SIGNATURE_RATIOS
+from klmonitor.summary.once import once
 
 Z = 8.0
 """Errors from which a signature is not chance: it is judged at every step of a run."""
@@ -25,6 +26,10 @@ TILT = ("tilt", "fit")
 COUNTS = ("tokens", "sequences", "sure", "sure_other", "first_off", "last_off", "lone_off")
 
 
+def _unknown() -> float:
+    return math.nan
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What is known of one pair.
@@ -34,16 +39,26 @@ class Evidence:
         signs: signatures by name, with the errors of means as ``{name}_se``; ``{name}_z`` follows
             from these where it is asked for.
         numbers: the step's metrics.
-        carriers: the sequences or prompts that carry the estimate.
-        turned: mean(e^-d) - 1 of the step; nan: not asked for.
+        carrying: gives the sequences or prompts that carry the estimate, `carriers`.
+        turning: gives mean(e^-d) - 1 of the step, `turned`; nan: unknown.
     """
 
     q: str
     p: str
     signs: Mapping[str, float]
     numbers: Mapping[str, float]
-    carriers: Carriers
-    turned: float = math.nan
+    carrying: Callable[[], Carriers] = Carriers
+    turning: Callable[[], float] = _unknown
+
+    @once
+    def carriers(self) -> Carriers:
+        """Made when a rule asks for it."""
+        return self.carrying()
+
+    @once
+    def turned(self) -> float:
+        """Likewise."""
+        return self.turning()
 
     def __getitem__(self, name: str) -> float:
         try:

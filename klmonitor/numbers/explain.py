@@ -59,7 +59,7 @@ def findings(pair: PairReport) -> list[str]:
     """What there is to know of a pair beside the verdict, the weightiest first."""
     if pair.tokens == 0 or pair["identical"] == 1:
         return [line for line in [_nonfinite(pair)] if line]
-    if pair.cause.impossible:
+    if pair.impossible:
         found = (_nonfinite(pair), _dominated(pair, "k1"), _dominated(pair, "k3"))
         return [line for line in found if line]
     every = (

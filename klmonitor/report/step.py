@@ -6,12 +6,14 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 from klmonitor.report.alert import Alert
 from klmonitor.report.markup import table_html, text_html
 from klmonitor.report.tokens import ExtremeToken, ExtremeTokens
 from klmonitor.report.values import joined
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,26 @@ def _nothing(pair: PairReport) -> Sequence[str]:
     return ()
 
 
-class _Judged:
-    """The field of a verdict, or of what gives it when somebody asks."""
+class _Asked(Generic[T]):
+    """The field of something, or of what gives it when somebody asks.
 
-    def __get__(self, pair: PairReport | None, owner: type | None = None) -> Verdict:
-        found = Verdict() if pair is None else vars(pair)["_verdict"]
-        return found if isinstance(found, Verdict) else found(pair)
+    Args:
+        default: what it is where nothing was given.
+    """
 
-    def __set__(self, pair: PairReport, given: Verdict | Callable[[PairReport], Verdict]) -> None:
-        vars(pair)["_verdict"] = given
+    def __init__(self, default: T) -> None:
+        self._default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, pair: PairReport | None, owner: type | None = None) -> T:
+        found: Any = self._default if pair is None else vars(pair)[self._name]
+        found = found if isinstance(found, type(self._default)) else found(pair)
+        return cast("T", found)
+
+    def __set__(self, pair: PairReport, given: T | Callable[[PairReport], T]) -> None:
+        vars(pair)[self._name] = given
 
 
 @dataclass(frozen=True)
@@ -113,11 +126,11 @@ class PairReport:
     values: Mapping[str, float]
     extremes: Sequence[ExtremeToken] = ()
     histogram: Sequence[tuple[float, float]] = ()
-    verdict: _Judged = _Judged()
+    verdict: _Asked[Verdict] = _Asked(Verdict())
     open_kinds: tuple[str, ...] = ()
     words: Callable[[PairReport], Sequence[str]] = field(default=_nothing, repr=False)
     penalty: str = ""
-    cause: Cause = Cause()
+    cause: _Asked[Cause] = _Asked(Cause())
     note: str = ""
 
     def __getitem__(self, metric: str) -> float:
@@ -134,6 +147,16 @@ class PairReport:
         near = difflib.get_close_matches(metric, KNOWN, n=1)
         hint = f": did you mean {near[0]!r}?" if near else ", see docs/metrics.md"
         raise KeyError(f"no metric {metric!r}{hint}")
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the cause was not asked for: then it is none that is told for its own sake."""
+        return not isinstance(vars(self)["_cause"], Cause)
+
+    @property
+    def impossible(self) -> bool:
+        """Whether the log-probs cannot be what they are called."""
+        return not self.quiet and self.cause.impossible
 
     def changed(self, **fields: Any) -> PairReport:
         """A copy with other fields; `dataclasses.replace`, at a tenth of its cost."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from klmonitor.numbers.causes import is_told
 from klmonitor.rules.rule import Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
 
-OF_ANY_PAIR = ("shift", "scaled", "other sampler")
-"""Causes that are told of any pair, not of trainer and engine alone."""
 NO_ENGINE = "a policy's log-probs are not those that the tokens were drawn with"
 MEND_FIRST = "mend the named cause; no number of this pair means anything until then"
-QUIET = ("identical", "coarse or stale", "turned round", "unknown")
-"""Causes that open no alert of their own: they are told with those of others."""
 
 
 def impossible(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -18,10 +15,10 @@ def impossible(reading: Reading, limits: Thresholds) -> Finding | None:
 
     Thresholds: `tokens`, the fewest that count.
     """
-    cause, pair = reading.pair.cause, reading.pair
-    if not cause.impossible or pair.tokens < limits["tokens"]:
+    pair = reading.pair
+    if not pair.impossible or pair.tokens < limits["tokens"]:
         return None
-    return Finding(message=cause.text).critical_if(True)
+    return Finding(message=pair.cause.text).critical_if(True)
 
 
 def known_cause(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -29,12 +26,11 @@ def known_cause(reading: Reading, limits: Thresholds) -> Finding | None:
 
     Thresholds: `tokens`, the fewest that count.
     """
-    cause, pair = reading.pair.cause, reading.pair
-    mismatch = pair.name.startswith("rollout_")
-    told = mismatch or cause.name in OF_ANY_PAIR
-    if not cause.name or cause.impossible or cause.name in QUIET or not told:
+    pair = reading.pair
+    if pair.quiet or pair.impossible or pair.tokens < limits["tokens"]:
         return None
-    if pair.tokens < limits["tokens"]:
+    cause, mismatch = pair.cause, pair.name.startswith("rollout_")
+    if not cause.name or not is_told(mismatch, cause.name):
         return None
     if mismatch:
         return Finding(message=cause.text)

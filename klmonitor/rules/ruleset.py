@@ -146,7 +146,7 @@ class RuleSet:
     def _findings(self, reading: Reading) -> tuple[list[tuple[Rule, Finding]], int]:
         """What the rules find on a pair, calm ones left out; and how many of them failed."""
         pair, rules, judges = reading.pair, self._rules, self._judges
-        if pair.cause.impossible:
+        if pair.impossible:
             rules = [rule for rule in rules if rule.kind in DESPITE]
             judges = [self._judges[self._rules.index(rule)] for rule in rules]
         findings = [

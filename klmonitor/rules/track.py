@@ -177,7 +177,8 @@ class Reading:
     @property
     def _weights_hardly_change(self) -> bool:
         """Whether the tokens of another policy are as good as q's, by log-probs that can be."""
-        return self["iw/ess"] >= NEARLY_ALL and self.pair.cause.name != UNKNOWN_SAMPLER
+        known = self.pair.quiet or self.pair.cause.name != UNKNOWN_SAMPLER
+        return self["iw/ess"] >= NEARLY_ALL and known
 
     @once
     def sign_error(self) -> float:

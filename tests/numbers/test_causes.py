@@ -46,7 +46,9 @@ NOBODY = Carriers()
 def evidence(signs=(), numbers=(), pair="rollout_old", carriers=NOBODY):
     q, p = pair.split("_")
     clean = {"tokens": 4096.0, "middle": 0.01, "first": 0.01, "last": 0.01, "up": 0.3, "down": 0.3}
-    return Evidence(q, p, clean | dict(signs), {"tokens": 4096.0, **dict(numbers)}, carriers)
+    return Evidence(
+        q, p, clean | dict(signs), {"tokens": 4096.0, **dict(numbers)}, lambda: carriers
+    )
 
 
 def test_a_clean_pair_and_one_of_few_tokens_have_no_cause():
