@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from klmonitor.numbers import runvalues
@@ -46,7 +46,8 @@ class Flags:
     def own(self) -> Flags:
         """As `decode` has them, of a rank that is alone."""
         mutes = tuple(decode(encode(self.mutes))) if self.mutes else ()
-        return replace(self, mutes=mutes, run=runvalues.named(self.run))
+        run = runvalues.named(self.run)
+        return Flags(self.errors, self.dropped, self.active, self.offer, mutes, run)
 
     def encode(self) -> tuple[float, ...]:
         """[N] numbers whose maximum over ranks is what `decode` takes."""

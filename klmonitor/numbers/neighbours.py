@@ -68,19 +68,18 @@ def neighbours_of(
         [
             _neighbours(token, values)
             for token, values in zip([t for t in tokens if t.tail == tail], of_tail, strict=False)
-            if values[2, values.shape[-1] // 2]
+            if values[2][len(values[2]) // 2]
         ]
-        for tail, of_tail in zip(("left", "right"), found, strict=True)
+        for tail, of_tail in zip(("left", "right"), found.tolist(), strict=True)
     ]
 
 
-def _neighbours(token: ExtremeToken, values: NDArray[np.float32]) -> Neighbours:
-    there = np.flatnonzero(values[2])
-    first, end = int(there[0]), int(there[-1]) + 1
-    log_q, log_p, what = values[:, first:end].tolist()
+def _neighbours(token: ExtremeToken, values: list[list[float]]) -> Neighbours:
+    there = [place for place, what in enumerate(values[2]) if what]
+    log_q, log_p, what = (row[there[0] : there[-1] + 1] for row in values)
     return Neighbours(
         token,
-        first - values.shape[-1] // 2,
+        there[0] - len(values[2]) // 2,
         ids=tuple([int(one) - FIRST_ID if one >= FIRST_ID else None for one in what]),
         log_q=_known(log_q, what),
         log_p=_known(log_p, what),

@@ -8,6 +8,7 @@ alerts as the live run did, and a resumed run those that an uninterrupted one wo
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -90,9 +91,9 @@ class RuleSet:
         self._silent = _boundary(NO_DATA.kind, log)
         self._functions = [own_rule(name, f) for name, f in self.settings.own.items()]
         self._tracks: dict[str, Track] = {}
-        self._silence: dict[str, Silence] = {}
+        self._silence = defaultdict[str, Silence](Silence)
         self._episodes: dict[tuple[str, str], Episode] = {}
-        self._stories: dict[str, Story] = {}
+        self._stories = defaultdict[str, Story](Story)
 
     def fresh(self) -> RuleSet:
         """The same rules without any memory."""
@@ -178,7 +179,7 @@ class RuleSet:
                     of_story.append(found)
                 elif phase:
                     said.append(told(step, name, alone(found)))
-        story = self._stories.setdefault(name, Story())
+        story = self._stories[name]
         telling = story.take(step, finite(pair["k3/mean"]), of_story, reading.seen)
         if telling:
             said.insert(0, told(step, name, naming_group(telling, pair)))
@@ -195,11 +196,11 @@ class RuleSet:
         limits = self._limits.get(NO_DATA.kind)
         if limits is None:
             return []
-        run = self._silence.setdefault(RUN, Silence())
+        run = self._silence[RUN]
         run.advance(bool(present))
         said = [*self._of_run(step, NO_DATA, RUN, run.find_of_run(limits))]
         for name in self._tracks:
-            silence = self._silence.setdefault(name, Silence())
+            silence = self._silence[name]
             silence.advance(name in present)
             finding = silence.find(limits)
             if run.steps and finding is not None:
@@ -277,12 +278,14 @@ class RuleSet:
         self._tracks = {}
         for name, body in state["tracks"].items():
             self._track(name, {}).load_state_dict(body)
-        self._silence = {name: Silence.from_state(body) for name, body in state["silence"].items()}
+        self._silence.clear()
+        for name, body in state["silence"].items():
+            self._silence[name] = Silence.from_state(body)
         self._episodes = {}
         for row in state["episodes"]:
             fields = {key: value for key, value in row.items() if key not in ("kind", "pair")}
             self._episodes[row["kind"], row["pair"]] = Episode.from_state(fields)
-        self._stories = {}
+        self._stories.clear()
         for row in state.get("stories", ()):
             fields = {key: value for key, value in row.items() if key != "pair"}
             self._stories[row["pair"]] = Story.from_state(fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -90,7 +91,7 @@ class Intake:
         self._micro_batches = dict.fromkeys(PHASES, 0)
         self._taken = dict.fromkeys(PHASES, 0)
         self._versions = Versions()
-        self._neighbours: dict[str, Neighbours] = {}
+        self._neighbours = defaultdict[str, Neighbours](Neighbours)
         self._checked = False
         log = log or HealthLog()
         self._fits = {
@@ -151,7 +152,7 @@ class Intake:
         if state is None:
             state = self._states[phase] = self._empty()
         place, taken = Place(rank, self._micro_batches[phase]), self._taken[phase]
-        beside = self._neighbours.setdefault(phase, Neighbours())
+        beside = self._neighbours[phase]
         given = (*log_probs.values(), layout.get("mask"), *masks.values(), layout.get("token_ids"))
         lent = any(isinstance(one, np.ndarray) for one in given)
         for part, pairs in parts:
