@@ -18,6 +18,7 @@ from klmonitor.report import Health
 
 P = ParamSpec("P")
 P1 = TypeVar("P1")
+P2 = TypeVar("P2")
 R = TypeVar("R")
 
 PATIENCE = 5
@@ -176,14 +177,21 @@ class Boundary:
                 self._log.stop(self.name, cause(error))
 
 
-def each(calls: Iterable[tuple[Boundary, Callable[[P1], R]]], given: P1) -> Iterator[R | None]:
-    """What each of many quick calls gives, as through its boundary; without a frame for each."""
-    for boundary, call in calls:
+def each(
+    calls: Iterable[tuple[Boundary, Callable[[P1, P2], R], P2]], given: P1
+) -> Iterator[R | None]:
+    """What each of many quick calls gives, as through its boundary; without a frame for each.
+
+    Args:
+        calls: boundary, what is called, and its second argument.
+        given: the first.
+    """
+    for boundary, call, more in calls:
         if boundary._in_a_row or boundary.resting:
-            yield boundary(call, given)
+            yield boundary(call, given, more)
             continue
         try:
-            found = call(given)
+            found = call(given, more)
         except boundary._catch as error:
             boundary.caught(error)
             yield None

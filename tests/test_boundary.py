@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from functools import partial
 
 import pytest
 from hypothesis import given
@@ -173,11 +172,11 @@ def test_many_calls_are_as_one_through_each_boundary(rounds):
             def call(given, fails):
                 return fail() if fails else given
 
-            calls = [(g, partial(call, fails=f)) for g, f in zip(guards, failing, strict=True)]
+            calls = [(g, call, f) for g, f in zip(guards, failing, strict=True)]
             if together:
                 found.append(list(each(calls, number)))
             else:
-                found.append([guard(one, number) for guard, one in calls])
+                found.append([guard(one, number, fails) for guard, one, fails in calls])
             found.append([(g.failing, g.resting, g.failures) for g in guards])
         states.append((found, log.read()))
     assert states[0] == states[1]

@@ -68,11 +68,12 @@ def sums_of(arrays: Mapping[str, Array], groups: Sequence[str]) -> dict[str, Ste
         groups: names of its groups.
     """
     sums = arrays["sums"]
+    seen = np.flatnonzero(sums.any(axis=(1, 2))).tolist()
     with np.errstate(all="ignore"):
         return {
             pair.name: StepSums(pair, i, arrays, groups)
             for i, pair in enumerate(PAIRS)
-            if np.count_nonzero(sums[i])
+            if i in seen
         }
 
 

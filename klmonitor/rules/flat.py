@@ -29,7 +29,8 @@ class FlatScore:
     """A value with its standard error against its baseline; nan where there is none yet.
 
     The baseline is its median and, for `z`, the windows: its values, and their last squared
-    standard errors. The slack is a difference that something else explains.
+    standard errors, as they are before the value is taken. The slack is a difference that something
+    else explains.
     """
 
     value: float = math.nan
@@ -69,8 +70,7 @@ class FlatLevel:
         window = self._values.last(LENGTH, skip=SKIP)
         if math.isnan(value) or window.size < WARM_UP:
             return FlatScore(value, se)
-        windows = window.copy(), self._errors.last(LENGTH).copy()
-        return FlatScore(value, se, median(window), slack, windows)
+        return FlatScore(value, se, median(window), slack, (window, self._errors.last(LENGTH)))
 
     def take(self, score: FlatScore) -> None:
         """Learn a value that has been judged, unless it is nan."""

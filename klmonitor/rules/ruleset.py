@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from klmonitor.boundary import Boundary, HealthLog, each
@@ -21,7 +20,7 @@ from klmonitor.rules.causes import IMPOSSIBLE
 from klmonitor.rules.episode import END, Episode
 from klmonitor.rules.health import INACTIVE, inactive
 from klmonitor.rules.own import judge_own, own_rule
-from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
+from klmonitor.rules.rule import SIMMERING, Finding, Rule
 from klmonitor.rules.settings import Rules, parse_rules
 from klmonitor.rules.silence import NO_DATA, Silence
 from klmonitor.rules.standing import standing
@@ -85,8 +84,9 @@ class RuleSet:
             rule for rule in RULES if rule.judge is not None and rule.kind in self._limits
         ]
         self._judges = [
-            (_boundary(rule.kind, log), _judging(rule, self._limits[rule.kind]))
+            (_boundary(rule.kind, log), rule.judge, self._limits[rule.kind])
             for rule in self._rules
+            if rule.judge is not None
         ]
         self._silent = _boundary(NO_DATA.kind, log)
         self._functions = [own_rule(name, f) for name, f in self.settings.own.items()]
@@ -155,7 +155,7 @@ class RuleSet:
             for rule, finding in zip(rules, each(judges, reading), strict=True)
             if finding is not None
         ]
-        return findings, sum([boundary.failing for boundary, _ in judges])
+        return findings, sum([boundary.failing for boundary, *_ in judges])
 
     def _announced(
         self, step: int, name: str, reading: Reading, findings: Sequence[tuple[Rule, Finding]]
@@ -289,13 +289,6 @@ class RuleSet:
         for row in state.get("stories", ()):
             fields = {key: value for key, value in row.items() if key != "pair"}
             self._stories[row["pair"]] = Story.from_state(fields)
-
-
-def _judging(rule: Rule, limits: Thresholds) -> Callable[[Reading], Finding | None]:
-    """A rule's function under some thresholds."""
-    judge: Callable[..., Finding | None] | None = rule.judge
-    assert judge is not None  # who asks has looked
-    return partial(judge, limits=limits)
 
 
 def _boundary(kind: str, log: HealthLog) -> Boundary:
