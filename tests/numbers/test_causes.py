@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import pickle
+
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.causes import WORLDS, is_right, named
+from klmonitor import Monitor
 from klmonitor.numbers.carriers import Carriers, Totals, few
-from klmonitor.numbers.causes import cause
+from klmonitor.numbers.causes import TOLD, Asked, cause, is_told
 from klmonitor.numbers.evidence import Evidence
+from klmonitor.report import PairReport
 from klmonitor.simulate.engines import ENGINES
 
 SMALL = WORLDS[:3]
@@ -98,6 +106,63 @@ def test_bit_equal_engines_are_information():
     assert found.name == "identical"
     assert not found.impossible
     assert cause(evidence(numbers={"identical": 1.0}, pair="old_policy")).name == ""
+
+
+@pytest.mark.parametrize("pair", ["rollout_old", "policy_ref"])
+@given(data=st.data())
+def test_a_cause_that_waits_is_none_that_is_told(pair, data):
+    """Whatever the signatures say, it is the same at once or later, and no alert misses it."""
+    known = {"up": 0.3, "down": 0.3, **{name: data.draw(NUMBERS, name) for name in SEEN}}
+    few = Carriers("1 of 9 sequences holds it", 10.0) if data.draw(st.booleans()) else NOBODY
+    found = evidence(known, {"on_policy": 1.0, "gap_z": 9.0}, pair, few)
+    wanted, mismatch = cause(found), pair == "rollout_old"
+    told = any(rule.holds(found) for rule in TOLD[mismatch])
+    if wanted.name:
+        assert told or not is_told(mismatch, wanted.name)
+    if not told:
+        later = PairReport(pair, {}, cause=Asked(found))
+        assert later.quiet
+        assert not later.impossible
+        assert later.cause == wanted
+        assert later.cause is later.cause
+
+
+NUMBERS = st.floats(-2, 2) | st.sampled_from([0.0, 0.05, 9.0, -9.0, 500.0, math.nan])
+SEEN = (
+    *("d", "d_z", "gap", "gap_z", "surprise", "surprise_z", "entropy", "sure", "sure_other"),
+    *("slope", "slope_z", "tilt", "fit", "qp", "before", "after", "shift", "shift_z", "context_z"),
+    *("context", "who", "who_z", "up", "down", "first", "last", "lone", "middle", "first_se"),
+)
+
+
+def test_an_ordinary_step_s_cause_waits_and_holds_nothing_once_it_is_known():
+    q, p = drawn(0.02)
+    step = Monitor()
+    step.observe(policy=q, ref=p)
+    pair = step.step(1).pairs["policy_ref"]
+    asked = vars(pair)["_cause"]
+    assert pair.quiet
+    assert pair.cause.name == ""
+    assert asked._evidence is None
+    again = pickle.loads(pickle.dumps(pair))  # made here
+    assert again.cause == pair.cause
+
+
+def test_a_cause_that_is_told_is_known_at_once():
+    q, p = drawn(0.02)
+    step = Monitor()
+    step.observe(policy=q[:, :-1], ref=p[:, 1:])
+    report = step.step(1)
+    assert not report.pairs["policy_ref"].quiet
+    assert report.pairs["policy_ref"].cause.name == "shift"
+    assert "cause" in {alert.kind for alert in report.alerts}
+
+
+def drawn(scale):
+    """Log-probs of a policy and of one near it, [64, 40]."""
+    generator = torch.Generator().manual_seed(0)
+    q = -torch.empty(64, 40).exponential_(0.7, generator=generator)
+    return q, (q + scale * torch.randn(64, 40, generator=generator)).clamp(max=-1e-4)
 
 
 def totals(t, s):
