@@ -38,7 +38,6 @@ SITES = (
     "klmonitor.summary.state:Summary.empty",
     "klmonitor.monitor.core:Monitor._place",
     # a step
-    "klmonitor.monitor.exchange:Reducer.agree",
     "klmonitor.monitor.stepnumbers:sums_of",
     "klmonitor.monitor.stepnumbers:Running.advance",
     "klmonitor.monitor.stepnumbers:pair_reports",

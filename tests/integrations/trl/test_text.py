@@ -191,11 +191,11 @@ def test_ids_on_a_gpu_are_waited_for_when_they_are_decoded_and_not_before(monkey
 
     waited = []
     event = types.SimpleNamespace(synchronize=lambda: waited.append(1))
-    monkeypatch.setattr(module, "away", lambda values: True)
-    monkeypatch.setattr(module, "sent", lambda ids: Arrival(sent(ids).given, [event]))
-    text = TokenText(types.SimpleNamespace(decode=lambda ids: f"{ids}"), rank=0)
     ids = torch.arange(20).reshape(2, 10)
-    text.keep("train", ids)
+    far = types.SimpleNamespace(ndim=2, is_cpu=False, copied=ids)
+    monkeypatch.setattr(module, "sent", lambda ids: Arrival(sent(ids.copied).given, [event]))
+    text = TokenText(types.SimpleNamespace(decode=lambda ids: f"{ids}"), rank=0)
+    text.keep("train", far)
     ids.zero_()  # what is on a GPU is copied before it can be written to
     token = ExtremeToken("policy_ref", "left", -3.0, -1.0, -4.0, 0, 0, 1, 2, token_id=12)
     decoding = text.annotate([token], "train")
