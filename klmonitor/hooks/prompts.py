@@ -32,7 +32,7 @@ def prompt_keys(ids: Tensor, mask: Tensor) -> Tensor:
     Returns:
         int64 [B], in [0, 2**53).
     """
-    keys = COMPILED(ids, mask) if ids.is_cpu else None
+    keys = COMPILED(ids, mask) if ids.is_cpu and ids.shape == mask.shape else None
     return _keys(ids, mask) if keys is None else keys
 
 
@@ -69,7 +69,7 @@ class CompiledKeys(Compiled):
         compiled = self.module()
         if compiled is None:
             return None
-        rows, inside = (np.ascontiguousarray(one.numpy(), np.int64) for one in (ids, mask))
+        rows, inside = (one.to(torch.int64).contiguous().numpy() for one in (ids, mask))
         keys = np.empty(len(rows), np.int64)
         compiled.fill_keys(rows, inside, _factors(_places(ids)), DROPPED_BITS, keys)
         found = torch.from_numpy(keys)

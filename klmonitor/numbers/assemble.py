@@ -32,7 +32,7 @@ def pair_reports(
     """Every metric of every pair that follows from a step's sums.
 
     Args:
-        steps: pair -> its sums; not looked at any more once all that is made later was.
+        steps: pair -> its sums; not looked at from here any more once all that is made later was.
         extra: adds values of an adapter's own.
         workers: names of those whose parts were merged: token fields have -1 - index as rank.
         penalties: pair -> the KL term that the objective has on it.

@@ -15,8 +15,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import partial, reduce
+from typing import Any
 
 import numpy as np
 
@@ -106,8 +108,9 @@ def _why(sums: StepSums, pair: PairReport, signs: Mapping[str, float]) -> Cause 
     if why.name or not signs["tokens"] >= FEWEST_TOKENS:
         return why
     q, p = pair.name.split("_")
+    held = copy(sums)  # what others find of the sums is theirs to keep
     evidence = Evidence(
-        q, p, signs, pair.values, partial(carriers, sums), partial(_turned, sums, pair)
+        q, p, signs, pair.values, partial(carriers, held), partial(_turned, held, pair)
     )
     waits = not any(rule.holds(evidence) for rule in TOLD[evidence.mismatch])
     return Asked(evidence) if waits else cause(evidence)
@@ -129,13 +132,18 @@ class Asked:
         self._evidence: Evidence | None = evidence
         self._found = NO_CAUSE
 
-    def __call__(self, _: PairReport) -> Cause:
+    def __call__(self, _: PairReport | None) -> Cause:
         """The cause; two threads that ask at once find the same."""
         evidence = self._evidence
         if evidence is not None:
             self._found = cause(evidence)
             self._evidence = None  # behind it: who finds none finds what was found
         return self._found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What is copied, or sent elsewhere, is the cause."""
+        found = self(None)
+        return Cause, (found.name, found.text, found.impossible)
 
 
 def _without_sampler(pairs: dict[str, PairReport]) -> dict[str, PairReport]:

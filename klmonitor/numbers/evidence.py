@@ -80,6 +80,8 @@ class Evidence:
 class Signs(dict[str, float]):
     """What `Evidence` has of a pair's signatures; made when it is asked for, as most are not.
 
+    By `[]` alone: what was not asked for is not in it.
+
     Args:
         signatures: over the last steps.
     """

@@ -97,8 +97,7 @@ class _Asked(Generic[T]):
 
     def __get__(self, pair: PairReport | None, owner: type | None = None) -> T:
         found: Any = self._default if pair is None else vars(pair)[self._name]
-        found = found if isinstance(found, type(self._default)) else found(pair)
-        return cast("T", found)
+        return cast("T", found(pair) if callable(found) else found)
 
     def __set__(self, pair: PairReport, given: T | Callable[[PairReport], T]) -> None:
         vars(pair)[self._name] = given
@@ -149,18 +148,18 @@ class PairReport:
         raise KeyError(f"no metric {metric!r}{hint}")
 
     @property
-    def quiet(self) -> bool:
-        """Whether the cause was not asked for: then it is none that is told for its own sake."""
-        return not isinstance(vars(self)["_cause"], Cause)
+    def waits(self) -> bool:
+        """Whether the cause was left to whoever asks: it is none that is told for its own sake."""
+        return callable(vars(self)["_cause"])
 
     @property
     def impossible(self) -> bool:
         """Whether the log-probs cannot be what they are called."""
-        return not self.quiet and self.cause.impossible
+        return not self.waits and self.cause.impossible
 
     def changed(self, **fields: Any) -> PairReport:
-        """A copy with other fields; `dataclasses.replace`, at a tenth of its cost."""
-        pair = object.__new__(PairReport)
+        """A copy with other fields, whose names are not checked; else as `dataclasses.replace`."""
+        pair = object.__new__(type(self))
         vars(pair).update(vars(self))
         for name, value in fields.items():
             object.__setattr__(pair, name, value)

@@ -27,7 +27,7 @@ def known_cause(reading: Reading, limits: Thresholds) -> Finding | None:
     Thresholds: `tokens`, the fewest that count.
     """
     pair = reading.pair
-    if pair.quiet or pair.impossible or pair.tokens < limits["tokens"]:
+    if pair.waits or pair.impossible or pair.tokens < limits["tokens"]:
         return None
     cause, mismatch = pair.cause, pair.name.startswith("rollout_")
     if not cause.name or not is_told(mismatch, cause.name):

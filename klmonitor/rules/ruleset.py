@@ -278,14 +278,13 @@ class RuleSet:
         self._tracks = {}
         for name, body in state["tracks"].items():
             self._track(name, {}).load_state_dict(body)
-        self._silence.clear()
-        for name, body in state["silence"].items():
-            self._silence[name] = Silence.from_state(body)
+        silence = {name: Silence.from_state(body) for name, body in state["silence"].items()}
+        self._silence = defaultdict(Silence, silence)
         self._episodes = {}
         for row in state["episodes"]:
             fields = {key: value for key, value in row.items() if key not in ("kind", "pair")}
             self._episodes[row["kind"], row["pair"]] = Episode.from_state(fields)
-        self._stories.clear()
+        self._stories = defaultdict(Story)
         for row in state.get("stories", ()):
             fields = {key: value for key, value in row.items() if key != "pair"}
             self._stories[row["pair"]] = Story.from_state(fields)

@@ -177,7 +177,7 @@ class Reading:
     @property
     def _weights_hardly_change(self) -> bool:
         """Whether the tokens of another policy are as good as q's, by log-probs that can be."""
-        known = self.pair.quiet or self.pair.cause.name != UNKNOWN_SAMPLER
+        known = self.pair.waits or self.pair.cause.name != UNKNOWN_SAMPLER
         return self["iw/ess"] >= NEARLY_ALL and known
 
     @once

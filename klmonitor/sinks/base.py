@@ -80,9 +80,7 @@ class FanOut:
     ) -> None:
         self._log = log or HealthLog()
         self._sinks = [as_sink(sink, metrics) for sink in sinks]
-        self._counting = [
-            sink for sink in self._sinks if hasattr(sink, "errors") or hasattr(sink, "dropped")
-        ]
+        self._counting = [sink for sink in self._sinks if not isinstance(sink, FunctionSink)]
         self._boundaries = [
             Boundary(f"the sink {type(sink).__name__}", self._log) for sink in self._sinks
         ]

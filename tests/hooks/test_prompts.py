@@ -98,6 +98,21 @@ def test_a_key_is_as_defined(monkeypatch, by):
 
 
 @needs_numba
+@pytest.mark.filterwarnings("error")
+def test_masks_of_any_kind_are_compiled_and_of_another_shape_torch_s(monkeypatch):
+    own = CompiledKeys()
+    monkeypatch.setattr(prompts, "COMPILED", own)
+    ids, mask = drawn(4)
+    expected = by_hand(ids, mask)
+    for some in (mask.bfloat16(), mask.float().requires_grad_(), mask.double()):
+        assert prompt_keys(ids, some).tolist() == expected
+    assert own._proven
+    with pytest.raises(RuntimeError, match="size"):
+        prompt_keys(ids, torch.ones(len(ids) + 1, 1))
+    assert own._boundary.failures == 0
+
+
+@needs_numba
 def test_a_kernel_that_finds_other_keys_is_not_used(monkeypatch, caplog):
     from klmonitor.summary import numba_prompts
 

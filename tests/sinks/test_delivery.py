@@ -50,6 +50,24 @@ def test_a_record_that_fails_costs_no_sink_its_report(tmp_path, monkeypatch):
     monitor.close()
 
 
+class Late:
+    """A sink that counts its losses from its first report on."""
+
+    def __call__(self, report):
+        self.errors, self.dropped = report.step + 1, 2 * (report.step + 1)
+
+    def close(self):
+        """Nothing waits."""
+
+
+def test_what_a_sink_counts_is_counted_from_when_it_counts():
+    log = HealthLog()
+    delivery = Delivery(log, sinks=FanOut([Late(), lambda report: None], log=log))
+    for step in range(3):
+        delivery.send(make_report(step, "policy_ref"))
+    assert (delivery.health().errors, delivery.health().dropped) == (3, 6)
+
+
 def test_rows_that_the_record_lost_are_dropped_ones(tmp_path):
     log, stop = HealthLog(), threading.Event()
     record = RecordWriter(tmp_path, capacity=4)
