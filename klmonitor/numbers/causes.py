@@ -267,7 +267,8 @@ def _argmax(e: Evidence) -> bool:
 
 
 def _reference(e: Evidence) -> bool:
-    return e["who"] < 0 and e["who_z"] < -Z
+    """Nearer to the reference: a trainer that rounds more than both is far from both, by little."""
+    return e["gap"] - e["d"] > ROUNDING and e["who"] < 0 and e["who_z"] < -Z
 
 
 def _cut(e: Evidence) -> bool:
@@ -299,7 +300,7 @@ def _sure_colder(e: Evidence) -> bool:
 def _stale(e: Evidence) -> bool:
     fresh, old = e["lag0"], oldest(e)
     error = math.hypot(e["lag0_se"], e[f"{old}_se"]) if old else math.nan
-    return bool(old) and e[old] > 2 * fresh and e[old] - fresh > 5 * error
+    return bool(old) and e[old] > max(2 * fresh, COARSE) and e[old] - fresh > 5 * error
 
 
 def _apart(e: Evidence) -> bool:
@@ -308,7 +309,12 @@ def _apart(e: Evidence) -> bool:
 
 
 def _coarse_or_stale(e: Evidence) -> bool:
-    """Of the tokens at large: over the last steps, and now without those that dominate."""
+    """Of the tokens at large: over the last steps, and now without those that dominate.
+
+    An engine that draws from what it reports has a gap of 0, however coarse or stale.
+    """
+    if e.significant("gap", 0.01):
+        return False
     dominated = e.numbers.get("dominance/k3/level", 0.0) >= 1
     now = e.numbers.get("k3/mean_without_top" if dominated else "k3/mean", math.inf)
     return e["gap"] - e["d"] > COARSE and not now <= COARSE
@@ -328,6 +334,8 @@ SURE = 100.0
 COARSE = 0.01
 """Nats of k3 that noise of .1 on an engine's logits, more than 16 bits make, does not reach; the
 norm of the pair (`rollout_info` of the alert limit)."""
+ROUNDING = 2.5e-3
+"""Nats of k3 that a trainer in few bits (noise of .1 on its logits) does not reach."""
 NEGATIVE = 1e-3
 """Nats by which k1 is below 0 for more than rounding."""
 FAR = 1.0

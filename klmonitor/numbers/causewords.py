@@ -115,7 +115,10 @@ def says_turned(e: Evidence) -> str:
 def says_coarse(e: Evidence) -> str:
     """What would tell a coarse engine from stale weights, as far as versions are known."""
     k3, old = e["gap"] - e["d"], oldest(e)
-    both = f"a coarse engine, stale weights or logits that one side processes (k3 {k3:.2g} nats)"
+    both = (
+        "a coarse engine, stale weights, logits that one side processes, or a context that it sees "
+        f"otherwise (mask, positions, template, experts): k3 {k3:.2g} nats"
+    )
     if old and math.isnan(e["lag0"]):
         return f"{both}: no sequence is of lag 0, whose k3 alone is the engine's floor"
     if old:

@@ -42,6 +42,7 @@ VOID: Mapping[str, str] = {
     "scaled": "neither: one policy's log-probs are a multiple of the other's",
     "unnormalised": "neither: q's and p's probabilities are not over the same tokens",
     "turned round": "neither: the tokens fit draws from p, not from q",
+    "unknown": "neither: engine and trainer disagree by more than any known cause explains",
     "other sampler": _NOT_DRAWN,
     **{f"{how}, scored raw": _NOT_DRAWN for how in ("cut", "colder", "narrower", "warmer")},
 }

@@ -11,7 +11,7 @@ from klmonitor.rules.norm import STEPS
 from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import START, Reading
 from klmonitor.rules.window import Floats, middle
-from klmonitor.rules.words import nats, plain
+from klmonitor.rules.words import FALLEN, nats, plain
 
 BEFORE = 10
 """Steps that what fell must have stood."""
@@ -95,6 +95,7 @@ FALL = Rule(
     source="docs/alerts.md#fall: median of three steps against the median before",
     cooldown=0,
     withholds=(START,),
+    elsewhere=FALLEN,
 )
 TOKEN_DROP = Rule(
     judge=token_drop,

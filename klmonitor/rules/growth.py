@@ -15,7 +15,7 @@ from klmonitor.rules.rounding import beyond_rounding
 from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import Reading
 from klmonitor.rules.window import Floats, median, robust_sd
-from klmonitor.rules.words import LOOK_FIRST, nats, plain
+from klmonitor.rules.words import LOOK_FIRST, MOVED, nats, plain
 
 DRIFT_FROM = 100
 """Drift: steps since the last move that was told."""
@@ -158,6 +158,7 @@ DRIFT = Rule(
     cooldown=200,
     calm_for=5,
     joins_story=True,
+    elsewhere=MOVED,
     lasting=True,
 )
 RUNAWAY = Rule(
@@ -178,5 +179,6 @@ RUNAWAY = Rule(
     cooldown=100,
     calm_for=5,
     joins_story=True,
+    elsewhere=MOVED,
     lasting=True,
 )

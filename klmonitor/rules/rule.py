@@ -84,6 +84,8 @@ class Rule:
         explains: it knows why: its `means` and `action` are those of a story that it is part of.
         of_one: whether a single token is enough for a critical alert.
         of_excluded: its evidence is the tokens that every count leaves out.
+        elsewhere: pair -> what it means and what to do first, where `means` and `action` are those
+            of a KL to the reference.
     """
 
     thresholds: Thresholds
@@ -102,7 +104,13 @@ class Rule:
     explains: bool = False
     of_one: bool = False
     of_excluded: bool = False
+    elsewhere: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.kind and self.judge is not None:
             object.__setattr__(self, "kind", self.judge.__name__)
+
+    def words(self, pair: str, finding: Finding) -> tuple[str, str]:
+        """What a finding on a pair usually means, and what to do first."""
+        means, action = self.elsewhere.get(pair, (self.means, self.action))
+        return finding.means or means, finding.action or action

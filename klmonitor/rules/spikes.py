@@ -13,6 +13,7 @@ from klmonitor.rules.rule import SIMMERING, Finding, Rule, Thresholds
 from klmonitor.rules.track import JUMP, PAST, Reading, finite
 from klmonitor.rules.words import (
     LOOK_FIRST,
+    MOVED,
     READ_TOKENS,
     count,
     dominating,
@@ -147,7 +148,7 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
         named = count(dominating(reading.pair, "k3"), "token")
         message += f"; without {named} it is {nats(rest)}, no surge"
     much = k3 > many * before and (k3 > many * last or k3 >= limits["critical_nats"])
-    critical = much and not by_tokens
+    critical, elsewhere = much and not by_tokens, reading.pair.name in MOVED
     return Finding(
         message=message,
         aside=aside,
@@ -159,8 +160,8 @@ def surge(reading: Reading, limits: Thresholds) -> Finding | None:
             "ratio": k3 / before,
         },
         tokens=tokens,
-        action=READ_TOKENS if by_tokens else "" if critical else LOOK_FIRST,
-        means=odd_tokens(tokens) if by_tokens else "" if critical else UNUSUAL,
+        action=READ_TOKENS if by_tokens else "" if critical or elsewhere else LOOK_FIRST,
+        means=odd_tokens(tokens) if by_tokens else "" if critical or elsewhere else UNUSUAL,
     ).critical_if(critical)
 
 
@@ -195,6 +196,7 @@ SPIKE = Rule(
     source="docs/alerts.md#spike: robust z of log k3 against the median of the steps before",
     withholds=(JUMP,),
     joins_story=True,
+    elsewhere=MOVED,
     cooldown=3,
 )
 SHIFT = Rule(
@@ -214,6 +216,7 @@ SHIFT = Rule(
     source="docs/alerts.md#shift: medians of seven steps against their own past",
     withholds=(PAST,),
     joins_story=True,
+    elsewhere=MOVED,
 )
 SURGE = Rule(
     judge=surge,
@@ -232,4 +235,5 @@ SURGE = Rule(
     source="docs/alerts.md#surge: multiple of the largest k3 of the steps before",
     withholds=(JUMP,),
     joins_story=True,
+    elsewhere=MOVED,
 )

@@ -20,6 +20,8 @@ clusters (prompts, where they are known) say may be their accident."""
 
 OF_KL = frozenset(("spike", "surge", "shift", "drift", "runaway", "limit", "k1_excursion"))
 """Kinds that tell of the level of KL: where one declared group makes most of it, they name it."""
+UNTOLD = ("unknown", "identical", "coarse or stale", UNKNOWN_SAMPLER)
+"""Causes that name nothing that one could mend: what an alert usually means stays beside them."""
 OF_THEIR_OWN = ("nonfinite", "low_precision", "dominance_k1", "dominance_k3")
 """Kinds that a cause of mismatch does not explain."""
 
@@ -52,7 +54,7 @@ def told(step: int, pair: str, telling: Telling) -> Alert:
     why = next((one for one in telling.parts if one.rule.explains), telling.parts[0])
     values = {k: v for one in reversed(telling.parts) for k, v in one.finding.values.items()}
     tokens = next((one.finding.tokens for one in telling.parts if one.finding.tokens), ())
-    begun = telling.continues
+    begun, (means, action) = telling.continues, why.rule.words(pair, why.finding)
     return Alert(
         step=step,
         kind=rule.kind,
@@ -61,8 +63,8 @@ def told(step: int, pair: str, telling: Telling) -> Alert:
         pair=finding.pair or pair or None,
         message=_named(pair, telling.message),
         believe=finding.believe,
-        action=why.finding.action or why.rule.action,
-        means=why.finding.means or why.rule.means,
+        action=action,
+        means=means,
         source=rule.source,
         phase=OPEN if begun is None else WORSE,
         since=step if begun is None else begun,
@@ -106,7 +108,7 @@ def believing(alert: Alert, believe: str, cause: Cause) -> Alert:
     alert = replace(alert, believe=alert.believe or believe)
     if not cause.text or cause.text in alert.message:
         return alert
-    if cause.name in ("unknown", "identical", UNKNOWN_SAMPLER) or alert.kind in OF_THEIR_OWN:
+    if cause.name in UNTOLD or alert.kind in OF_THEIR_OWN:
         return replace(alert, cause=cause.text)
     return replace(alert, cause=cause.text, means="", action="mend the cause first")
 

@@ -21,6 +21,35 @@ LOOK_FIRST = (
     "coefficient, or go back to the checkpoint before it"
 )
 """What to do first about a KL that rose."""
+_ENGINE = (
+    "the engine and the trainer have come apart: weights that reach it late or not at all, or an "
+    "engine that runs with other settings, fewer bits or another template than before",
+    "look when the engine last took over the trainer's weights and with what settings it was "
+    "started; neither the learning rate nor the KL coefficient mends this",
+)
+_UPDATE = (
+    "an update changed the policy more than those before: a learning rate or advantages that are "
+    "larger, more updates a batch, or log-probs of `old` that are not of the weights that sampled",
+    "look at this step's gradient norm, learning rate and advantages, and where the log-probs of "
+    "`old` come from; the KL coefficient hardly matters here",
+)
+MOVED = {"rollout_old": _ENGINE, "rollout_policy": _ENGINE, "old_policy": _UPDATE}
+"""Pair -> what a rise of its KL means, and what to do first, where it is none to a reference."""
+_REPLACED = (
+    "the engine's log-probs are now the trainer's own, or both compute alike from here on",
+    "look whether the log-probs that the engine reported still arrive",
+)
+FALLEN = {
+    "rollout_old": _REPLACED,
+    "rollout_policy": _REPLACED,
+    "old_policy": (
+        "no update reaches what is scored: a learning rate of 0, one update a batch, or `old` is "
+        "scored with the weights of now",
+        "look at the learning rate, at how often a batch is trained on, and where the log-probs of "
+        "`old` come from",
+    ),
+}
+"""Pair -> the same of a KL that fell to nothing."""
 LEARNED = (
     "or the policy has learned from these very tokens, with advantages mostly of one sign, and "
     "likes them now: then this is no KL of tokens that it has not seen"

@@ -73,7 +73,7 @@ SAME = {"gap": 0.001, "d": -0.001, "entropy": 1.0}
 @pytest.mark.parametrize(
     ("signs", "name"),
     [
-        ({"who": -0.01, "who_z": -9.0}, "reference"),
+        ({"who": -0.01, "who_z": -9.0, "gap": 0.003, "d": -0.003}, "reference"),
         ({"slope": 0.05, "slope_z": 9.0, "tilt": 8.0}, "temperature"),
         ({"slope": 0.05, "slope_z": 9.0, "tilt": 3.0, "fit": 0.6}, "temperature"),
         ({"slope": -0.05, "slope_z": -9.0}, "temperature"),
