@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from klmonitor import Monitor
+from klmonitor import Collector, Monitor
 
 ROWS, COLUMNS, CONTEXTS, WORDS = 32, 64, 300, 600
 
@@ -119,6 +119,107 @@ def test_input_that_cannot_be_is_told_first_and_once(change, count, what):
         assert pair.cause.text in report.explain().splitlines()[1]
     assert not said(reports, "gap")
     assert "collapsed" not in " ".join(report.explain() for report in reports)
+
+
+def cut(logits, temperature, mass):
+    """Logits of the likeliest tokens alone, whose probabilities make up the mass."""
+    scaled = logits / temperature
+    order = np.argsort(-scaled, axis=-1)
+    below = np.cumsum(np.take_along_axis(np.exp(log_softmax(scaled)), order, -1), -1)
+    kept = np.empty(scaled.shape, bool)
+    np.put_along_axis(kept, order, np.pad(below, ((0, 0), (1, 0)))[:, :-1] < mass, -1)
+    return np.where(kept, scaled, -1e9)
+
+
+@pytest.mark.parametrize(("temperature", "mass"), [(1.0, 0.8), (0.7, 0.8), (0.6, 0.95), (1.0, 0.5)])
+@pytest.mark.parametrize("sharpness", [2.5, 5.0])
+def test_what_a_cut_vocabulary_leaves_of_one_token_is_no_placeholder(temperature, mass, sharpness):
+    """Exactly 0 for up to most of the tokens, at temperatures where the others have two sides."""
+    world = Policies(3)
+    logits = sharpness * world.base
+    drawn_from = cut(logits, temperature, mass)
+
+    def make(_):
+        context, token = world.tokens(drawn_from)
+        mine, theirs = (score(x, context, token) for x in (logits, drawn_from))
+        assert ((theirs == 0) & (mine < -0.05)).sum() > 100
+        return {"old": mine, "rollout": theirs}, {"prompt_ids": PROMPTS}
+
+    reports = steps(Monitor(process_group=False), 8, make)
+    assert not said(reports, "impossible")
+    assert {report.pairs["rollout_old"].cause.name for report in reports} <= {"cut", "temperature"}
+
+
+def test_zeros_of_tokens_that_the_trainer_finds_unlikely_are_a_placeholder():
+    """Though nearly all of what is cut, of one token, goes with the trainer's."""
+    world = Policies(3)
+    drawn_from = cut(2.5 * world.base, 1.0, 0.9)
+
+    def make(_):
+        context, token = world.tokens(drawn_from)
+        mine, theirs = (score(x, context, token) for x in (2.5 * world.base, drawn_from))
+        missing = world.rng.random(theirs.shape) < 0.2
+        return {"old": mine, "rollout": np.where(missing, 0.0, theirs)}, {"prompt_ids": PROMPTS}
+
+    (alert,) = said(steps(Monitor(process_group=False), 4, make), "impossible")
+    assert "a placeholder, no score" in alert.message
+
+
+def test_the_rank_that_all_of_the_few_sequences_come_from_is_named():
+    world, driver = Policies(1), Monitor(process_group=False)
+    for step in range(1, 3):
+        for worker in range(4):
+            collector = Collector(f"actor-{worker}")
+            context, token = world.tokens(rows=8)
+            mine = score(world.base, context, token)
+            theirs = score(world.other, context, token)
+            if worker == 2:
+                theirs = np.minimum(theirs + world.rng.normal(size=mine.shape), -1e-3)
+            given = {"policy": torch.tensor(mine), "ref": torch.tensor(theirs)}
+            collector.observe(**given, prompt_ids=torch.arange(8) // 4 + 2 * worker)
+            driver.add_part(collector.take())
+        pair = driver.step(step).pairs["policy_ref"]
+    assert "of 32 sequences, all of one worker, hold" in pair.cause.text
+
+
+@pytest.mark.parametrize(
+    ("pair", "means", "do", "never"),
+    [
+        (("policy", "ref"), "the policy moved far", "raise the KL coefficient", "weights that"),
+        (("rollout", "old"), "reach it late", "took over the trainer's weights", "raise the KL"),
+        (("old", "policy"), "an update changed the policy", "gradient norm", "raise the KL"),
+    ],
+)
+def test_what_a_rise_means_depends_on_the_pair(pair, means, do, never):
+    world, monitor = Policies(4, drift=0.02), Monitor(process_group=False, rules={"cause": False})
+
+    def make(step):
+        context, token = world.tokens()
+        noise = world.rng.normal(size=world.base.shape)
+        far = world.base + (0.6 if step > 40 else 0.1) * noise
+        mine, theirs = (score(x, context, token) for x in (world.base, far))
+        return dict(zip(pair, (mine, theirs), strict=True)), {"prompt_ids": PROMPTS}
+
+    reports = steps(monitor, 44, make)
+    alerts = [a for r in reports for a in r.alerts if {"spike", "surge"} & set(a.kinds)]
+    assert alerts[0].step == 41
+    assert means in alerts[0].means
+    assert do in alerts[0].action
+    assert not any(never in alert.action + alert.means for alert in alerts)
+
+
+def test_an_update_that_ceases_is_not_told_as_a_reference():
+    world = Policies(5, drift=0.1)
+
+    def make(step):
+        context, token = world.tokens()
+        mine = score(world.base, context, token)
+        later = mine if step > 30 else score(world.other, context, token)
+        return {"old": mine, "policy": later}, {"prompt_ids": PROMPTS}
+
+    (alert,) = said(steps(Monitor(process_group=False), 36, make), "fall")
+    assert "a learning rate of 0" in alert.means
+    assert "reference" not in alert.means + alert.action
 
 
 def test_padding_that_counts_is_told():

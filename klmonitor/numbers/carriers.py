@@ -8,7 +8,7 @@ rest. Only the sixteen sequences of largest |S1| are known one by one; of prompt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ FAR, ERRORS, SURE = 4.0, 5.0, 3.0
 """Times every other group's mean (several, as `surge` has it), standard errors above it, and as a
 deviate by Student's t, whose clusters are few in a group, from which a group is apart."""
 _FIELD = {name: i for i, name in enumerate(SEQUENCE_FIELDS)}
-_T = _FIELD["t"]
+_T, _RANK = _FIELD["t"], _FIELD["rank"]
 _SUMS = {"k1": 1, "k3": 3}
 """Place of an estimator in the sums of a prompt, (T, S1, S2, S3)."""
 
@@ -158,7 +158,8 @@ def carriers(sums: StepSums) -> Carriers:
         if found is not None and not by_tokens >= OWN * found.share:
             tokens, every = sum(t[i] for i in found.places), sums.column("sequences")
             if not _by_chance(sums, name, found, tokens, every):
-                return _said(sums, name, found, [known[i] for i in found.places], tokens)
+                ranks = {row[_RANK] for row in known}
+                return _said(sums, name, found, [known[i] for i in found.places], tokens, ranks)
         of_prompts = _prompts(prompts, name)
         if of_prompts is not None and not by_tokens >= HALF:
             tokens = sum(prompts[i][0] for i in of_prompts.places)
@@ -233,12 +234,23 @@ def _prompts(rows: Sequence[Floats], name: str) -> Few | None:
     return few(t, s, Totals.of(t, s), name)
 
 
-def _said(sums: StepSums, name: str, found: Few, rows: Sequence[Floats], tokens: float) -> Carriers:
+def _said(
+    sums: StepSums,
+    name: str,
+    found: Few,
+    rows: Sequence[Floats],
+    tokens: float,
+    ranks: Collection[float],
+) -> Carriers:
     count = sums.column("sequences")
-    one = _one_prompt(_buckets(sums), np.array(rows))
+    alike = ["one prompt"] if _one_prompt(_buckets(sums), np.array(rows)) else []
+    if len(ranks) > 1 and len({row[_RANK] for row in rows}) == 1 < len(rows):
+        rank = rows[0][_RANK]
+        alike.append("one worker" if rank < 0 else f"rank {rank:.0f}")
     verb = "holds" if len(rows) == 1 else "hold"
+    shared = f", all of {' and '.join(alike)}," if alike else ""
     text = (
-        f"{len(rows)} of {count:.0f} sequences{', all of one prompt,' if one else ''} {verb} "
+        f"{len(rows)} of {count:.0f} sequences{shared} {verb} "
         f"{found.share:.0%} of {_WHOLE[name]} ({_places(rows)})"
     )
     return Carriers(text, tokens)

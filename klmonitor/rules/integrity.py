@@ -21,6 +21,16 @@ LOOK_AT_BOTH = (
     "its log-probs are computed with; if they are right, look whether the policy has collapsed"
 )
 """Of a gap that is importance-weighted: what it means, and what to do first."""
+ABOVE = (
+    "the sampler is not q (stale weights, another temperature), q is scored otherwise than it "
+    "samples (dropout, no attention mask), tokens that nobody sampled are counted (a prompt, a "
+    "tool's output), or the two policies are passed the wrong way round"
+)
+LOOK_AT_TOKENS = (
+    "compare the sampler's settings (temperature, weights) with those of the log-probs; if they "
+    "agree, decode the tokens that the mask lets through, and look which policy is which"
+)
+"""Likewise of one above 0, which no collapse makes."""
 
 
 def nonfinite(reading: Reading, limits: Thresholds) -> Finding | None:
@@ -76,7 +86,7 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
         return SIMMERING
     critical = share > limits["critical_share"]
     together = "" if steps == 1 else f" over {steps} steps"
-    what, means = not_draws(reading, _noise(reading) or GAP.means)
+    what, means = not_draws(reading, _noise(reading) or ABOVE)
     return Finding(
         message=(
             f"k3 - k1 = {nats(mean)} per token{' (importance-weighted)' if weighted else ''}"
@@ -89,7 +99,7 @@ def gap(reading: Reading, limits: Thresholds) -> Finding | None:
         ),
         values={"gap": mean, "gap_z": z, "share": share},
         means=WEIGHTED if weighted else means if mean > 0 else _noise(reading),
-        action=LOOK_AT_BOTH if weighted else "",
+        action=LOOK_AT_BOTH if weighted else LOOK_AT_TOKENS if mean > 0 else "",
     ).critical_if(critical)
 
 

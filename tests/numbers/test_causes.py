@@ -101,6 +101,20 @@ def test_weights_apart_have_a_slope_and_surprise_too():
     assert cause(evidence(surprised)).name == "coarse or stale"
 
 
+def test_what_rounding_makes_is_neither_the_reference_nor_stale():
+    near = {"who": -0.001, "who_z": -9.0, "gap": 0.0005, "d": -0.0005}
+    assert cause(evidence(near)).name == ""
+    lags = {"lag0": 1e-4, "lag0_se": 1e-6, "lag3": 3e-4, "lag3_se": 1e-6}
+    assert cause(evidence(lags)).name == ""
+    assert cause(evidence({**lags, "lag3": 0.05})).name == "stale"
+
+
+def test_an_engine_that_draws_otherwise_than_it_reports_is_not_coarse():
+    apart = {"gap": 0.06, "d": -0.03, "up": 0.2, "down": 0.2}
+    assert cause(evidence({**apart, "gap_z": 2.0})).name == "coarse or stale"
+    assert cause(evidence({**apart, "gap_z": 12.0})).name == "unknown"
+
+
 def test_bit_equal_engines_are_information():
     found = cause(evidence(numbers={"identical": 1.0}))
     assert found.name == "identical"
