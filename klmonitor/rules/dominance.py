@@ -33,7 +33,9 @@ def dominance(reading: Reading, limits: Thresholds, estimator: str) -> Finding |
 
     Thresholds: `level`, the smallest dominance level that alerts; `j`, the smallest |J| (how far
     the tokens move the mean, in standard errors of the rest); `own`, in multiples of the largest
-    |J| of the last 100 steps.
+    |J| of the last 100 steps; `size`, nats, the smallest |d| of the largest of the tokens, where
+    they are known: of a policy that is sure of nearly all of them a d of .01 is much of its KL, and
+    nothing that a token could be asked about.
     """
     pair = reading.pair
     level, j = pair[f"dominance/{estimator}/level"], abs(pair[f"dominance/{estimator}/j"])
@@ -43,6 +45,8 @@ def dominance(reading: Reading, limits: Thresholds, estimator: str) -> Finding |
     if not (level >= limits["level"] and j >= limits["j"] and unusual):
         return SIMMERING
     tokens = heaviest(pair, estimator, dominating(pair, estimator))
+    if tokens and max(abs(token.log_ratio) for token in tokens) < limits["size"]:
+        return SIMMERING
     share = pair[f"dominance/{estimator}/top_share"]
     mean, rest = pair[f"{estimator}/mean"], pair[f"{estimator}/mean_without_top"]
     total = "|k1|" if estimator == "k1" else "k3"
@@ -77,7 +81,7 @@ def _rule(estimator: str, j: float, own: float, means: str, habit: str, source: 
     return Rule(
         judge=judge,
         kind=f"dominance_{estimator}",
-        thresholds={"level": 2, "j": j, "own": own},
+        thresholds={"level": 2, "j": j, "own": own, "size": 0.1},
         means=means,
         action=READ_TOKENS,
         source=f"docs/alerts.md#dominance: {source}",

@@ -18,6 +18,8 @@ from klmonitor.summary.once import once
 
 LENGTH, SKIP = 100, 5
 """Values that the baseline is made of, and the latest ones left out."""
+LATELY = 20
+"""Latest of these values whose median is what is usual lately."""
 WARM_UP = 30
 """Values that a baseline needs before it judges."""
 RELATIVE_FLOOR = 0.03
@@ -38,6 +40,11 @@ class FlatScore:
     centre: float = math.nan
     slack: float = 0.0
     windows: tuple[Floats, Floats] | None = None
+
+    @once
+    def lately(self) -> float:
+        """The median of the latest values of the baseline; nan where there is none yet."""
+        return math.nan if self.windows is None else median(self.windows[0][-LATELY:])
 
     @once
     def z(self) -> float:

@@ -143,17 +143,17 @@ def outlier_rate(reading: Reading, limits: Thresholds) -> Finding | None:
     """Many more tokens than usual lie beyond |d| = 2 (a ratio of 7.4).
 
     Judged on the square root of their share, whose error does not depend on the share.
-    Thresholds: `z` and `rearm` in scales of that root, `ratio` in multiples of the usual share,
-    `tokens`, the fewest outliers that count.
+    Thresholds: `z` and `rearm` in scales of that root, `ratio` in multiples of the usual share and
+    of what was usual lately, for a share that grows with KL is no burst; `tokens`, the fewest
+    outliers that count.
     """
     pair, score = reading.pair, reading.outliers
     if not score.value > score.centre:
         return None
     rate, usual = pair["outliers/rate"], 1e4 * max(score.centre, 0.0) ** 2
     outliers = rate * pair.tokens / 1e4
-    if not (
-        score.z > limits["z"] and rate > limits["ratio"] * usual and outliers >= limits["tokens"]
-    ):
+    far = score.z > limits["z"] and outliers >= limits["tokens"]
+    if not (far and rate > limits["ratio"] * max(usual, 1e4 * score.lately**2)):
         return SIMMERING if score.z > limits["rearm"] else None
     tokens = heaviest(pair, "k1", 3)
     message = (

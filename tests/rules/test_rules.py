@@ -501,3 +501,19 @@ def test_each_bad_batch_raises_its_alert(name):
     batch = token_batch(name, sequences=64, length=128, vocabulary=128, seed=3)
     alerts = RuleSet().judge(batch_report(batch)).alerts
     assert kinds(alerts) == EXPECTED[name]
+
+
+def test_a_token_that_is_hardly_odd_is_no_news():
+    """Of a policy that is sure of nearly all tokens a small d is most of its KL."""
+    for size, told in ((0.013, []), (0.3, ["dominance_k3"])):
+        rules = RuleSet()
+        for step in range(20):
+            rules.judge(report(step, k3__mean=wobble(step, 1e-6)))
+        odd = carried(20, 2e-6, 1e-6, 1.0, extremes=[token(size)])
+        assert [alert.kind for alert in rules.judge(odd).alerts] == told
+
+
+def test_a_share_of_outliers_that_grows_with_kl_is_no_burst():
+    rules, shares = RuleSet(), [0.0] * 60 + [3.0 * step for step in range(1, 120)]
+    for step, share in enumerate(shares):
+        assert not rules.judge(report(step, k3__mean=0.01, outliers__rate=share)).alerts
