@@ -208,6 +208,22 @@ def test_what_a_rise_means_depends_on_the_pair(pair, means, do, never):
     assert not any(never in alert.action + alert.means for alert in alerts)
 
 
+@pytest.mark.parametrize("start", [1, 20])
+def test_a_kl_that_was_there_from_the_first_step_on_is_no_update_s(start):
+    world = Policies(6, drift=1.2)
+
+    def make(step):
+        context, token = world.tokens()
+        mine = score(world.base, context, token)
+        theirs = score(world.other if step >= start else world.base + 0.01, context, token)
+        return {"policy": mine, "ref": theirs}, {"prompt_ids": PROMPTS}
+
+    rules = dict.fromkeys(("spike", "surge", "shift"), False)
+    alert = said(steps(Monitor(process_group=False, rules=rules), 24, make), "limit")[0]
+    assert ("it was so from the first step on" in alert.means) == (start == 1)
+    assert ("KL coefficient do nothing" in alert.action) == (start == 1)
+
+
 def test_an_update_that_ceases_is_not_told_as_a_reference():
     world = Policies(5, drift=0.1)
 

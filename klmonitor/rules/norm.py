@@ -9,12 +9,23 @@ engine that samples is to be the trainer itself, .001 nats and less.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from klmonitor.report import PairReport
 from klmonitor.rules.rule import CRITICAL, SIMMERING, WARN, Finding, Rule, Thresholds
-from klmonitor.rules.track import Reading, finite, to_reference
+from klmonitor.rules.track import FIRST, Reading, finite, to_reference
 from klmonitor.rules.words import LOOK_FIRST, nats
 
+NO_UPDATE = (
+    "it was so from the first step on, which no update made: another reference, base or adapter, "
+    "another temperature, template or number format on one side, dropout that is active, or tokens "
+    "that the mask should leave out"
+)
+COMPARE_SIDES = (
+    "score the first step's tokens with both sides and compare token by token: model, adapter, "
+    "temperature, prompt and mask; learning rate and KL coefficient do nothing about it"
+)
+"""Of a KL that was above its norm from the start: what it means, and what to do first."""
 REARM = 0.8
 """An episode above a level ends below this share of it."""
 STEPS = 3
@@ -34,10 +45,23 @@ def limit(reading: Reading, limits: Thresholds) -> Finding | None:
     if own is not None:
         return _above_own(reading, own)
     if to_reference(reading.pair.name):
-        return _from_reference(reading, limits)
+        found = _from_reference(reading, limits)
+        if found is None or not found.level or not _from_the_start(reading, limits["warn"]):
+            return found
+        return replace(found, means=NO_UPDATE, action=COMPARE_SIDES)
     if reading.pair.name.startswith("rollout_"):
         return _from_engine(reading, limits)
     return None
+
+
+def _from_the_start(reading: Reading, norm: float) -> bool:
+    """Whether k3 was above a norm from the first step of the run on, before updates could move it.
+
+    Not of a run that goes on from a checkpoint, whose first steps were others.
+    """
+    if reading.of_run("step_of_run") > reading.age:
+        return False
+    return min([*reading.first, finite(reading["k3/mean"])][:FIRST]) > norm
 
 
 def _above_own(reading: Reading, most: float) -> Finding | None:
