@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from copy import copy
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
@@ -108,7 +107,7 @@ def _why(sums: StepSums, pair: PairReport, signs: Mapping[str, float]) -> Cause 
     if why.name or not signs["tokens"] >= FEWEST_TOKENS:
         return why
     q, p = pair.name.split("_")
-    held = copy(sums)  # what others find of the sums is theirs to keep
+    held = sums.copied()  # what others find of the sums is theirs to keep
     evidence = Evidence(
         q, p, signs, pair.values, partial(carriers, held), partial(_turned, held, pair)
     )

@@ -19,7 +19,7 @@ from klmonitor.record.around import Words, around_rows
 from klmonitor.record.mutes import Mute
 from klmonitor.record.notices import Notice
 from klmonitor.record.rows import shown_tokens
-from klmonitor.report import Alert, ExtremeToken, Health, Later, Report
+from klmonitor.report import Alert, ExtremeToken, Health, Later, Report, Row
 from klmonitor.sinks.base import FanOut, together
 from klmonitor.sinks.tokentable import Annotate
 
@@ -138,10 +138,13 @@ class Delivery:
             try:
                 tokens = self._annotate(tokens, report.phase) if self._annotate else tokens
             finally:
-                shown = Later(partial(shown_tokens, report))
-                beside = Later(lambda: around_rows(shown, around.tails, self._words))
-                more = beside if around.tails else ()
+                more = self._beside(report, around) if around.tails else ()
                 record.tokens(report.step, tokens, report.phase, more, around.places)
+
+    def _beside(self, report: Report, around: Surroundings) -> Sequence[Row]:
+        """Rows of what stood around the tokens that are shown, made on the record's thread."""
+        shown = Later(partial(shown_tokens, report))
+        return Later(lambda: around_rows(shown, around.tails, self._words))
 
     def note(self, notice: Notice) -> None:
         """Record a notice."""
