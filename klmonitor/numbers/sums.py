@@ -128,7 +128,7 @@ class StepSums:
         self.running: Floats = (0.0,) * N_RUNNING
 
     def copied(self) -> StepSums:
-        """The same sums, with what was found of them so far; as `copy.copy`, without its detours."""
+        """The same sums, with what was found of them so far; `copy.copy` without its detours."""
         other = object.__new__(StepSums)
         vars(other).update(vars(self))
         return other
