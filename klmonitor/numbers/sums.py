@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -60,21 +61,19 @@ _FORMATS = slice(POLICY_COUNTS.index("bf16"), POLICY_COUNTS.index("fp16") + 1)
 _T, _K1 = SEQUENCE_FIELDS.index("t"), SEQUENCE_FIELDS.index("k1")
 
 
-def sums_of(arrays: Mapping[str, Array], groups: Sequence[str]) -> dict[str, StepSums]:
+def sums_of(arrays: Mapping[str, Any], groups: Sequence[str]) -> dict[str, StepSums]:
     """The sums of the pairs that have counted tokens, or non-finite ones, at a step.
 
     Args:
         arrays: a summary's memory by attribute (`summary.state.Summary.arrays`).
         groups: names of its groups.
     """
-    sums = arrays["sums"]
-    seen = np.flatnonzero(sums.any(axis=(1, 2))).tolist()
-    with np.errstate(all="ignore"):
-        return {
-            pair.name: StepSums(pair, i, arrays, groups)
-            for i, pair in enumerate(PAIRS)
-            if i in seen
-        }
+    by_pair: list[list[list[float]]] = arrays["sums"].tolist()
+    return {
+        pair.name: StepSums(pair, i, arrays, groups)
+        for i, (pair, by_group) in enumerate(zip(PAIRS, by_pair, strict=True))
+        if any(map(any, by_group))
+    }
 
 
 class StepSums:
@@ -106,13 +105,13 @@ class StepSums:
     """
 
     def __init__(
-        self, pair: Pair, place: int, arrays: Mapping[str, Array], groups: Sequence[str]
+        self, pair: Pair, place: int, arrays: Mapping[str, Any], groups: Sequence[str]
     ) -> None:
         self.pair, self.groups = pair.name, tuple(groups)
         sums, policies = arrays["sums"][place], arrays["policies"]
         self.by_group: list[list[float]] = sums.tolist()
         alone = len(sums) == 1
-        self.columns: list[float] = self.by_group[0] if alone else sums.sum(axis=0).tolist()
+        self.columns = self.by_group[0] if alone else [*map(sum, zip(*self.by_group, strict=True))]
         found = token_sums(self.columns)
         self.n, self.d, self.absolute, self.d2, self.d4, self.k3, self.k3k3, self.dk3 = found
         self.histogram = arrays["histogram"][place].copy()

@@ -81,8 +81,10 @@ class PairCollection:
         if self.batch.prompt_ids is not None and state.config.buckets_per_group:
             bucket = _prompt_bucket(self.batch.prompt_ids, state.config.buckets_per_group)
             bucket = bucket + groups * state.config.buckets_per_group
-            state.prompts[index].flatten(0, 1).index_add_(0, bucket, per_sequence)
-        state.histogram[index] += self.histogram
+            prompts = torch.from_numpy(state.arrays["prompts"][index])
+            prompts.flatten(0, 1).index_add_(0, bucket, per_sequence)
+        histogram = state.arrays["histogram"][index]
+        histogram += self.histogram.numpy()
         found = self.extremes.maxima(self.batch, self.pair)
         torch.maximum(state.maxima[index], found, out=state.maxima[index])
         # Micro-batches come in order, so among equal keys the earlier place stays first.

@@ -150,7 +150,7 @@ class Intake:
         groups = self._groups.rows(group, batch)
         state = self._states.get(phase)
         if state is None:
-            state = self._states[phase] = self._empty()
+            state = self._states[phase] = Summary.empty(self.config)
         place, taken = Place(rank, self._micro_batches[phase]), self._taken[phase]
         beside = self._neighbours[phase]
         given = (*log_probs.values(), layout.get("mask"), *masks.values(), layout.get("token_ids"))
@@ -172,7 +172,7 @@ class Intake:
         """Add sums of audit positions, [AUDIT_SUMS], to the present training step."""
         state = self._states.get("train")
         if state is None:
-            state = self._states["train"] = self._empty()
+            state = self._states["train"] = Summary.empty(self.config)
         state.pulls[PAIR_INDEX[pair], -len(AUDIT_SUMS) :] += sums.cpu()
 
     def _masks(self, layout: dict[str, Any]) -> tuple[dict[str, Any], dict[Pair, Any]]:
@@ -250,7 +250,7 @@ class Intake:
                 None if parts is not None else held.places,
             )
         if parts is None:
-            return self._empty() if state is None else state
+            return Summary.empty(self.config) if state is None else state
         merged = parts.take()
         return merged if state is None else state.merge(merged)
 
@@ -265,13 +265,6 @@ class Intake:
         if part.phase not in self._parts:
             self._parts[part.phase] = MergedParts(self.config)
         self._parts[part.phase].add(part, rank)
-
-    def _empty(self) -> Summary:
-        """A summary of no tokens."""
-        if torch.is_inference_mode_enabled():  # in which it could not be added to outside of it
-            with torch.inference_mode(False):
-                return Summary.empty(self.config)
-        return Summary.empty(self.config)
 
     def _pairs_of(self, batch: TokenBatch) -> tuple[Pair, ...]:
         held = batch.log_probs

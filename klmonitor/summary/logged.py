@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
 from klmonitor.report import Alert, Report
 from klmonitor.summary.state import Summary, merge_all
@@ -59,6 +58,6 @@ class LoggedSteps:
             for name, pair in merged.pairs.items()
         }
         run_values = {**last.run_values, "kl/alerts": float(len(alerts))}
-        return replace(
-            merged, first_step=first.step, pairs=pairs, alerts=alerts, run_values=run_values
+        return merged.changed(
+            first_step=first.step, pairs=pairs, alerts=alerts, run_values=run_values
         )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,8 +69,7 @@ def add(
         state.take_in(done.result())
 
 
-@dataclass(frozen=True)
-class _Values:
+class _Values(NamedTuple):
     """A batch as the kernel takes it; a part of one, from the sequence `before` on.
 
     Attributes:
@@ -128,8 +126,7 @@ class _Values:
             else (first * self.columns, last * self.columns)
         )
         tokens, rows = slice(*ends), slice(first, last)
-        return replace(
-            self,
+        return self._replace(
             log_probs={name: values[tokens] for name, values in self.log_probs.items()},
             mask=self.mask[tokens],
             offsets=self.offsets[first : last + 1] - ends[0] if self.offsets.size else self.offsets,

@@ -31,7 +31,7 @@ from klmonitor.summary import around, fields
 from klmonitor.summary.around import Around
 from klmonitor.summary.fields import N_ORDER, N_SEQUENCE_ORDER, SummaryConfig
 from klmonitor.summary.partcode import coded, decoded
-from klmonitor.summary.state import Summary, first_of
+from klmonitor.summary.state import ORDERED, Summary, first_of, sections
 
 Floats = NDArray[np.float64]
 
@@ -218,8 +218,8 @@ class MergedParts:
 
     def __init__(self, config: SummaryConfig) -> None:
         """Nothing merged."""
-        with torch.inference_mode(False):
-            self._summary = Summary.empty(config)
+        self._summary = Summary.empty(config)
+        self._whole = self._summary.whole()
         self._tokens: list[Floats] = []
         self._sequences: list[Floats] = []
         self._around: list[Mapping[int, NDArray[np.float32]]] = []
@@ -231,15 +231,14 @@ class MergedParts:
             part: of the same configuration.
             rank: takes the place of the worker's own in its tokens and sequences.
         """
-        summary = self._summary
-        arrays, blank = summary.arrays, _blank(summary.config)
-        flat = summary.flat.numpy()
-        cut = int(part.places.searchsorted(flat.size))
-        flat[part.places[:cut]] += part.values[:cut]
-        rest = blank[flat.size :].copy()
-        rest[part.places[cut:] - flat.size] = part.values[cut:]
+        summary, whole = self._summary, self._whole
+        cut = int(part.places.searchsorted(whole.size))
+        whole[part.places[:cut]] += part.values[:cut]
+        rest = _blank(summary.config)[whole.size :].copy()
+        rest[part.places[cut:] - whole.size] = part.values[cut:]
         maxima, tokens, sequences = _split(rest, summary)
-        np.maximum(arrays["maxima"], maxima, out=arrays["maxima"])
+        largest = summary.arrays["maxima"]
+        np.maximum(largest, maxima, out=largest)
         tokens[..., fields.TOKEN_FIELDS.index("rank")] = rank
         sequences[..., fields.SEQUENCE_FIELDS.index("rank")] = rank
         self._tokens.append(tokens)
@@ -250,7 +249,7 @@ class MergedParts:
 
     def _leave_unknown(self, part: Part, maxima: Floats) -> None:
         """Mark what did not come along, of the pairs that the part has tokens of."""
-        arrays, came = self._summary.arrays, set(part.sections)
+        arrays, came = sections(self._summary.config, self._whole), set(part.sections)
         pairs = np.isfinite(maxima).any(axis=1)
         if "histogram" not in came:
             arrays["histogram"][pairs] = np.nan
@@ -269,7 +268,9 @@ class MergedParts:
 
     def take(self) -> Summary:
         """All of them as one summary; nothing may be added any more."""
-        summary, top = self._summary, self._summary.config.top
+        held, top = self._summary, self._summary.config.top
+        ordered = (held.arrays[name] for name in ORDERED)
+        summary = Summary.of_whole(held.config, self._whole, *ordered)
         seen = np.flatnonzero(~(summary.arrays["maxima"] == -np.inf).all(axis=1))
         at = torch.from_numpy(seen)
         sequences = first_of(_every(self._sequences, seen), top, N_SEQUENCE_ORDER)
@@ -309,8 +310,8 @@ def _every(rows: list[Floats], seen: NDArray[np.int64]) -> Tensor:
 
 def _row(summary: Summary) -> Floats:
     """All numbers of a summary on the CPU, [n]."""
-    parts = (summary.flat, summary.maxima, summary.tokens, summary.sequences)
-    return np.concatenate([part.numpy().ravel() for part in parts])
+    ordered = (summary.arrays[name].ravel() for name in ORDERED)
+    return np.concatenate([summary.whole(), *ordered])
 
 
 @lru_cache(16)

@@ -75,10 +75,9 @@ def compare(add: Callable[..., None], batch: TokenBatch, pairs: Sequence[Pair]) 
     """
     trial = made_up(batch, TRIAL_SHAPE, ODD)
     extras = Extras(advantages=trial.log_probs[pairs[0].q] + 1.0)
-    found, expected = (Summary.empty(SummaryConfig(prompt_buckets=0)) for _ in range(2))
     for penalty in TRIED:
+        found, expected = (Summary.empty(SummaryConfig(prompt_buckets=0)) for _ in range(2))
         for state, some in ((found, add), (expected, add_plain)):
-            state.flat.zero_()
             some(state, trial, pairs, penalty, extras)
         terms = TRIAL_SHAPE[0] * TRIAL_SHAPE[1]  # of some nats each
         check_alike(found, expected, "pulls", terms)

@@ -171,7 +171,7 @@ class _Buffers:
     def __init__(self, config: SummaryConfig, world: int, flags: int) -> None:
         with torch.inference_mode(False):
             self._blank = Summary.empty(config)
-            self.flat = torch.zeros_like(self._blank.flat)
+            self.flat = torch.from_numpy(self._blank.whole())
             self.largest = torch.zeros(
                 self._blank.maxima.numel() + flags + 1, dtype=torch.float64, device="cpu"
             )
@@ -189,7 +189,7 @@ class _Buffers:
     def load(self, summary: Summary, flags: Sequence[float]) -> None:
         """Take a summary and its flags in."""
         maxima, tokens = summary.maxima.numel(), summary.tokens.numel()
-        self.flat.copy_(summary.flat)
+        self.flat.copy_(torch.from_numpy(summary.whole()))
         self.largest[:maxima].copy_(summary.maxima.flatten())
         self.largest[maxima:-1].copy_(torch.tensor(flags, dtype=torch.float64, device="cpu"))
         self.largest[-1] = 0.0
@@ -217,12 +217,12 @@ class _Buffers:
         size = around.shape(top)
         beside = [part[-self._beside :].view(torch.float32).view(size) for part in self.everyone]
         kept, neighbours = first_tokens(tokens, beside, top)
-        summary = Summary(
+        summary = Summary.of_whole(
             blank.config,
-            flat=self.flat.clone(),
-            maxima=self.largest[:end].clone().view_as(blank.maxima),
-            tokens=kept,
-            sequences=first_of(torch.cat(sequences, dim=-2), top, N_SEQUENCE_ORDER),
-            around=neighbours,
+            self.flat.numpy(),
+            self.largest[:end].clone().view_as(blank.maxima).numpy(),
+            kept.numpy(),
+            first_of(torch.cat(sequences, dim=-2), top, N_SEQUENCE_ORDER).numpy(),
         )
+        summary.around = neighbours
         return summary, self.largest[end:].tolist()

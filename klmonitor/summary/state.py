@@ -1,14 +1,15 @@
 """Summary: the fixed-size state of one step, and its one merge.
 
 The merge is associative and commutative, and an empty summary is its identity: sums add, maxima
-take the larger, the extreme tokens keep the first sixteen of a total order. Its shape depends on
-the configuration alone, never on the data, so every rank can take part in a reduction.
+take the larger, the extreme tokens keep the first sixteen of a total order. What travels over ranks
+and in parts has a shape that depends on the configuration alone, never on the data; in memory a
+pair that has no tokens has no histogram and no prompts, which are nearly all of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import accumulate
@@ -31,11 +32,13 @@ from klmonitor.summary.fields import (
     TOKEN_FIELDS,
     SummaryConfig,
 )
-from klmonitor.summary.once import once
 
 Floats = NDArray[np.float64]
-_ARRAYS = ("maxima", "tokens", "sequences")
-BY_PAIR = ("sums", "histogram", "prompts", *_ARRAYS)
+ORDERED = ("maxima", "tokens", "sequences")
+"""What does not merge by adding."""
+BULK = ("histogram", "prompts")
+"""What a pair has memory for from its first token on."""
+BY_PAIR = ("sums", *BULK, *ORDERED)
 """What a pass fills of a pair, in the order in which the compiled one takes it."""
 Undo: TypeAlias = Callable[[], None]
 """Gives what a pass writes to the values that it had before."""
@@ -43,48 +46,98 @@ MANY = 4
 """Times as many records as are kept from which candidates are chosen before they are sorted."""
 
 
+class OfPairs(dict[int, Floats]):
+    """By a pair's place an array of its own: zeros, made when it is first asked for."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self._shape = shape
+
+    def __missing__(self, pair: int) -> Floats:
+        found = self[pair] = np.zeros(self._shape)
+        return found
+
+
 class _View:
-    """A part of `Summary.flat` in its shape; made when it is asked for, as most are not."""
+    """One of a summary's arrays as a tensor of the same memory, made when it is asked for."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
     def __get__(self, of: Summary, owner: type | None = None) -> Tensor:
-        part, shape = _parts(of.config)[self._name]
-        return of.flat[part].view(shape)
+        return torch.from_numpy(of.arrays[self._name])
+
+
+class _Copy(_View):
+    """One of `BULK`, of all pairs, as a tensor of its own."""
+
+    def __get__(self, of: Summary, owner: type | None = None) -> Tensor:
+        return torch.from_numpy(sections(of.config, of.whole())[self._name])
 
 
 @dataclass
 class Summary:
-    """Sums and maxima over the tokens seen; all tensors float64, on the host.
+    """Sums and maxima over the tokens seen; all float64, on the host.
 
     Attributes:
         config: what decides the shapes.
-        flat: every sum in one vector; `sums`, `histogram`, `prompts`, `policies`, `signatures` and
-            `pulls` are views of it.
-        maxima: [pairs, 2], the largest d and the largest -d; -inf where nothing was seen.
-        tokens: [pairs, 2 tails, top, TOKEN_FIELDS], in order.
-        sequences: [pairs, top, SEQUENCE_FIELDS], in order.
+        arrays: by name what is kept, with the pairs first; `BULK` are tables by pair. Each is an
+            attribute too, as a tensor: `sums`, `policies`, `signatures`, `pulls`, `maxima`,
+            `tokens` and `sequences` with the same memory, `histogram` and `prompts` as copies.
+            ``maxima``: [pairs, 2], the largest d and the largest -d; -inf where nothing was seen.
+            ``tokens``: [pairs, 2 tails, top, TOKEN_FIELDS], in order.
+            ``sequences``: [pairs, top, SEQUENCE_FIELDS], in order.
         around: the neighbours of `tokens`, an optional section that no pass writes; None: unknown.
         fresh: whether no pass has added anything yet.
     """
 
     config: SummaryConfig
-    flat: Tensor
-    maxima: Tensor
-    tokens: Tensor
-    sequences: Tensor
+    arrays: dict[str, Any]
     around: Around | None = field(default=None, kw_only=True)
     fresh: bool = field(default=False, kw_only=True)
-    sums, histogram, prompts, policies, signatures, pulls = (_View() for _ in range(6))
+    sums, policies, signatures, pulls, maxima, tokens, sequences = (_View() for _ in range(7))
+    histogram, prompts = _Copy(), _Copy()
 
     @classmethod
     def empty(cls, config: SummaryConfig) -> Summary:
         """A summary of no tokens: the identity of `merge`."""
-        # torch would copy by all threads, which spin for milliseconds afterwards, on the cores that
-        # the pass needs.
-        parts = (np.zeros(_size(config)), *(part.copy() for part in _no_maxima(config.top)))
-        return cls(config, *map(torch.from_numpy, parts), fresh=True)
+        dense, bulk = _blank(config)
+        arrays: dict[str, Any] = {name: array.copy() for name, array in dense.items()}
+        for name, shape in bulk.items():
+            arrays[name] = OfPairs(shape)
+        return cls(config, arrays, fresh=True)
+
+    @classmethod
+    def of_whole(cls, config: SummaryConfig, whole: Floats, *ordered: Floats) -> Summary:
+        """The summary that a `whole` is of.
+
+        Args:
+            config: its own.
+            whole: its sums; copied.
+            ordered: `ORDERED`, which it takes the memory of.
+        """
+        found = cls.empty(config)
+        for name, given in sections(config, whole).items():
+            if name not in BULK:
+                found.arrays[name][...] = given
+                continue
+            for pair, values in enumerate(given):
+                if values.any():
+                    found.arrays[name][pair][...] = values
+        found.arrays |= dict(zip(ORDERED, ordered, strict=True))
+        found.fresh = False
+        return found
+
+    def whole(self) -> Floats:
+        """Every sum in one new vector, whose length and order the configuration decides."""
+        whole = np.zeros(_size(self.config))
+        for name, target in sections(self.config, whole).items():
+            if name in BULK:
+                for pair, values in self.arrays[name].items():
+                    target[pair] = values
+            else:
+                target[...] = self.arrays[name]
+        return whole
 
     def merge(self, other: Summary) -> Summary:
         """The summary of the tokens of both, a new object.
@@ -99,12 +152,21 @@ class Summary:
 
     def take_in(self, later: Summary) -> None:
         """Merge one of tokens that come behind these into this one, in place."""
-        self.flat.numpy()[:] += later.flat.numpy()
+        self._add_sums(later)
         torch.maximum(self.maxima, later.maxima, out=self.maxima)
         for name in ("tokens", "sequences"):
             mine: Tensor = getattr(self, name)
             both = torch.cat([mine, getattr(later, name)], dim=-2)
             mine.copy_(first_of(both, self.config.top, 1))  # of equal keys the first stays first
+
+    def _add_sums(self, other: Summary) -> None:
+        for name in other.config.sum_shapes():
+            mine, theirs = self.arrays[name], other.arrays[name]
+            if name not in BULK:
+                mine += theirs
+                continue
+            for pair, values in theirs.items():
+                mine[pair] += values
 
     def undo(self, pairs: Iterable[int]) -> Undo:
         """What takes back a pass over the tokens of some pairs that begins now, whatever it did."""
@@ -121,24 +183,19 @@ class Summary:
         """Forget the tokens of some pairs, which are all that a pass has added."""
         for array in self._of_pairs(pairs):
             array[...] = 0.0
-        for name, nothing in zip(_ARRAYS, _no_maxima(self.config.top), strict=True):
+        dense, _ = _blank(self.config)
+        for name in ORDERED:
             for pair in pairs:
-                self.arrays[name][pair] = nothing[pair]
+                self.arrays[name][pair] = dense[name][pair]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without the views, which would come back detached, and without neighbours."""
-        return Summary, (self.config, self.flat, self.maxima, self.tokens, self.sequences)
-
-    @once
-    def arrays(self) -> Mapping[str, Floats]:
-        """The same memory as numpy arrays, by attribute."""
-        flat, parts = self.flat.numpy(), _parts(self.config)
-        found = {name: flat[part].reshape(shape) for name, (part, shape) in parts.items()}
-        return found | {name: getattr(self, name).numpy() for name in _ARRAYS}
+        """Pickle without neighbours."""
+        return Summary, (self.config, self.arrays)
 
     def of_pair(self, pair: int) -> list[Floats]:
         """A pair's part of the arrays `BY_PAIR`."""
-        return [self.arrays[name][pair] for name in BY_PAIR]
+        arrays = self.arrays
+        return [arrays[name][pair] for name in BY_PAIR]
 
 
 def _restore(saved: Iterable[tuple[Floats, Floats]]) -> None:
@@ -147,30 +204,38 @@ def _restore(saved: Iterable[tuple[Floats, Floats]]) -> None:
         part[...] = before
 
 
-@cache
-def _size(config: SummaryConfig) -> int:
-    """Of `flat`."""
-    return sum(math.prod(shape) for _, shape in _parts(config).values())
+def sections(config: SummaryConfig, whole: Floats) -> dict[str, Floats]:
+    """The parts of a `Summary.whole`, as views."""
+    return {name: whole[part].reshape(shape) for name, (part, shape) in _parts(config).items()}
 
 
 @cache
 def _parts(config: SummaryConfig) -> dict[str, tuple[slice, tuple[int, ...]]]:
-    """What `flat` consists of: places and shapes by name."""
+    """Where they are, and their shapes."""
     shapes = config.sum_shapes()
     ends = list(accumulate(map(math.prod, shapes.values())))
-    places = map(slice, (0, *ends), ends)
-    return {
-        name: (place, shape) for place, (name, shape) in zip(places, shapes.items(), strict=True)
-    }
+    return dict(
+        zip(shapes, zip(map(slice, (0, *ends), ends), shapes.values(), strict=False), strict=True)
+    )
 
 
 @cache
-def _no_maxima(top: int) -> tuple[Floats, Floats, Floats]:
-    """`maxima`, `tokens` and `sequences` of nothing."""
-    tokens = np.zeros((len(PAIRS), len(TAILS), top, len(TOKEN_FIELDS)))
-    sequences = np.zeros((len(PAIRS), top, len(SEQUENCE_FIELDS)))
+def _size(config: SummaryConfig) -> int:
+    """Of a `Summary.whole`."""
+    return sum(map(math.prod, config.sum_shapes().values()))
+
+
+@cache
+def _blank(config: SummaryConfig) -> tuple[dict[str, Floats], dict[str, tuple[int, ...]]]:
+    """The arrays of nothing, and the shapes that a pair's part of `BULK` has."""
+    shapes = config.sum_shapes()
+    dense = {name: np.zeros(shape) for name, shape in shapes.items() if name not in BULK}
+    tokens = np.zeros((len(PAIRS), len(TAILS), config.top, len(TOKEN_FIELDS)))
+    sequences = np.zeros((len(PAIRS), config.top, len(SEQUENCE_FIELDS)))
     tokens[..., 0] = sequences[..., 0] = -math.inf
-    return np.full((len(PAIRS), len(MAXIMA)), -math.inf), tokens, sequences
+    maxima = np.full((len(PAIRS), len(MAXIMA)), -math.inf)
+    dense |= dict(zip(ORDERED, (maxima, tokens, sequences), strict=True))
+    return dense, {name: shapes[name][1:] for name in BULK}
 
 
 def merge_all(parts: Sequence[Summary]) -> Summary:
@@ -194,16 +259,17 @@ def merge_all(parts: Sequence[Summary]) -> Summary:
         [None if part.around is None else part.around.tensor for part in parts],
         top,
     )
-    return Summary(
-        first.config,
-        flat=torch.stack([part.flat for part in parts]).sum(0),
-        maxima=torch.stack([part.maxima for part in parts]).amax(0),
-        tokens=tokens,
-        sequences=first_of(
-            torch.cat([part.sequences for part in parts], dim=-2), top, N_SEQUENCE_ORDER
-        ),
-        around=beside,
-    )
+    merged = Summary.empty(first.config)
+    for part in parts:
+        merged._add_sums(part)
+    sequences = torch.cat([part.sequences for part in parts], dim=-2)
+    merged.arrays |= {
+        "maxima": np.max([part.arrays["maxima"] for part in parts], axis=0),
+        "tokens": tokens.numpy(),
+        "sequences": first_of(sequences, top, N_SEQUENCE_ORDER).numpy(),
+    }
+    merged.around, merged.fresh = beside, False
+    return merged
 
 
 def first_tokens(

@@ -110,7 +110,7 @@ def test_of_what_a_part_left_out_nothing_is_made_up(what):
     for name, count in {"core/n": 200.0, "on_policy": 200.0, "sequences": 10.0}.items():
         arrays["sums"][0, 0, COLUMN[name]] = count
     whole = pair_reports(sums_of(arrays, ("other",)))["policy_ref"].values
-    arrays[what][0] = np.nan
+    arrays[what][0][...] = np.nan
     torn = pair_reports(sums_of(arrays, ("other",)))["policy_ref"].values
     assert torn["k1/mean"] == whole["k1/mean"]
     known = {name for name, x in whole.items() if not math.isnan(x)}
@@ -126,7 +126,7 @@ def test_a_damaged_histogram_makes_no_step_fail():
             {name: torch.tensor([[-1.0, x, -3.0]]) for name, x in (("policy", -2.0), ("ref", -9.0))}
         )
         accumulate(summary, batch, default_pairs(batch.log_probs), place=Place())
-        summary.arrays["histogram"][0] *= share
+        summary.arrays["histogram"][0][...] *= share
         (pair,) = pair_reports(sums_of(summary.arrays, ("other",))).values()
         assert dict(pair.values)["dominance/k1/level"] == 0
 
