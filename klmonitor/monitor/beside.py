@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
 from klmonitor.numbers.neighbours import NOTHING, Neighbours, Surroundings, neighbours_of
 from klmonitor.numbers.places import DECILES, TURNS, by_place
 from klmonitor.pairs import PAIR_INDEX, PAIRS
-from klmonitor.report import Report
+from klmonitor.report import Later, Report
 from klmonitor.summary.around import Around
 
 
@@ -22,10 +27,16 @@ def surroundings(report: Report, beside: Around | None) -> Surroundings:
         return NOTHING
     sums = {name: beside.places(PAIRS[PAIR_INDEX[name]], DECILES, TURNS) for name in names}
     found = beside.tensor
-    tails: list[list[Neighbours]] = []
-    if found is not None:
-        host = found.numpy()
-        for name in names:
-            tails += neighbours_of(report.pairs[name].extremes, host[PAIR_INDEX[name]])
     places = {name: by_place(one.numpy()) for name, one in sums.items() if one is not None}
-    return Surroundings(tails, places)
+    return Surroundings(
+        () if found is None else Later(partial(_tails, report, names, found.numpy())), places
+    )
+
+
+def _tails(report: Report, names: list[str], found: NDArray[np.float32]) -> list[list[Neighbours]]:
+    """The neighbours of some pairs' extreme tokens, made where the record is written."""
+    return [
+        tail
+        for name in names
+        for tail in neighbours_of(report.pairs[name].extremes, found[PAIR_INDEX[name]])
+    ]

@@ -18,7 +18,6 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -357,7 +356,7 @@ class Monitor(Observer):
         )
         beside, summary.around = summary.around, None  # nothing is held beyond its step
         if not train:
-            report = replace(report, pairs={name: judged(pair) for name, pair in pairs.items()})
+            report = report.changed(pairs={name: judged(one) for name, one in pairs.items()})
             self._delivery.send(report)
             return report
         report, ended = self._judge.of(report, flags.mutes)
@@ -417,7 +416,7 @@ class Monitor(Observer):
             name: judged(pair, last.pairs[name].open_kinds if name in last.pairs else ())
             for name, pair in self._numbers.of(summary, last.phase, advance=False).items()
         }
-        return replace(last, pairs=pairs, alerts=())
+        return last.changed(pairs=pairs, alerts=())
 
     def describe(self, pairs: Iterable[str] = ()) -> str:
         """From when the rules judge each pair, a line each; of `pairs` also before a first step.

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from klmonitor.boundary import Boundary, HealthLog
-from klmonitor.monitor.flags import Flags
+from klmonitor.monitor.flags import N_FLAGS, Flags
 from klmonitor.summary.intake import Intake
 from klmonitor.summary.reduce import DisagreementError, Ranks, Reducer
 from klmonitor.summary.state import Summary
@@ -107,7 +107,7 @@ class Exchange:
 
     def _ready(self) -> Reducer:
         if self._reducer is None:
-            self._reducer = Reducer(self._intake.config, self._ranks(), Flags.N)
+            self._reducer = Reducer(self._intake.config, self._ranks(), N_FLAGS)
         return self._reducer
 
     @contextmanager

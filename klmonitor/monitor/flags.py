@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import NamedTuple
 
 from klmonitor.numbers import runvalues
 from klmonitor.record.mutes import Mute
@@ -12,10 +11,11 @@ from klmonitor.report import Health
 from klmonitor.rules.mutes import decode, encode
 
 N_MUTES = len(encode(()))
+N_FLAGS = 4 + N_MUTES + len(runvalues.TABLE)
+"""How many numbers flags are."""
 
 
-@dataclass(frozen=True)
-class Flags:
+class Flags(NamedTuple):
     """Of one rank, or the largest of all.
 
     Attributes:
@@ -33,9 +33,6 @@ class Flags:
     mutes: tuple[Mute, ...]
     run: Mapping[str, float]
 
-    N: ClassVar[int] = 4 + N_MUTES + len(runvalues.TABLE)
-    """How many numbers they are."""
-
     @classmethod
     def of(
         cls, health: Health, offer: float, mutes: tuple[Mute, ...], run: Mapping[str, float]
@@ -46,11 +43,10 @@ class Flags:
     def own(self) -> Flags:
         """As `decode` has them, of a rank that is alone."""
         mutes = tuple(decode(encode(self.mutes))) if self.mutes else ()
-        run = runvalues.named(self.run)
-        return Flags(self.errors, self.dropped, self.active, self.offer, mutes, run)
+        return self._replace(mutes=mutes, run=runvalues.named(self.run))
 
     def encode(self) -> tuple[float, ...]:
-        """[N] numbers whose maximum over ranks is what `decode` takes."""
+        """[N_FLAGS] numbers whose maximum over ranks is what `decode` takes."""
         fares = (float(self.errors), float(self.dropped), float(not self.active), self.offer)
         return (*fares, *encode(self.mutes), *runvalues.encode(self.run))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from klmonitor.boundary import Boundary, HealthLog
@@ -60,7 +59,7 @@ class Judge:
         run_values = {**report.run_values, "kl/alerts": told}
         if judgement.errors:
             run_values["klmonitor/rule_errors"] = float(judgement.errors)
-        return replace(report, pairs=pairs, alerts=alerts, run_values=run_values), ended
+        return report.changed(pairs=pairs, alerts=alerts, run_values=run_values), ended
 
     def notices(self, report: Report) -> Iterable[Notice]:
         """What changed in the run with a step, for its time line."""

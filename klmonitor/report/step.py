@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
 from klmonitor.report.alert import Alert
@@ -80,6 +80,15 @@ KNOWN: set[str] = set()
 
 def _nothing(pair: PairReport) -> Sequence[str]:
     return ()
+
+
+def _changed(whole: T, fields: Mapping[str, Any]) -> T:
+    """A copy with other fields: `dataclasses.replace` makes and checks every field anew."""
+    other = object.__new__(type(whole))
+    vars(other).update(vars(whole))
+    for name, value in fields.items():
+        object.__setattr__(other, name, value)
+    return other
 
 
 class _Asked(Generic[T]):
@@ -159,11 +168,7 @@ class PairReport:
 
     def changed(self, **fields: Any) -> PairReport:
         """A copy with other fields, whose names are not checked; else as `dataclasses.replace`."""
-        pair = object.__new__(type(self))
-        vars(pair).update(vars(self))
-        for name, value in fields.items():
-            object.__setattr__(pair, name, value)
-        return pair
+        return _changed(self, fields)
 
     def with_value(self, metric: str, value: float) -> PairReport:
         """A copy with one value more."""
@@ -300,7 +305,14 @@ class Report:
         """The report without alerts that are muted, for those who are told of alerts."""
         if not any(alert.muted for alert in self.alerts):
             return self
-        return replace(self, alerts=tuple(alert for alert in self.alerts if not alert.muted))
+        return self.changed(alerts=tuple(alert for alert in self.alerts if not alert.muted))
+
+    def changed(self, **fields: Any) -> Report:
+        """As `PairReport.changed`."""
+        other = _changed(self, fields)
+        if "pairs" in fields:
+            other.__post_init__()
+        return other
 
     @property
     def extremes(self) -> list[ExtremeToken]:

@@ -138,7 +138,7 @@ class Delivery:
             try:
                 tokens = self._annotate(tokens, report.phase) if self._annotate else tokens
             finally:
-                more = self._beside(report, around) if around.tails else ()
+                more = () if around is NOTHING else self._beside(report, around)
                 record.tokens(report.step, tokens, report.phase, more, around.places)
 
     def _beside(self, report: Report, around: Surroundings) -> Sequence[Row]:
