@@ -91,14 +91,13 @@ class FanOut:
         return sum(boundary.failures for boundary in self._boundaries)
 
     @property
-    def lost_errors(self) -> int:
-        """Reports that sinks took and lost to errors on threads of their own."""
-        return sum([_count(sink, "errors") for sink in self._counting])
-
-    @property
-    def dropped(self) -> int:
-        """Reports and alerts that sinks did not try, or gave up."""
-        return sum([_count(sink, "dropped") for sink in self._counting])
+    def lost(self) -> tuple[int, int]:
+        """What sinks took and lost to errors on threads of their own; what they did not try."""
+        errors = dropped = 0
+        for sink in self._counting:
+            errors += _count(sink, "errors")
+            dropped += _count(sink, "dropped")
+        return errors, dropped
 
     def __call__(self, report: Report) -> None:
         """Hand it to every sink that works."""

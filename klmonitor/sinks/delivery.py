@@ -64,7 +64,7 @@ class Delivery:
 
     def health(self) -> Health:
         """What was counted so far, rows that the record lost among it."""
-        errors, dropped = self._sinks.lost_errors, self._sinks.dropped
+        errors, dropped = self._sinks.lost
         if self._record is not None:
             errors, dropped = errors + self._record.errors, dropped + self._record.dropped
         return self._log.read(errors, dropped)

@@ -51,7 +51,9 @@ def add(
     A large one is shared out over as many threads as torch uses, each with some sequences.
     """
     values = _Values.of(batch, pairs, groups)
-    threads = min(torch.get_num_threads(), values.tokens // LEAST_A_THREAD, batch.n_sequences)
+    threads = min(values.tokens // LEAST_A_THREAD, batch.n_sequences)
+    if threads > 1:
+        threads = min(threads, torch.get_num_threads())
     if threads < 2:
         values.add_to(state, pairs, place, first_shape(batch))
         return
@@ -147,7 +149,7 @@ class _Values(NamedTuple):
             place: where the batch came from.
             checked: rows, and leading tokens of each, whose bits are looked at.
         """
-        counted = set[str]()
+        counted: set[str] = set()
         for pair in pairs:
             both = (pair.q, pair.p)
             add_pair(
