@@ -24,6 +24,7 @@ import numpy as np
 from klmonitor.numbers.buckets import MIDDLES
 from klmonitor.numbers.carriers import carriers
 from klmonitor.numbers.causewords import (
+    LATELY,
     says,
     says_coarse,
     says_context,
@@ -432,8 +433,9 @@ RULES: tuple[CauseRule, ...] = (
     _of_engines(
         "unknown",
         _apart,
-        says("unknown: {k3:.2g} nats of k3 are more than a coarse engine or stale weights make, "
-              "and no known cause fits (other weights, other tokens, another prompt?)"),
+        says(f"unknown: {{k3:.2g}} nats of k3 {LATELY} are more than a coarse engine or stale "
+             "weights make, and no known cause fits (other weights, other tokens, "
+             "another prompt?)"),
     ),
     _of_engines("coarse or stale", _coarse_or_stale, says_coarse),
     _of_engines(

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from klmonitor.numbers.evidence import Evidence, oldest
 from klmonitor.summary.fields import LAGS
 
+LATELY = "over the last steps"
+"""What causes follow from is summed over several; beside it stand the numbers of one."""
 MOST = 0.8
 """Share of the sequences from which one speaks of every."""
 
@@ -117,7 +119,7 @@ def says_coarse(e: Evidence) -> str:
     k3, old = e["gap"] - e["d"], oldest(e)
     both = (
         "a coarse engine, stale weights, logits that one side processes, or a context that it sees "
-        f"otherwise (mask, positions, template, experts): k3 {k3:.2g} nats"
+        f"otherwise (mask, positions, template, experts): k3 {k3:.2g} nats {LATELY}"
     )
     if old and math.isnan(e["lag0"]):
         return f"{both}: no sequence is of lag 0, whose k3 alone is the engine's floor"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -110,6 +111,15 @@ def test_merge_makes_a_new_object():
     merged.sums.add_(1)
     merged.arrays["histogram"][0][:] += 1
     assert np.array_equal(a.whole(), before)
+
+
+def test_a_pair_without_tokens_takes_no_memory_and_a_copy_is_the_same():
+    state = summarise([tokens_of(0)])
+    for name in ("histogram", "prompts"):
+        assert set(state.arrays[name]) == {PAIR_INDEX["policy_ref"]}
+    copied = pickle.loads(pickle.dumps(state))
+    assert_same_state(copied, state)
+    assert_same_state(copied.merge(state), state.merge(state))
 
 
 @given(seeds, st.lists(st.integers(1, 11), max_size=4))
