@@ -39,6 +39,8 @@ SIZES = {4096: (16, 256), 65_536: (64, 1024), 1_048_576: (1024, 1024), 8_388_608
 Contender = Callable[[], object]
 P = ParamSpec("P")
 R = TypeVar("R")
+PAIRS = 40
+"""Of one thread and two."""
 SETTLE = 0.02
 """Seconds in which the threads that torch has woken go to sleep again."""
 
@@ -160,6 +162,28 @@ def passes(threads: int, quick: bool) -> list[str]:
                 f"| {medians[name] / medians[names[2]]:.3g} |"
             )
     return [*lines, ""]
+
+
+def shared(quick: bool) -> list[str]:
+    """The pass by two threads beside the same by one, in turn: both meet the same machine."""
+    size = 1_048_576 if quick else 8_388_608
+    ours = contenders(*tokens(*SIZES[size]))["klmonitor: the whole pass"]
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(PAIRS + 1):
+        for threads, found in seconds.items():
+            torch.set_num_threads(threads)
+            time.sleep(SETTLE)
+            started = time.perf_counter()
+            ours()
+            if number:
+                found.append(time.perf_counter() - started)
+    ratios = [two / one for one, two in zip(*seconds.values(), strict=True)]
+    low, median, high = spread(ratios)
+    return [
+        f"Two threads take {median:.2f} ({low:.2f}-{high:.2f}) of the time of one for {size:,} "
+        f"tokens, in {PAIRS} pairs taken in turn.",
+        "",
+    ]
 
 
 def exact(quick: bool) -> list[str]:
@@ -422,7 +446,7 @@ def main() -> int:
         sys.stderr.write(f"the compiled pass is not there: {loader.error}\n")
     for threads in (1, 2):
         lines += passes(threads, quick)
-    lines += exact(quick) + overhead(quick) + long_run(quick) + coldstart.parts()
+    lines += shared(quick) + exact(quick) + overhead(quick) + long_run(quick) + coldstart.parts()
     if not quick:
         lines += coldstart.starts() + coldstart.beside()
     text = "\n".join(lines)
