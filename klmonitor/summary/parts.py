@@ -322,12 +322,11 @@ def _blank(config: SummaryConfig) -> Floats:
     return row
 
 
-def _split(rest: Floats, like: Summary) -> tuple[Floats, Floats, Floats]:
-    """Maxima, tokens and sequences from their part of a row."""
-    tokens = like.maxima.numel()
-    sequences = tokens + like.tokens.numel()
-    return (
-        rest[:tokens].reshape(like.maxima.shape),
-        rest[tokens:sequences].reshape(like.tokens.shape),
-        rest[sequences:].reshape(like.sequences.shape),
-    )
+def _split(rest: Floats, like: Summary) -> list[Floats]:
+    """`ORDERED` from their part of a row."""
+    found, end = [], 0
+    for name in ORDERED:
+        shape, begin = like.arrays[name].shape, end
+        end += like.arrays[name].size
+        found.append(rest[begin:end].reshape(shape))
+    return found
