@@ -55,6 +55,9 @@ class Delivery:
     ) -> None:
         self._log = log
         self._boundary = Boundary("record", log, patience=None, strict=strict)
+        self._around = Boundary(
+            "what stood around extreme tokens", log, done_without="that stays unknown"
+        )
         self._record = record
         self._sinks = sinks or FanOut([], log=log)
         self._annotate = annotate
@@ -143,8 +146,10 @@ class Delivery:
 
     def _beside(self, report: Report, around: Surroundings) -> Sequence[Row]:
         """Rows of what stood around the tokens that are shown, made on the record's thread."""
-        shown = Later(partial(shown_tokens, report))
-        return Later(lambda: around_rows(shown, around.tails, self._words))
+        return Later(lambda: self._around(self._rows_of, report, around) or ())
+
+    def _rows_of(self, report: Report, around: Surroundings) -> Sequence[Row]:
+        return around_rows(shown_tokens(report), around.tails, self._words)
 
     def note(self, notice: Notice) -> None:
         """Record a notice."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from klmonitor import Collector, Monitor
 from klmonitor.hooks.text import TokenText
-from klmonitor.monitor import core
+from klmonitor.monitor import beside, core
 from klmonitor.numbers.neighbours import Surroundings, neighbours_of
 from klmonitor.pairs import PAIR_INDEX
 from klmonitor.record import read_run
@@ -337,6 +337,25 @@ def test_without_tokens_there_is_none(tmp_path):
     recorded(tmp_path, ALERTING, log_tokens=False)
     assert not (tmp_path / "tokens.jsonl").exists()
     assert AROUND not in "".join(path.read_text() for path in tmp_path.glob("*.json*"))
+
+
+def test_neighbours_that_cannot_be_made_cost_themselves_alone(tmp_path, monkeypatch):
+    def broken(*_):
+        raise MemoryError
+
+    recorded(tmp_path / "whole", ALERTING)
+    monkeypatch.setattr(beside, "neighbours_of", broken)
+    monitor = Monitor(tmp_path / "torn", rules=ALERTING)
+    for step in range(3):
+        given_, _ = ragged(step, sequences=8, longest=200)
+        monitor.observe(**given_, rollout=given_["ref"] - 0.01)
+        monitor.step(step)
+    assert monitor.close()
+    whole, torn = (read_run(tmp_path / name) for name in ("whole", "torn"))
+    assert whole.neighbours
+    assert not torn.neighbours
+    assert torn.tokens == whole.tokens
+    assert monitor.errors == len(whole.neighbours)
 
 
 def test_words_that_fail_cost_the_text_alone(tmp_path):
