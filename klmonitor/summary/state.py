@@ -160,13 +160,14 @@ class Summary:
             mine.copy_(first_of(both, self.config.top, 1))  # of equal keys the first stays first
 
     def _add_sums(self, other: Summary) -> None:
-        for name in other.config.sum_shapes():
-            mine, theirs = self.arrays[name], other.arrays[name]
-            if name not in BULK:
-                mine += theirs
-                continue
-            for pair, values in theirs.items():
-                mine[pair] += values
+        with np.errstate(all="ignore"):  # sums of garbage are infinite, of either sign
+            for name in other.config.sum_shapes():
+                mine, theirs = self.arrays[name], other.arrays[name]
+                if name not in BULK:
+                    mine += theirs
+                    continue
+                for pair, values in theirs.items():
+                    mine[pair] += values
 
     def undo(self, pairs: Iterable[int]) -> Undo:
         """What takes back a pass over the tokens of some pairs that begins now, whatever it did."""

@@ -122,6 +122,17 @@ def test_a_pair_without_tokens_takes_no_memory_and_a_copy_is_the_same():
     assert_same_state(copied.merge(state), state.merge(state))
 
 
+@pytest.mark.filterwarnings("error")
+def test_merging_infinite_sums_is_silent():
+    a, b = (summarise([tokens_of(0)]) for _ in range(2))
+    for state, value in ((a, math.inf), (b, -math.inf)):
+        state.sums[0, 0] = value
+        state.arrays["histogram"][0][:] = value
+    merged = a.merge(b)
+    assert merged.sums[0, 0].isnan().all()
+    assert np.isnan(merged.arrays["histogram"][0]).all()
+
+
 @given(seeds, st.lists(st.integers(1, 11), max_size=4))
 def test_splitting_by_rows_changes_nothing(seed, cuts):
     whole = tokens_of(seed)
